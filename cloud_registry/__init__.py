@@ -1,0 +1,1 @@
+"""The cloud side: models, deployments, devices, trust metadata and telemetry."""

@@ -1,0 +1,1 @@
+"""The device side: decides, installs, serves, reports."""

@@ -1,0 +1,1 @@
+"""The author's side: builds, signs, publishes and ships model bundles."""
