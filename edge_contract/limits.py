@@ -1,0 +1,52 @@
+"""Named bounds that more than one part of Lighterman has to agree on. Sizes in bytes, times in milliseconds."""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# Documents
+JSON_DEPTH_MAX: Final = 32
+MANIFEST_BYTES_MAX: Final = 4 * MIB  # the size a distribution-spec registry has to accept
+MANIFEST_LAYERS_MAX: Final = 512
+INDEX_MANIFESTS_MAX: Final = 64
+RUNTIME_BYTES_MAX: Final = 256 * KIB
+MEMBERS_MAX: Final = 16
+TENSORS_MAX: Final = 64
+TENSOR_RANK_MAX: Final = 16
+GOLDEN_BYTES_MAX: Final = 64 * MIB
+GOLDEN_HEADER_BYTES_MAX: Final = 1 * MIB
+ANNOTATIONS_MAX: Final = 64
+ANNOTATION_BYTES_MAX: Final = 16 * KIB
+
+# Blobs
+BLOB_BYTES_MAX: Final = 64 * GIB
+CHUNK_BYTES: Final = 256 * KIB
+
+# Names
+NAME_CHARS_MAX: Final = 64
+PATH_CHARS_MAX: Final = 255
+PATH_DEPTH_MAX: Final = 16
+TAGS_MAX: Final = 64
+TAG_CHARS_MAX: Final = 256
+
+# Unpacking (tar layers and wheels)
+UNPACK_ENTRIES_MAX: Final = 20_000
+UNPACK_RATIO_MAX: Final = 200  # uncompressed over compressed bytes; above it an archive is taken for a bomb
+UNPACK_BYTES_MAX: Final = 8 * GIB
+
+# Messages
+REPORT_BYTES_MAX: Final = 64 * KIB
+NUDGE_BYTES_MAX: Final = 1 * KIB
+BATCH_BYTES_MAX: Final = 256 * KIB
+BATCH_SAMPLES_MAX: Final = 2_000
+SAMPLE_BYTES_MAX: Final = 64 * KIB
+DETAIL_CHARS_MAX: Final = 500
+MODULES_MAX: Final = 16
+
+# Times that both ends of a wire count on
+PROBATION_MS_DEFAULT: Final = 2_000
+PROBATION_MS_MAX: Final = 7 * 24 * 3600 * 1000
+POLL_MS_DEFAULT: Final = 60_000
+REPORT_MS_DEFAULT: Final = 60_000

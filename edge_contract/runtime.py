@@ -1,0 +1,186 @@
+"""The runtime descriptor: how a device runs a bundle. A layer of the bundle at `RUNTIME_PATH`, so the bundle's signature covers it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from edge_contract.errors import ContractError
+from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
+from edge_contract.limits import MEMBERS_MAX, PROBATION_MS_DEFAULT, PROBATION_MS_MAX, RUNTIME_BYTES_MAX, TENSORS_MAX
+from edge_contract.names import model_name, relative_path
+from edge_contract.tensors import TensorSpec
+
+SCHEMA: Final = "lighterman.runtime/1"
+RUNTIME_PATH: Final = "lighterman/runtime.json"
+GOLDEN_PATH: Final = "lighterman/golden.safetensors"
+WHEELS_FOLDER: Final = "wheels"
+ENGINES: Final = ("onnx", "litert", "script")
+_CODE: Final = "artifact.runtime-invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Golden vectors of a bundle: tensors `<member>/input/<name>` and `<member>/output/<name>` in one safetensors file.
+
+    Attributes:
+        path: Path of the file in the bundle.
+        rtol: Relative tolerance, as in `|got - want| <= atol + rtol * |want|`.
+        atol: Absolute tolerance.
+    """
+
+    path: str = GOLDEN_PATH
+    rtol: float = 1e-3
+    atol: float = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One model inside a bundle, served under its name.
+
+    Attributes:
+        name: Name in inference requests.
+        engine: One of `ENGINES`.
+        entry: Path in the bundle of the model file, or of the script with `init()` and `run(data)`.
+        inputs: Tensor signature of the inputs; empty for a script that takes any JSON.
+        outputs: Tensor signature of the outputs.
+        options: Engine options by name; values are strings.
+    """
+
+    name: str
+    engine: str
+    entry: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Probation:
+    """When a freshly activated model is good enough to commit.
+
+    Attributes:
+        window_ms: How long it is watched, `0..PROBATION_MS_MAX`.
+        failure_ratio_max: Failed over all requests in the window above which it is rolled back, `0..1`.
+    """
+
+    window_ms: int = PROBATION_MS_DEFAULT
+    failure_ratio_max: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The whole descriptor.
+
+    Attributes:
+        model: Name of the model this bundle holds a version of.
+        version: Its version number, from 1.
+        members: `1..MEMBERS_MAX` models served by one worker.
+        golden: Where the golden vectors are, or none.
+        probation: Probation policy.
+        load_peak_bytes: Memory the worker needs while loading, as measured by the author; 0 when unknown.
+        sampling_ratio: Share of requests whose inputs and predictions are collected, `0..1`.
+        allow_pickle: Whether scripts may load pickles; off unless the author signs for it.
+        config: Free deployment configuration for scripts (environment of `init()`), strings.
+    """
+
+    model: str
+    version: int
+    members: tuple[Member, ...]
+    golden: Golden | None = None
+    probation: Probation = Probation()
+    load_peak_bytes: int = 0
+    sampling_ratio: float = 1.0
+    allow_pickle: bool = False
+    config: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Runtime":
+        """Read a descriptor from verified bytes.
+
+        Raises:
+            ContractError: `artifact.runtime-invalid` or another `artifact.` code.
+        """
+        fields = Fields(parse_object(data, "runtime descriptor", RUNTIME_BYTES_MAX), "runtime descriptor", _CODE)
+        fields.schema(SCHEMA)
+        members = tuple(_member(item) for item in fields.items("members", MEMBERS_MAX, required=True))
+        if not members or len({member.name for member in members}) != len(members):
+            raise ContractError(_CODE, "a runtime descriptor lists members with different names")
+        result = cls(
+            model=model_name(fields.text("model")),
+            version=fields.integer("version", low=1),
+            members=members,
+            golden=_golden(fields.take("golden")),
+            probation=_probation(fields.take("probation")),
+            load_peak_bytes=fields.integer("load_peak_bytes", 0),
+            sampling_ratio=fields.number("sampling_ratio", 1.0, high=1.0),
+            allow_pickle=fields.flag("allow_pickle", False),
+            config=fields.mapping("config", 256),
+        )
+        fields.close()
+        return result
+
+    def to_bytes(self) -> bytes:
+        """The reproducible bytes of the descriptor."""
+        document: JsonObject = {
+            "schema": SCHEMA,
+            "model": self.model,
+            "version": self.version,
+            "members": [
+                {
+                    "name": member.name,
+                    "engine": member.engine,
+                    "entry": member.entry,
+                    "inputs": [item.to_json() for item in member.inputs],
+                    "outputs": [item.to_json() for item in member.outputs],
+                    "options": member.options,
+                }
+                for member in self.members
+            ],
+            "probation": {
+                "window_ms": self.probation.window_ms,
+                "failure_ratio_max": self.probation.failure_ratio_max,
+            },
+            "load_peak_bytes": self.load_peak_bytes,
+            "sampling_ratio": self.sampling_ratio,
+            "allow_pickle": self.allow_pickle,
+            "config": self.config,
+        }
+        if self.golden:
+            document["golden"] = {"path": self.golden.path, "rtol": self.golden.rtol, "atol": self.golden.atol}
+        return dump(document)
+
+
+def _member(value: Any) -> Member:
+    fields = Fields(value, "member", _CODE)
+    engine = fields.text("engine")
+    if engine not in ENGINES:
+        raise ContractError(_CODE, f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    member = Member(
+        name=model_name(fields.text("name")),
+        engine=engine,
+        entry=relative_path(fields.text("entry")),
+        inputs=tuple(TensorSpec.from_json(item) for item in fields.items("inputs", TENSORS_MAX)),
+        outputs=tuple(TensorSpec.from_json(item) for item in fields.items("outputs", TENSORS_MAX)),
+        options=fields.mapping("options", 64),
+    )
+    fields.close()
+    return member
+
+
+def _golden(value: Any) -> Golden | None:
+    if value is None:
+        return None
+    fields = Fields(value, "golden", _CODE)
+    golden = Golden(relative_path(fields.text("path")), fields.number("rtol"), fields.number("atol"))
+    fields.close()
+    return golden
+
+
+def _probation(value: Any) -> Probation:
+    if value is None:
+        return Probation()
+    fields = Fields(value, "probation", _CODE)
+    probation = Probation(
+        fields.integer("window_ms", high=PROBATION_MS_MAX), fields.number("failure_ratio_max", high=1.0)
+    )
+    fields.close()
+    return probation

@@ -1,0 +1,274 @@
+"""Desired and reported: the nudge from the cloud and the report of a device. Both are hints; only signed metadata decides."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+from edge_contract.codes import CODES
+from edge_contract.digest import Digest
+from edge_contract.errors import ContractError
+from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
+from edge_contract.limits import DETAIL_CHARS_MAX, MODULES_MAX, NUDGE_BYTES_MAX, REPORT_BYTES_MAX
+from edge_contract.names import device_name, model_name, platform_name
+from edge_contract.phases import Outcome, Phase
+
+NUDGE_SCHEMA: Final = "lighterman.nudge/1"
+REPORT_SCHEMA: Final = "lighterman.report/1"
+_CODE: Final = "artifact.document-invalid"
+_E = TypeVar("_E", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class Nudge:
+    """Tells a device that its director metadata has (at least) this version. Carries no instruction.
+
+    Attributes:
+        director_version: Version of the device's director targets metadata.
+    """
+
+    director_version: int
+
+    def to_bytes(self) -> bytes:
+        """The message."""
+        return dump({"schema": NUDGE_SCHEMA, "director_version": self.director_version})
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Nudge":
+        """Read a message.
+
+        Raises:
+            ContractError: with an `artifact.` code.
+        """
+        fields = Fields(parse_object(data, "nudge", NUDGE_BYTES_MAX), "nudge", _CODE)
+        fields.schema(NUDGE_SCHEMA)
+        return cls(fields.integer("director_version"))
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedError:
+    """An error as a report carries it.
+
+    Attributes:
+        code: Stable code.
+        detail: Redacted, at most `DETAIL_CHARS_MAX` characters.
+        phase: Phase the module was in.
+        attempt: Number of the attempt, from 1.
+    """
+
+    code: str
+    detail: str
+    phase: Phase
+    attempt: int
+
+    def to_json(self) -> JsonObject:
+        """The JSON form that `from_json` reads."""
+        return {"code": self.code, "detail": self.detail, "phase": str(self.phase), "attempt": self.attempt}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "ReportedError":
+        """Read what `to_json` wrote; a code of a newer device is kept as it is.
+
+        Raises:
+            ContractError: `artifact.document-invalid`.
+        """
+        fields = Fields(value, "reported error", _CODE)
+        return cls(
+            code=fields.text("code", chars_max=64),
+            detail=fields.text("detail", chars_max=DETAIL_CHARS_MAX),
+            phase=_enum(Phase, fields.text("phase")),
+            attempt=fields.integer("attempt"),
+        )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this version of the contract knows the code."""
+        return self.code in CODES
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedDeployment:
+    """The latest deployment of a module and how it stands or ended.
+
+    Attributes:
+        deployment: Identifier from the assignment.
+        manifest: The bundle it installs.
+        outcome: How it ended; none while it runs.
+        error: Why it was refused or rolled back, or what it waits for.
+    """
+
+    deployment: str
+    manifest: Digest
+    outcome: Outcome | None = None
+    error: ReportedError | None = None
+
+    def to_json(self) -> JsonObject:
+        """The JSON form that `from_json` reads."""
+        return {
+            "deployment": self.deployment,
+            "manifest": str(self.manifest),
+            "outcome": None if self.outcome is None else str(self.outcome),
+            "error": None if self.error is None else self.error.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "ReportedDeployment":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ContractError: `artifact.document-invalid` or `artifact.digest-invalid`.
+        """
+        fields = Fields(value, "reported deployment", _CODE)
+        outcome, error = fields.take("outcome"), fields.take("error")
+        return cls(
+            deployment=fields.text("deployment", chars_max=128),
+            manifest=Digest(fields.text("manifest")),
+            outcome=None if outcome is None else _enum(Outcome, fields.text("outcome")),
+            error=None if error is None else ReportedError.from_json(error),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedModule:
+    """One module as it is.
+
+    Attributes:
+        phase: Where the update machine is.
+        live: Digest of the bundle that answers predictions, or none.
+        model: Name of the live model, empty when none.
+        version: Its version, 0 when none.
+        golden: Digest of the outputs the live worker gave on its golden vectors, or none.
+        fallback: Digest of the bundle a rollback would make live, or none.
+        serving: Whether the worker answers right now.
+        deployment: The latest deployment, or none.
+    """
+
+    phase: Phase
+    live: Digest | None = None
+    model: str = ""
+    version: int = 0
+    golden: Digest | None = None
+    fallback: Digest | None = None
+    serving: bool = False
+    deployment: ReportedDeployment | None = None
+
+    def to_json(self) -> JsonObject:
+        """The JSON form that `from_json` reads."""
+        return {
+            "phase": str(self.phase),
+            "live": _text(self.live),
+            "model": self.model,
+            "version": self.version,
+            "golden": _text(self.golden),
+            "fallback": _text(self.fallback),
+            "serving": self.serving,
+            "deployment": None if self.deployment is None else self.deployment.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "ReportedModule":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ContractError: `artifact.document-invalid` or `artifact.digest-invalid`.
+        """
+        fields = Fields(value, "reported module", _CODE)
+        deployment = fields.take("deployment")
+        return cls(
+            phase=_enum(Phase, fields.text("phase")),
+            live=_digest(fields.take("live")),
+            model=fields.text("model", "", chars_max=64),
+            version=fields.integer("version", 0),
+            golden=_digest(fields.take("golden")),
+            fallback=_digest(fields.take("fallback")),
+            serving=fields.flag("serving", False),
+            deployment=None if deployment is None else ReportedDeployment.from_json(deployment),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a device says of itself. The newest one by (boot counter order of arrival, number) wins in the cloud.
+
+    Attributes:
+        device: Name of the device.
+        boot: Identifier of this run of the agent, 16 hexadecimal digits.
+        number: Counts up from 1 within a boot.
+        sent_ms: Device's wall clock, milliseconds since 1970; may be wrong.
+        platform: `os/architecture[/variant]`.
+        agent_version: Version of the agent.
+        director_version: Version of the newest director targets it trusts, 0 when none.
+        modules: Modules by name.
+        error: An error that belongs to no module, for example an untrusted clock.
+        bytes_fetched: Bytes of blobs pulled since this boot.
+    """
+
+    device: str
+    boot: str
+    number: int
+    sent_ms: int
+    platform: str
+    agent_version: str
+    director_version: int = 0
+    modules: dict[str, ReportedModule] = field(default_factory=dict)
+    error: ReportedError | None = None
+    bytes_fetched: int = 0
+
+    def to_bytes(self) -> bytes:
+        """The message."""
+        return dump(
+            {
+                "schema": REPORT_SCHEMA,
+                "device": self.device,
+                "boot": self.boot,
+                "number": self.number,
+                "sent_ms": self.sent_ms,
+                "platform": self.platform,
+                "agent_version": self.agent_version,
+                "director_version": self.director_version,
+                "modules": {name: module.to_json() for name, module in self.modules.items()},
+                "error": None if self.error is None else self.error.to_json(),
+                "bytes_fetched": self.bytes_fetched,
+            }
+        )
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Report":
+        """Read a message; fields of a newer device are ignored.
+
+        Raises:
+            ContractError: with an `artifact.` or `cloud.name-invalid` code.
+        """
+        fields = Fields(parse_object(data, "report", REPORT_BYTES_MAX), "report", _CODE)
+        fields.schema(REPORT_SCHEMA)
+        modules = Fields(fields.take("modules", {}), "modules", _CODE)
+        names = list(fields.take("modules", {}))
+        if len(names) > MODULES_MAX:
+            raise ContractError(_CODE, f"a report names at most {MODULES_MAX} modules")
+        error = fields.take("error")
+        return cls(
+            device=device_name(fields.text("device")),
+            boot=fields.text("boot", chars_max=32),
+            number=fields.integer("number"),
+            sent_ms=fields.integer("sent_ms"),
+            platform=platform_name(fields.text("platform")),
+            agent_version=fields.text("agent_version", chars_max=64),
+            director_version=fields.integer("director_version", 0),
+            modules={model_name(name): ReportedModule.from_json(modules.take(name)) for name in names},
+            error=None if error is None else ReportedError.from_json(error),
+            bytes_fetched=fields.integer("bytes_fetched", 0),
+        )
+
+
+def _text(digest: Digest | None) -> str | None:
+    return None if digest is None else str(digest)
+
+
+def _digest(value: Any) -> Digest | None:
+    return None if value is None else Digest(value)
+
+
+def _enum(kind: type[_E], value: str) -> _E:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ContractError(_CODE, f"{value!r} is not a {kind.__name__.lower()}") from None
