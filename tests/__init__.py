@@ -1,0 +1,1 @@
+"""Tests of Lighterman, by the kind of proof they give."""

@@ -1,0 +1,34 @@
+"""Fixtures every test folder may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.mosquitto import MosquittoBroker, mosquitto
+from tests.support.postgres import fresh_database, postgres_cluster
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[MosquittoBroker]:
+    """A plain mosquitto for one test; nothing survives its restart."""
+    directory = tmp_path / "broker"
+    directory.mkdir()
+    with mosquitto(directory) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster_url() -> Iterator[str]:
+    """One PostgreSQL cluster for the whole run, started by the first test that asks."""
+    with postgres_cluster() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_cluster_url: str) -> Iterator[str]:
+    """An empty PostgreSQL database for one test."""
+    with fresh_database(postgres_cluster_url) as url:
+        yield url

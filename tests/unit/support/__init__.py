@@ -1,0 +1,1 @@
+"""The helpers of tests/support do what the tests rely on."""
