@@ -1,0 +1,1 @@
+"""The laws of the architecture, read from the source and not from running it."""
