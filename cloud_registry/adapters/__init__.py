@@ -1,0 +1,1 @@
+"""One module for each library or system the registry stands on."""

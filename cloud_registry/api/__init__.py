@@ -1,0 +1,1 @@
+"""HTTP: routers, authentication and problem documents."""
