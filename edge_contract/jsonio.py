@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from edge_contract.errors import ContractError
-from edge_contract.limits import JSON_DEPTH_MAX
+from edge_contract.limits import JSON_DEPTH_MAX, TEXT_CHARS_MAX
 
 JsonObject = dict[str, Any]
 
@@ -64,14 +64,14 @@ def parse_object(data: bytes, what: str, bytes_max: int) -> JsonObject:
         ContractError: `artifact.document-too-large`, `artifact.duplicate-key` or `artifact.document-invalid`.
     """
     if len(data) > bytes_max:
-        raise ContractError("artifact.document-too-large", f"{what} has {len(data)} bytes, at most {bytes_max} are allowed")
+        raise ContractError(
+            "artifact.document-too-large", f"{what} has {len(data)} bytes, at most {bytes_max} are allowed"
+        )
     # 1 MB of brackets costs a device a second in a byte loop; count() tells cheaply that most documents are shallow.
     if data.count(b"{") + data.count(b"[") > JSON_DEPTH_MAX and _depth_of(data) > JSON_DEPTH_MAX:
         raise ContractError("artifact.document-invalid", f"{what} is nested deeper than {JSON_DEPTH_MAX} levels")
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
-        )
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
         if "\\u" in data.decode("utf-8"):
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates fail here
     except ContractError:
@@ -120,7 +120,7 @@ class Fields:
         self._seen.add(key)
         return self._value.get(key, default)
 
-    def text(self, key: str, default: str | None = None, chars_max: int = 4096) -> str:
+    def text(self, key: str, default: str | None = None, chars_max: int = TEXT_CHARS_MAX) -> str:
         """A string of at most `chars_max` characters; required when there is no default."""
         value = self.take(key, default)
         if not isinstance(value, str) or len(value) > chars_max:
@@ -155,14 +155,14 @@ class Fields:
             self._fail(key, f"an array of at most {count_max} items")
         return value
 
-    def texts(self, key: str, count_max: int, chars_max: int = 4096) -> tuple[str, ...]:
+    def texts(self, key: str, count_max: int, chars_max: int = TEXT_CHARS_MAX) -> tuple[str, ...]:
         """An array of strings; empty when absent."""
         value = self.items(key, count_max)
         if not all(isinstance(item, str) and len(item) <= chars_max for item in value):
             self._fail(key, f"an array of strings of at most {chars_max} characters")
         return tuple(value)
 
-    def mapping(self, key: str, count_max: int, chars_max: int = 4096) -> dict[str, str]:
+    def mapping(self, key: str, count_max: int, chars_max: int = TEXT_CHARS_MAX) -> dict[str, str]:
         """An object of strings; empty when absent."""
         value = self.take(key, {})
         if not isinstance(value, dict) or len(value) > count_max:

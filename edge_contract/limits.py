@@ -8,6 +8,7 @@ GIB: Final = 1024 * MIB
 
 # Documents
 JSON_DEPTH_MAX: Final = 32
+TEXT_CHARS_MAX: Final = 4096  # of a text that says no tighter bound of its own
 MANIFEST_BYTES_MAX: Final = 4 * MIB  # the size a distribution-spec registry has to accept
 MANIFEST_LAYERS_MAX: Final = 512
 INDEX_MANIFESTS_MAX: Final = 64
