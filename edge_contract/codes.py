@@ -1,4 +1,5 @@
-"""Stable error codes. Each code belongs to a category that says who acts, and has a disposition that says what the device does.
+"""Stable error codes. Each code belongs to a category that says who acts, and has a disposition that says what the
+device does.
 
 A code once shipped keeps its meaning for ever; a new meaning gets a new code. The text after a code is a summary for
 documentation and for problem documents, not a message: messages are built where the error happens and name the input.

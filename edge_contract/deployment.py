@@ -1,4 +1,7 @@
-"""Custom fields of TUF targets: what the image repository says of an artifact, and what the director assigns to a device."""
+"""Custom fields of TUF targets.
+
+What the image repository says of an artifact, and what the director assigns to a device.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

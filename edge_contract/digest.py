@@ -22,7 +22,7 @@ class Digest:
 
     def __post_init__(self) -> None:
         """Refuse any other form with `artifact.digest-invalid`."""
-        if not isinstance(self.value, str) or not _FORM.fullmatch(self.value):
+        if not _FORM.fullmatch(str(self.value)):
             raise ContractError(
                 "artifact.digest-invalid",
                 f"{str(self.value)[:80]!r} is not a digest",

@@ -1,7 +1,7 @@
 """Strict reading and reproducible writing of JSON (RFC 8259).
 
-The reader refuses what two parsers could understand differently: duplicate keys, NaN and infinities, invalid UTF-8, lone
-surrogates, and anything deeper or longer than its bound. The writer gives the same bytes for the same value.
+The reader refuses what two parsers could understand differently: duplicate keys, NaN and infinities, invalid UTF-8,
+lone surrogates, and anything deeper or longer than its bound. The writer gives the same bytes for the same value.
 """
 
 import json

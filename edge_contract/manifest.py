@@ -32,7 +32,9 @@ CODE_TAR: Final = "application/vnd.cncf.model.code.v1.tar"
 DATASET_RAW: Final = "application/vnd.cncf.model.dataset.v1.raw"
 DOC_RAW: Final = "application/vnd.cncf.model.doc.v1.raw"
 RAW_TYPES: Final = frozenset({WEIGHT_RAW, WEIGHT_CONFIG_RAW, CODE_RAW, DATASET_RAW, DOC_RAW})
-TAR_TYPES: Final = frozenset({CODE_TAR, "application/vnd.cncf.model.weight.v1.tar", "application/vnd.cncf.model.doc.v1.tar"})
+TAR_TYPES: Final = frozenset(
+    {CODE_TAR, "application/vnd.cncf.model.weight.v1.tar", "application/vnd.cncf.model.doc.v1.tar"}
+)
 
 FILEPATH: Final = "org.cncf.model.filepath"
 TITLE: Final = "org.opencontainers.image.title"
@@ -202,7 +204,9 @@ class Manifest:
             if any("/".join(parts[:n]) in paths for n in range(1, len(parts))):
                 raise ContractError("artifact.manifest-invalid", f"{path!r} lies below a path that is a file")
         if len(self.with_role(Role.RUNTIME)) != 1 or len(self.with_role(Role.GOLDEN)) > 1:
-            raise ContractError("artifact.manifest-invalid", "a bundle has one runtime descriptor and at most one golden file")
+            raise ContractError(
+                "artifact.manifest-invalid", "a bundle has one runtime descriptor and at most one golden file"
+            )
 
     def with_role(self, role: str) -> tuple[Descriptor, ...]:
         """The layers that have a role, in order."""

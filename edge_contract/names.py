@@ -18,7 +18,7 @@ PLATFORMS: Final = ("linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm/v6"
 
 
 def _matching(value: str, form: re.Pattern[str], what: str, rule: str) -> str:
-    if not isinstance(value, str) or len(value) > NAME_CHARS_MAX or not form.fullmatch(value):
+    if len(value) > NAME_CHARS_MAX or not form.fullmatch(value):
         raise ContractError("cloud.name-invalid", f"{str(value)[:80]!r} is not a valid {what}", rule)
     return value
 
@@ -39,7 +39,9 @@ def device_name(value: str) -> str:
     Raises:
         ContractError: `cloud.name-invalid`.
     """
-    rule = f"Use letters, digits, '.', '_' and '-', starting with a letter or digit, at most {NAME_CHARS_MAX} characters."
+    rule = (
+        f"Use letters, digits, '.', '_' and '-', starting with a letter or digit, at most {NAME_CHARS_MAX} characters."
+    )
     return _matching(value, _DEVICE, "device name", rule)
 
 
@@ -71,8 +73,10 @@ def tags(value: dict[str, str]) -> dict[str, str]:
         raise ContractError("cloud.name-invalid", f"{len(value)} tags, at most {TAGS_MAX} are allowed")
     for key, text in value.items():
         _matching(key, _TAG_KEY, "tag key", "Use letters, digits, '_', '-', and '.' between parts.")
-        if not isinstance(text, str) or len(text) > TAG_CHARS_MAX:
-            raise ContractError("cloud.name-invalid", f"the tag {key!r} has to be a string of at most {TAG_CHARS_MAX} characters")
+        if len(text) > TAG_CHARS_MAX:
+            raise ContractError(
+                "cloud.name-invalid", f"the tag {key!r} has to be a string of at most {TAG_CHARS_MAX} characters"
+            )
     return value
 
 
@@ -82,7 +86,7 @@ def relative_path(value: str) -> str:
     Raises:
         ContractError: `artifact.path-unsafe`.
     """
-    if not isinstance(value, str) or not value or len(value) > PATH_CHARS_MAX:
+    if not value or len(value) > PATH_CHARS_MAX:
         raise ContractError("artifact.path-unsafe", f"a path has to have 1 to {PATH_CHARS_MAX} characters")
     parts = value.split("/")
     if len(parts) > PATH_DEPTH_MAX:

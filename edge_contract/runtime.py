@@ -1,4 +1,7 @@
-"""The runtime descriptor: how a device runs a bundle. A layer of the bundle at `RUNTIME_PATH`, so the bundle's signature covers it."""
+"""The runtime descriptor: how a device runs a bundle.
+
+A layer of the bundle at `RUNTIME_PATH`, so the bundle's signature covers it.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, Final

@@ -1,12 +1,13 @@
 """Telemetry: samples in batches from a device, and the collector's cumulative acknowledgement.
 
-A broker's PUBACK is not delivery, so a device keeps every record until the collector says that it is durable. Records are
-numbered within a boot; a device sends one batch at a time and repeats it until its last number is acknowledged. The
+A broker's PUBACK is not delivery, so a device keeps every record until the collector says that it is durable. Records
+are numbered within a boot; a device sends one batch at a time and repeats it until its last number is acknowledged. The
 collector keeps one watermark for each (device, boot) and drops records at or below it, so each record is stored once.
 Numbers may be missing: a device over its byte budget drops its oldest records and says how many.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 from edge_contract.digest import Digest
@@ -123,7 +124,7 @@ class Batch:
         fields.schema(BATCH_SCHEMA)
         samples = tuple(Sample.from_json(item) for item in fields.items("samples", BATCH_SAMPLES_MAX, required=True))
         numbers = [sample.seq for sample in samples]
-        if not numbers or any(a >= b for a, b in zip(numbers, numbers[1:], strict=False)):
+        if not numbers or any(a >= b for a, b in pairwise(numbers)):
             raise ContractError(_CODE, "the samples of a batch are numbered in rising order")
         return cls(
             device_name(fields.text("device")), fields.text("boot", chars_max=32), samples, fields.integer("dropped", 0)

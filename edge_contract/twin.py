@@ -1,4 +1,7 @@
-"""Desired and reported: the nudge from the cloud and the report of a device. Both are hints; only signed metadata decides."""
+"""Desired and reported: the nudge from the cloud and a device's report. Both are hints.
+
+Only signed metadata decides.
+"""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

@@ -1,0 +1,222 @@
+"""The agent's core: four members, no I/O.
+
+    handle(event, now) -> commands        deadline() -> instant or none        snapshot() -> record
+    restore(record, …)
+
+Rules it keeps: whatever changes the record is persisted before any command that follows from the change; one
+completion an operation; metadata is refreshed on a nudge, when the link comes up, and by polling, so a lost nudge
+costs time and nothing else. Time is monotonic milliseconds, passed in.
+"""
+
+from edge_agent.core import commands as do
+from edge_agent.core import inputs
+from edge_agent.core.backoff import spread, wait_ms
+from edge_agent.core.limits import REFRESH_MS_FIRST
+from edge_agent.core.module import Commands, ModuleMachine
+from edge_agent.core.record import ModuleRecord, Record
+from edge_contract.deployment import Assignment
+from edge_contract.digest import Digest
+from edge_contract.jsonio import JsonObject
+from edge_contract.limits import MODULES_MAX, POLL_MS_DEFAULT, REPORT_MS_DEFAULT
+from edge_contract.phases import Phase
+from edge_contract.twin import ReportedError, ReportedModule
+
+
+class Agent:
+    """The machine. One thread at a time."""
+
+    def __init__(
+        self,
+        device: str,
+        poll_ms: int = POLL_MS_DEFAULT,
+        report_ms: int = REPORT_MS_DEFAULT,
+        record: Record | None = None,
+    ) -> None:
+        """Make an agent that waits for `Started`.
+
+        Args:
+            device: Name of the device; spreads a fleet's polls and retries.
+            poll_ms: Mean time between refreshes of metadata without a nudge.
+            report_ms: Longest time between reports.
+            record: What was persisted, or none on a new device.
+        """
+        self._device = device
+        self._poll_ms = poll_ms
+        self._report_ms = report_ms
+        self._record = record or Record()
+        self._ops = 0
+        self._modules = {
+            name: ModuleMachine(device, name, module, self._new_op) for name, module in self._record.modules.items()
+        }
+        self._refresh_op: int | None = None
+        self._refresh_again = False
+        self._refresh_failures = 0
+        self._refresh_at: int | None = None
+        self._polls = 0
+        self._report_at: int | None = None
+        self._error: ReportedError | None = None
+
+    @classmethod
+    def restore(
+        cls, record: JsonObject, device: str, poll_ms: int = POLL_MS_DEFAULT, report_ms: int = REPORT_MS_DEFAULT
+    ) -> "Agent":
+        """Make an agent that goes on from a persisted record.
+
+        Raises:
+            ContractError: `internal.record-invalid` or the code of the part that is wrong.
+        """
+        return cls(device, poll_ms, report_ms, Record.from_json(record))
+
+    def snapshot(self) -> JsonObject:
+        """The record as it is now."""
+        return self._record.to_json()
+
+    def deadline(self) -> int | None:
+        """When a `TimeReached` is due; none before `Started`."""
+        refresh_at = self._refresh_at if self._refresh_op is None else None
+        times = [refresh_at, self._report_at, *(module.deadline() for module in self._modules.values())]
+        return min((at for at in times if at is not None), default=None)
+
+    def handle(self, event: inputs.Event, now: int) -> Commands:
+        """Take one event and give the commands that follow, in order.
+
+        Args:
+            event: What happened.
+            now: Monotonic milliseconds, never less than in an earlier call.
+        """
+        before, error_before = self._record.to_json(), self._error
+        reported_before = self.reported_modules()
+        out = self._dispatch(event, now)
+        for module in self._modules.values():
+            out += module.reconcile(now)
+        after = self._record.to_json()
+        if after != before:
+            out.insert(0, do.Persist(after))
+        if any(isinstance(command, do.CommitSlot) for command in out) or isinstance(event, inputs.Started):
+            out.append(do.CollectGarbage(self._keep()))
+        if reported_before != self.reported_modules() or error_before != self._error:
+            out += self._report(now)
+        return out
+
+    def reported_modules(self) -> dict[str, ReportedModule]:
+        """All modules as a report shows them."""
+        return {name: module.reported() for name, module in self._modules.items()}
+
+    @property
+    def director_version(self) -> int:
+        """Newest verified director targets version."""
+        return self._record.director_version
+
+    @property
+    def error(self) -> ReportedError | None:
+        """The error that belongs to no module, if there is one."""
+        return self._error
+
+    @property
+    def release_counters(self) -> dict[str, int]:
+        """Release counter of the live bundle by module."""
+        return {
+            name: module.record.live.artifact.release_counter
+            for name, module in self._modules.items()
+            if module.record.live is not None
+        }
+
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, event: inputs.Event, now: int) -> Commands:
+        if isinstance(event, inputs.Started):
+            return self._on_started(now)
+        if isinstance(event, inputs.TimeReached):
+            return self._on_time(now)
+        if isinstance(event, inputs.NudgeReceived):
+            return self._refresh() if event.director_version > self._record.director_version else []
+        if isinstance(event, inputs.RefreshRequested):
+            return self._refresh()
+        if isinstance(event, inputs.LinkChanged):
+            # Nudges and reports of the time in between are lost.
+            return [*self._report(now), *self._refresh()] if event.is_online else []
+        if isinstance(event, inputs.RollbackRequested | inputs.WorkerExited):
+            module = self._modules.get(event.module)
+            return module.on_event(event, now) if module else []
+        if event.op == self._refresh_op:
+            return self._on_refreshed(event, now)
+        out: Commands = []
+        for machine in self._modules.values():
+            out += machine.on_event(event, now)
+        return out
+
+    def _on_started(self, now: int) -> Commands:
+        out: Commands = []
+        for module in self._modules.values():
+            out += module.start(now)
+        return [*out, *self._refresh(), *self._report(now)]
+
+    def _on_time(self, now: int) -> Commands:
+        out: Commands = []
+        for module in self._modules.values():
+            out += module.on_time(now)
+        if self._refresh_at is not None and now >= self._refresh_at:
+            out += self._refresh()
+        if self._report_at is not None and now >= self._report_at:
+            out += self._report(now)
+        return out
+
+    # -- metadata --------------------------------------------------------------------------------------------------
+
+    def _refresh(self) -> Commands:
+        if self._refresh_op is not None:
+            self._refresh_again = True
+            return []
+        self._refresh_op, self._refresh_at = self._new_op(), None
+        return [do.RefreshMetadata(self._refresh_op)]
+
+    def _on_refreshed(self, event: inputs.Completed, now: int) -> Commands:
+        self._refresh_op = None
+        if isinstance(event, inputs.MetadataRefreshed):
+            self._refresh_failures, self._error = 0, None
+            self._polls += 1
+            self._refresh_at = now + int(self._poll_ms * (0.75 + 0.5 * spread(self._device, "poll", self._polls)))
+            self._record.director_version = event.director_version
+            self._assign(event.assignments)
+        elif isinstance(event, inputs.CommandFailed):
+            self._refresh_failures += 1
+            self._error = ReportedError(event.code, event.detail, Phase.IDLE, 1)
+            first = min(REFRESH_MS_FIRST, self._poll_ms)
+            self._refresh_at = now + wait_ms(first, self._poll_ms, self._refresh_failures, self._device, "refresh")
+        if self._refresh_again:
+            self._refresh_again = False
+            return self._refresh() if isinstance(event, inputs.MetadataRefreshed) else []
+        return []
+
+    def _assign(self, assignments: tuple[Assignment, ...]) -> None:
+        for assignment in assignments:
+            module = self._modules.get(assignment.module)
+            if module is None:
+                if len(self._modules) >= MODULES_MAX:
+                    continue
+                record = self._record.modules.setdefault(assignment.module, ModuleRecord())
+                module = ModuleMachine(self._device, assignment.module, record, self._new_op)
+                self._modules[assignment.module] = module
+            module.record.desired = assignment
+        assigned = {assignment.module for assignment in assignments}
+        for name, module in self._modules.items():
+            if name not in assigned:
+                module.record.desired = None  # what runs keeps running; nothing new is chosen
+
+    # -- small helpers ---------------------------------------------------------------------------------------------
+
+    def _report(self, now: int) -> Commands:
+        self._report_at = now + self._report_ms
+        return [do.SendReport()]
+
+    def _keep(self) -> frozenset[Digest]:
+        kept = set()
+        for module in self._modules.values():
+            record = module.record
+            under_way = record.deployment if record.outcome is None else None
+            kept |= {item.manifest for item in (record.live, record.fallback, under_way) if item}
+        return frozenset(kept)
+
+    def _new_op(self) -> int:
+        self._ops += 1
+        return self._ops

@@ -1,0 +1,163 @@
+"""Commands: absolute, idempotent imperatives that the core gives the shell, to be started in the order given.
+
+`Persist` is a barrier: nothing after it starts before its record is durable. Commands with an `op` complete with
+exactly one event of the same `op`; the others have no completion.
+"""
+
+from dataclasses import dataclass
+
+from edge_contract.deployment import Assignment
+from edge_contract.digest import Digest
+from edge_contract.jsonio import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make this record durable before anything that follows."""
+
+    record: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    """Tell the cloud how things stand now; a report that cannot be sent is replaced by a later one."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelOperation:
+    """Stop working on an operation as soon as possible; its completion will be ignored."""
+
+    op: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardCandidate:
+    """End the candidate worker of a module, if there is one."""
+
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetSampling:
+    """Collect this share (0..1) of the live worker's requests."""
+
+    module: str
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class CollectGarbage:
+    """Remove slots and blobs that none of these bundles needs."""
+
+    keep: frozenset[Digest]
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshMetadata:
+    """Fetch and verify metadata; completes with `MetadataRefreshed`."""
+
+    op: int
+
+
+@dataclass(frozen=True, slots=True)
+class BundleCommand:
+    """Base of the steps of an update.
+
+    Attributes:
+        op: Operation identifier.
+        assignment: The verified assignment worked on.
+    """
+
+    op: int
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveBundle(BundleCommand):
+    """Get and check the manifest, the platform and the space; completes with `BundleResolved`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBlobs(BundleCommand):
+    """Pull every missing blob, resuming; completes with `BlobsFetched`."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyBlobs(BundleCommand):
+    """Read every blob from disk again; completes with `BlobsVerified`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageSlot(BundleCommand):
+    """Unpack the bundle into its slot; completes with `SlotStaged`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProveCandidate(BundleCommand):
+    """Start the candidate and prove it on the golden vectors; completes with `CandidateProved`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateSlot(BundleCommand):
+    """Make the proved candidate what answers; completes with `SlotActivated`.
+
+    On failure the live worker still answers.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCommand:
+    """Base of commands on a module that is not an update step.
+
+    Attributes:
+        op: Operation identifier.
+        module: Name of the module.
+    """
+
+    op: int
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveHealth(ModuleCommand):
+    """Read the live worker's counters; completes with `HealthObserved`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitSlot(ModuleCommand):
+    """Do what follows a good probation; completes with `SlotCommitted`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RollBack(ModuleCommand):
+    """Make this bundle (none: nothing) what answers; completes with `SlotRolledBack`."""
+
+    manifest: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServeLive(ModuleCommand):
+    """Make sure that this bundle answers; completes with `LiveServed`."""
+
+    manifest: Digest
+
+
+Command = (
+    Persist
+    | SendReport
+    | CancelOperation
+    | DiscardCandidate
+    | SetSampling
+    | CollectGarbage
+    | RefreshMetadata
+    | ResolveBundle
+    | FetchBlobs
+    | VerifyBlobs
+    | StageSlot
+    | ProveCandidate
+    | ActivateSlot
+    | ObserveHealth
+    | CommitSlot
+    | RollBack
+    | ServeLive
+)

@@ -1,0 +1,158 @@
+"""The record: what the agent knows after a power cut. One versioned JSON document, written whole."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from edge_agent.core.limits import QUARANTINE_MAX
+from edge_contract.deployment import Assignment
+from edge_contract.digest import Digest
+from edge_contract.errors import ContractError
+from edge_contract.jsonio import Fields, JsonObject
+from edge_contract.limits import MODULES_MAX, PROBATION_MS_MAX
+from edge_contract.phases import Outcome, Phase
+from edge_contract.twin import ReportedError
+
+SCHEMA: Final = "lighterman.record/1"
+_CODE: Final = "internal.record-invalid"
+
+
+@dataclass(slots=True)
+class ModuleRecord:
+    """What is remembered of one module.
+
+    Attributes:
+        phase: Where its update machine is.
+        desired: The newest verified assignment.
+        live: The bundle that answers predictions.
+        fallback: The bundle a rollback makes live.
+        golden: Digest of the live bundle's outputs on its golden vectors.
+        deployment: The assignment worked on, or the last one that ended.
+        outcome: How it ended; none while it runs.
+        error: Why it ended so, or what it waits for.
+        attempt: Attempts of this deployment that met an error, plus one.
+        rollbacks: Attempts of the rollback under way.
+        probation_restarts: Restarts of the agent within this probation.
+        probation_ms: Length of the probation window of the deployment.
+        failure_ratio_max: Failed over all requests above which probation fails.
+        sampling_ratio: Share of requests collected from the live bundle.
+        quarantined: Manifests that failed here, oldest first.
+    """
+
+    phase: Phase = Phase.IDLE
+    desired: Assignment | None = None
+    live: Assignment | None = None
+    fallback: Assignment | None = None
+    golden: Digest | None = None
+    deployment: Assignment | None = None
+    outcome: Outcome | None = None
+    error: ReportedError | None = None
+    attempt: int = 1
+    rollbacks: int = 0
+    probation_restarts: int = 0
+    probation_ms: int = 0
+    failure_ratio_max: float = 0.0
+    sampling_ratio: float = 1.0
+    quarantined: tuple[Digest, ...] = ()
+
+    def quarantine(self, manifest: Digest) -> None:
+        """Never try this manifest again on this device (the oldest of `QUARANTINE_MAX` is forgotten)."""
+        if manifest not in self.quarantined:
+            self.quarantined = (*self.quarantined, manifest)[-QUARANTINE_MAX:]
+
+    def to_json(self) -> JsonObject:
+        """The JSON form that `from_json` reads."""
+        return {
+            "phase": str(self.phase),
+            "desired": _assignment(self.desired),
+            "live": _assignment(self.live),
+            "fallback": _assignment(self.fallback),
+            "golden": None if self.golden is None else str(self.golden),
+            "deployment": _assignment(self.deployment),
+            "outcome": None if self.outcome is None else str(self.outcome),
+            "error": None if self.error is None else self.error.to_json(),
+            "attempt": self.attempt,
+            "rollbacks": self.rollbacks,
+            "probation_restarts": self.probation_restarts,
+            "probation_ms": self.probation_ms,
+            "failure_ratio_max": self.failure_ratio_max,
+            "sampling_ratio": self.sampling_ratio,
+            "quarantined": [str(digest) for digest in self.quarantined],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "ModuleRecord":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ContractError: `internal.record-invalid` or the code of the part that is wrong.
+        """
+        fields = Fields(value, "module record", _CODE)
+        outcome, error, golden = fields.take("outcome"), fields.take("error"), fields.take("golden")
+        try:
+            phase = Phase(fields.text("phase"))
+            ended = None if outcome is None else Outcome(outcome)
+        except ValueError as problem:
+            raise ContractError(_CODE, f"the record names something unknown: {problem}") from None
+        return cls(
+            phase=phase,
+            desired=_read_assignment(fields.take("desired")),
+            live=_read_assignment(fields.take("live")),
+            fallback=_read_assignment(fields.take("fallback")),
+            golden=None if golden is None else Digest(golden),
+            deployment=_read_assignment(fields.take("deployment")),
+            outcome=ended,
+            error=None if error is None else ReportedError.from_json(error),
+            attempt=fields.integer("attempt"),
+            rollbacks=fields.integer("rollbacks"),
+            probation_restarts=fields.integer("probation_restarts"),
+            probation_ms=fields.integer("probation_ms", high=PROBATION_MS_MAX),
+            failure_ratio_max=fields.number("failure_ratio_max", high=1.0),
+            sampling_ratio=fields.number("sampling_ratio", high=1.0),
+            quarantined=tuple(Digest(item) for item in fields.texts("quarantined", QUARANTINE_MAX)),
+        )
+
+
+@dataclass(slots=True)
+class Record:
+    """What is remembered of the whole agent.
+
+    Attributes:
+        director_version: Newest verified director targets version.
+        modules: By name, at most `MODULES_MAX`.
+    """
+
+    director_version: int = 0
+    modules: dict[str, ModuleRecord] = field(default_factory=dict)
+
+    def to_json(self) -> JsonObject:
+        """The JSON form that `from_json` reads."""
+        return {
+            "schema": SCHEMA,
+            "director_version": self.director_version,
+            "modules": {name: module.to_json() for name, module in self.modules.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: JsonObject) -> "Record":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ContractError: `internal.record-invalid` or the code of the part that is wrong.
+        """
+        fields = Fields(value, "record", _CODE)
+        fields.schema(SCHEMA)
+        modules = fields.take("modules")
+        if not isinstance(modules, dict) or len(modules) > MODULES_MAX:
+            raise ContractError(_CODE, f"a record names at most {MODULES_MAX} modules")
+        return cls(
+            director_version=fields.integer("director_version"),
+            modules={name: ModuleRecord.from_json(item) for name, item in modules.items()},
+        )
+
+
+def _assignment(value: Assignment | None) -> JsonObject | None:
+    return None if value is None else value.to_json()
+
+
+def _read_assignment(value: Any) -> Assignment | None:
+    return None if value is None else Assignment.from_json(value)

@@ -1,0 +1,270 @@
+"""What the agent's shell needs from the outside, as small Protocols named for the role.
+
+Unless a method says otherwise it blocks, is called from the shell's one executor thread, and raises
+`edge_contract.errors.EdgeError` for everything that can go wrong in operation; a library's own exceptions never pass.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edge_contract.deployment import Assignment
+from edge_contract.digest import Digest
+from edge_contract.jsonio import JsonObject
+from edge_contract.manifest import Descriptor, Manifest
+from edge_contract.telemetry import Ack, Batch
+
+
+class Clock(Protocol):
+    """Time, so that the shell never asks the system itself. Any thread."""
+
+    def monotonic_ms(self) -> int:
+        """Milliseconds that never go back; the origin means nothing."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970 as the system claims; may be wrong."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What verified director metadata says this device should run.
+
+    Attributes:
+        director_version: Version of the director targets metadata.
+        assignments: One for each module.
+    """
+
+    director_version: int
+    assignments: tuple[Assignment, ...]
+
+
+class MetadataVerifier(Protocol):
+    """Fetches and fully verifies the metadata of both repositories (Uptane 2.1)."""
+
+    def refresh(self, wall_ms: int) -> Desired:
+        """Bring trusted metadata up to date and give what it assigns.
+
+        Metadata trusted before stays in force when new metadata is bad. Everything is durable before it is trusted.
+
+        Args:
+            wall_ms: The system's claim of the time; refused when earlier than a time known to have passed.
+
+        Raises:
+            EdgeError: `trust.*`, `network.*`, `cloud.*`, `device.clock-untrusted`.
+        """
+        ...
+
+
+class BundleFetcher(Protocol):
+    """Pulls content by digest from an OCI registry into the blob store, resuming what was cut."""
+
+    def fetch(self, repository: str, blob: Descriptor, is_cancelled: Callable[[], bool]) -> int:
+        """Make one blob present in the store, verified and durable.
+
+        Args:
+            repository: OCI repository, for example `bundles/digits`.
+            blob: What to fetch; a manifest is recognised by its media type.
+            is_cancelled: Asked between chunks; when true the call ends with `network.cut` and keeps what it has.
+
+        Returns:
+            Bytes that came over the network (0 when the blob was there).
+
+        Raises:
+            EdgeError: `network.*`, `cloud.*`, `artifact.*`, `device.disk-full`, `device.disk-error`.
+        """
+        ...
+
+
+class BlobStore(Protocol):
+    """Content-addressed blobs on disk."""
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the whole blob is present (it was verified before it got its name)."""
+        ...
+
+    def read(self, digest: Digest, bytes_max: int) -> bytes:
+        """The verified bytes of a small blob.
+
+        Raises:
+            EdgeError: `artifact.not-found`, `artifact.document-too-large`, `device.disk-corrupt`.
+        """
+        ...
+
+    def verify(self, digest: Digest, size: int) -> None:
+        """Read a blob from disk again and compare size and digest; a damaged blob is removed.
+
+        Raises:
+            EdgeError: `device.disk-corrupt`, `artifact.not-found`.
+        """
+        ...
+
+    def require_space(self, bytes_needed: int) -> None:
+        """Require room for so many bytes beside the emergency reserve.
+
+        Raises:
+            EdgeError: `device.disk-full`.
+        """
+        ...
+
+    def collect(self, keep: frozenset[Digest]) -> int:
+        """Remove every blob and partial download that is not to be kept; returns the bytes freed."""
+        ...
+
+
+class SlotStore(Protocol):
+    """Unpacked bundles named by the digest of their manifest."""
+
+    def stage(self, manifest_digest: Digest, manifest: Manifest) -> Path:
+        """Unpack a bundle whose blobs are all present; atomic, idempotent, durable on return.
+
+        Returns:
+            The slot's folder; bundle files are below `files/`, unpacked wheels in `site/`.
+
+        Raises:
+            EdgeError: `artifact.*`, `device.disk-full`, `device.disk-error`.
+        """
+        ...
+
+    def path(self, manifest_digest: Digest) -> Path:
+        """The folder of a complete slot.
+
+        Raises:
+            EdgeError: `artifact.not-found`.
+        """
+        ...
+
+    def collect(self, keep: frozenset[Digest]) -> None:
+        """Remove every slot that is not to be kept."""
+        ...
+
+
+class Journal(Protocol):
+    """The one small file that holds the agent's record."""
+
+    def load(self) -> JsonObject | None:
+        """The newest record that can be read, or none on a new device.
+
+        Raises:
+            EdgeError: `internal.record-invalid` when a record was there and cannot be read at all.
+        """
+        ...
+
+    def save(self, record: JsonObject) -> None:
+        """Write the record; durable on return.
+
+        Raises:
+            EdgeError: `device.disk-full`, `device.disk-error`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a worker counted since it went live.
+
+    Attributes:
+        is_alive: Whether the worker process runs and answers.
+        requests: Inference requests answered, good or bad (client mistakes are not counted).
+        failures: Those that failed through the model's or worker's fault.
+    """
+
+    is_alive: bool
+    requests: int
+    failures: int
+
+
+class ModelServer(Protocol):
+    """Starts, proves, swaps and watches worker processes: one live worker a module, at most one candidate beside it."""
+
+    def prove(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """Start a candidate worker from a slot, load it and prove it on the golden vectors; it does not serve yet.
+
+        A candidate of the same module from before is discarded first.
+
+        Returns:
+            Digest over the outputs on the golden vectors, or none when the bundle has no golden vectors.
+
+        Raises:
+            EdgeError: `model.*`, `device.memory-short`.
+        """
+        ...
+
+    def activate(self, module: str, manifest: Digest) -> None:
+        """Let the proved candidate accept requests, drain the live worker and end it. Loses no request.
+
+        Raises:
+            EdgeError: `model.worker-crashed`, `model.timeout`; then the live worker still serves.
+        """
+        ...
+
+    def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """Make this bundle what serves: nothing to do when it does, else prove and activate it. Returns as `prove`."""
+        ...
+
+    def discard(self, module: str) -> None:
+        """End the candidate, if there is one."""
+        ...
+
+    def stop(self, module: str) -> None:
+        """Serve this module no more: drain and end its workers.
+
+        Requests get 503 or are refused until the next `ensure`.
+        """
+        ...
+
+    def health(self, module: str) -> Health:
+        """Counters of the live worker; `is_alive` false when there is none."""
+        ...
+
+    def set_sampling(self, module: str, ratio: float) -> None:
+        """Collect this share of requests (0..1) from the live worker."""
+        ...
+
+    def close(self) -> None:
+        """End all workers, draining them within a bound. Called once, at the agent's end."""
+        ...
+
+
+class Link(Protocol):
+    """One device's connection to the cloud. Methods may be called from any thread and never block for the network."""
+
+    def start(
+        self, on_nudge: Callable[[int], None], on_ack: Callable[[Ack], None], on_online: Callable[[bool], None]
+    ) -> None:
+        """Connect, and stay connected with capped, jittered backoff. Callbacks run on the link's own thread."""
+        ...
+
+    def send_report(self, report: bytes) -> bool:
+        """Hand a report to the broker; false when offline or the queue is full (the caller sends a newer one later)."""
+        ...
+
+    def send_batch(self, batch: bytes) -> bool:
+        """Hand a batch to the broker; false when offline. Delivery is known only by the collector's acknowledgement."""
+        ...
+
+    def stop(self) -> None:
+        """Disconnect and end the thread; bounded."""
+        ...
+
+
+class Spool(Protocol):
+    """Store-and-forward queue of telemetry with a byte budget; survives restarts. Any thread."""
+
+    def append(self, records: Sequence[JsonObject]) -> None:
+        """Number and keep records (samples without `seq`); over the budget the oldest are dropped and counted."""
+        ...
+
+    def next_batch(self) -> Batch | None:
+        """The oldest unacknowledged records of one boot as a batch within the wire limits, or none."""
+        ...
+
+    def acknowledge(self, ack: Ack) -> int:
+        """Forget what is durable in the cloud; returns how many records went."""
+        ...
+
+    def backlog(self) -> tuple[int, int, int]:
+        """(records waiting, bytes waiting, records dropped since the spool was made)."""
+        ...

@@ -1,0 +1,1 @@
+"""The one loop around the core, and what it needs: dispatch of commands, the clock, the local control socket."""
