@@ -1,0 +1,1 @@
+"""Parts of Lighterman together with real libraries, programs and services."""
