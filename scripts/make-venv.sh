@@ -25,12 +25,16 @@ is_supported() { # PROGRAM
     "$1" -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info[:2] < (3, 14)))' >/dev/null 2>&1
 }
 
+version_of() { # PROGRAM
+    "$1" -c 'import sys; sys.stdout.write("Python %d.%d.%d" % sys.version_info[:3])' 2>/dev/null || echo "not a Python that runs"
+}
+
 pick_python() {
     local candidate
     if [[ -n ${PYTHON:-} ]]; then
         command -v "$PYTHON" >/dev/null || fail "PYTHON=$PYTHON is not a program on this machine"
         is_supported "$PYTHON" ||
-            fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1): Lighterman needs Python 3.11, 3.12 or 3.13"
+            fail "PYTHON=$PYTHON is $(version_of "$PYTHON"): Lighterman needs Python 3.11, 3.12 or 3.13"
         echo "$PYTHON"
         return
     fi
