@@ -13,6 +13,7 @@ from edge_contract.limits import PROBATION_MS_MAX
 from edge_contract.names import model_name, platform_name
 
 _CODE = "trust.metadata-invalid"
+_PPM = 1_000_000
 
 
 def target_path(model: str, version: int, digest: Digest) -> str:
@@ -100,18 +101,30 @@ class Policy:
             result["probation_ms"] = self.probation_ms
         return result
 
+    def to_custom(self) -> JsonObject:
+        """The form inside a signed target: the ratio in parts per million, because canonical JSON has no fractions."""
+        result = self.to_json()
+        ratio = result.pop("sampling_ratio", None)
+        if ratio is not None:
+            result["sampling_ppm"] = round(ratio * _PPM)
+        return result
+
     @classmethod
     def from_json(cls, value: Any) -> "Policy":
-        """Read a policy; unknown fields are left to later versions.
+        """Read what `to_json` or `to_custom` wrote; unknown fields are left to later versions.
 
         Raises:
             ContractError: `trust.metadata-invalid`.
         """
         fields = Fields(value, "policy", _CODE)
-        sampling = fields.take("sampling_ratio")
+        sampling: float | None = None
+        if fields.take("sampling_ppm") is not None:
+            sampling = fields.integer("sampling_ppm", high=_PPM) / _PPM
+        elif fields.take("sampling_ratio") is not None:
+            sampling = fields.number("sampling_ratio", high=1.0)
         probation = fields.take("probation_ms")
         return cls(
-            sampling_ratio=None if sampling is None else fields.number("sampling_ratio", high=1.0),
+            sampling_ratio=sampling,
             probation_ms=None if probation is None else fields.integer("probation_ms", high=PROBATION_MS_MAX),
             allow_release_rollback=fields.flag("allow_release_rollback", False),
         )
@@ -142,7 +155,7 @@ class Assignment:
         return self.artifact.to_json() | {
             "module": self.module,
             "deployment": self.deployment,
-            "policy": self.policy.to_json(),
+            "policy": self.policy.to_custom(),
         }
 
     def to_json(self) -> JsonObject:
