@@ -92,8 +92,10 @@ class Agent:
         after = self._record.to_json()
         if after != before:
             out.insert(0, do.Persist(after))
-        if any(isinstance(command, do.CommitSlot) for command in out) or isinstance(event, inputs.Started):
-            out.append(do.CollectGarbage(self._keep()))
+        is_due = isinstance(event, inputs.Started) or any(isinstance(command, do.CommitSlot) for command in out)
+        # Without anything to keep there may be a lost record, and what is on disk is worth a download.
+        if is_due and (keep := self._keep()):
+            out.append(do.CollectGarbage(keep))
         if reported_before != self.reported_modules() or error_before != self._error:
             out += self._report(now)
         return out
