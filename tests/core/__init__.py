@@ -1,0 +1,1 @@
+"""The agent's pure core, driven without any I/O."""
