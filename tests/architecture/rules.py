@@ -167,7 +167,8 @@ LIGHT_STARTS: dict[str, frozenset[str]] = {
     "edge_agent.cli": HEAVY_NAMES,
     "edge_agent.shell.runner": HEAVY_NAMES - {"paho", "tuf", "securesystemslib"},
     "cloud_registry.core": HEAVY_NAMES | {"click", "cryptography"},
-    "cloud_registry.client": HEAVY_NAMES - {"httpx"},
+    # httpx imports rich by itself where that is installed.
+    "cloud_registry.client": HEAVY_NAMES - {"httpx", "rich"},
     "cloud_registry.cli": HEAVY_NAMES,
     "packager.cli": HEAVY_NAMES - {"httpx", "rich"},
     "device_sim.cli": HEAVY_NAMES - {"rich"},
