@@ -124,3 +124,7 @@ class Bench:
     def module(self) -> JsonObject:
         """The report of module `digits`."""
         return self.core.reported_modules()["digits"].to_json()
+
+    def error_code(self) -> str | None:
+        """Code of the error that belongs to no module."""
+        return self.core.error.code if self.core.error else None

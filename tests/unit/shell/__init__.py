@@ -1,0 +1,1 @@
+"""The loop around the core, with fakes at every port."""

@@ -1,0 +1,300 @@
+"""Fakes at every port of the shell: in memory, without threads of their own, each failing when told to."""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edge_agent import ports
+from edge_contract.deployment import Artifact, Assignment
+from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
+from edge_contract.manifest import (
+    CONFIG_TYPE,
+    FILEPATH,
+    ROLE,
+    WEIGHT_CONFIG_RAW,
+    WEIGHT_RAW,
+    Descriptor,
+    Manifest,
+    Role,
+)
+from edge_contract.runtime import RUNTIME_PATH, Member, Probation, Runtime
+from edge_contract.telemetry import Ack, Batch, Sample
+from edge_contract.twin import Report
+
+PLATFORM = "linux/amd64"
+GOLDEN = Digest.of(b"golden")
+
+
+class Cloud:
+    """Bundles that exist, and what is assigned."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, bytes] = {}
+        self.desired = ports.Desired(0, ())
+
+    def publish(self, version: int, platform: str = PLATFORM, says_version: int | None = None) -> Assignment:
+        """Make a bundle; the runtime descriptor may lie about its version."""
+        runtime = Runtime(
+            "digits",
+            says_version or version,
+            (Member("digits", "onnx", "model.onnx"),),
+            probation=Probation(window_ms=0),
+        ).to_bytes()
+        weights = f"weights {version}".encode()
+        layers = (
+            self._blob(WEIGHT_CONFIG_RAW, runtime, Role.RUNTIME, RUNTIME_PATH),
+            self._blob(WEIGHT_RAW, weights, Role.MODEL, "model.onnx"),
+        )
+        manifest = Manifest(self._blob(CONFIG_TYPE, b"{}", "", "config"), layers).to_bytes()
+        self.blobs[Digest.of(manifest)] = manifest
+        artifact = Artifact("digits", version, platform, version, "bundles/digits")
+        return Assignment("digits", f"d{version}", Digest.of(manifest), len(manifest), artifact)
+
+    def _blob(self, media_type: str, data: bytes, role: str, path: str) -> Descriptor:
+        self.blobs[Digest.of(data)] = data
+        annotations = {ROLE: role, FILEPATH: path} if role else {}
+        return Descriptor(media_type, Digest.of(data), len(data), annotations)
+
+    def assign(self, *assignments: Assignment) -> int:
+        """Assign, and give the director version to nudge with."""
+        self.desired = ports.Desired(self.desired.director_version + 1, assignments)
+        return self.desired.director_version
+
+
+class FakeVerifier:
+    """Gives what the cloud assigns."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+
+    def refresh(self, wall_ms: int) -> ports.Desired:
+        """The cloud's word, taken as verified."""
+        assert wall_ms > 0
+        return self._cloud.desired
+
+
+class FakeStore:
+    """Blobs in memory; also the fetcher."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self.present: dict[Digest, bytes] = {}
+        self.fail: EdgeError | None = None
+        self.collected: list[frozenset[Digest]] = []
+
+    def fetch(self, repository: str, blob: Descriptor, is_cancelled: Callable[[], bool]) -> int:
+        """Copy from the cloud."""
+        assert repository == "bundles/digits"
+        if self.fail:
+            raise self.fail
+        if blob.digest in self.present:
+            return 0
+        self.present[blob.digest] = self._cloud.blobs[blob.digest]
+        return blob.size
+
+    def has(self, digest: Digest) -> bool:
+        """Whether it was fetched."""
+        return digest in self.present
+
+    def read(self, digest: Digest, bytes_max: int) -> bytes:
+        """A fetched blob."""
+        if digest not in self.present:
+            raise EdgeError("artifact.not-found", f"no blob {digest}")
+        assert len(self.present[digest]) <= bytes_max
+        return self.present[digest]
+
+    def verify(self, digest: Digest, size: int) -> None:
+        """Compare size and digest."""
+        data = self.read(digest, 1 << 30)
+        if len(data) != size or Digest.of(data) != digest:
+            raise EdgeError("device.disk-corrupt", f"blob {digest} is damaged")
+
+    def require_space(self, bytes_needed: int) -> None:
+        """There is always room."""
+
+    def collect(self, keep: frozenset[Digest]) -> int:
+        """Forget the rest."""
+        self.collected.append(keep)
+        gone = [digest for digest in self.present if digest not in keep]
+        return sum(len(self.present.pop(digest)) for digest in gone)
+
+
+class FakeSlots:
+    """Slots as a set of digests."""
+
+    def __init__(self) -> None:
+        self.staged: set[Digest] = set()
+
+    def stage(self, manifest_digest: Digest, manifest: Manifest) -> Path:
+        """Remember the slot."""
+        assert manifest.layers
+        self.staged.add(manifest_digest)
+        return self.path(manifest_digest)
+
+    def path(self, manifest_digest: Digest) -> Path:
+        """Where it would be."""
+        if manifest_digest not in self.staged:
+            raise EdgeError("artifact.not-found", f"no slot {manifest_digest}")
+        return Path("/slots") / manifest_digest.hex
+
+    def collect(self, keep: frozenset[Digest]) -> None:
+        """Forget the rest."""
+        self.staged &= keep
+
+
+class FakeServer:
+    """Models that answer at once; digests in `bad` fail their golden vectors."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, Digest] = {}
+        self.proved: dict[str, Digest] = {}
+        self.bad: set[Digest] = set()
+        self.sampling: dict[str, float] = {}
+
+    def prove(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """Prove a candidate."""
+        assert slot.name == manifest.hex
+        if manifest in self.bad:
+            raise EdgeError("model.golden-mismatch", "output scores differs by 0.9")
+        self.proved[module] = manifest
+        return GOLDEN
+
+    def activate(self, module: str, manifest: Digest) -> None:
+        """Swap."""
+        assert self.proved.pop(module) == manifest
+        self.live[module] = manifest
+
+    def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """Serve."""
+        if self.live.get(module) != manifest:
+            self.prove(module, manifest, slot)
+            self.activate(module, manifest)
+        return GOLDEN
+
+    def discard(self, module: str) -> None:
+        """Forget the candidate."""
+        self.proved.pop(module, None)
+
+    def stop(self, module: str) -> None:
+        """Serve nothing."""
+        self.live.pop(module, None)
+
+    def health(self, module: str) -> ports.Health:
+        """Always well."""
+        return ports.Health(module in self.live, 1, 0)
+
+    def set_sampling(self, module: str, ratio: float) -> None:
+        """Remember the ratio."""
+        self.sampling[module] = ratio
+
+    def close(self) -> None:
+        """End all."""
+        self.live.clear()
+
+
+class FakeJournal:
+    """One record in memory; `error` makes every write fail."""
+
+    def __init__(self) -> None:
+        self.record: JsonObject | None = None
+        self.error: EdgeError | None = None
+
+    def load(self) -> JsonObject | None:
+        """What was saved."""
+        return self.record
+
+    def save(self, record: JsonObject) -> None:
+        """Save or fail."""
+        if self.error:
+            raise self.error
+        self.record = record
+
+
+class FakeLink:
+    """A link to nobody: keeps what is sent, and lets the test play the cloud."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self.batches: list[Batch] = []
+        self.changed = threading.Condition()
+
+    def start(
+        self,
+        on_nudge: Callable[[int], None],
+        on_ack: Callable[[Ack], None],
+        on_online: Callable[[bool], None],
+    ) -> None:
+        """Come online at once."""
+        self.nudge, self.ack, self.online = on_nudge, on_ack, on_online
+        on_online(True)
+
+    def send_report(self, report: bytes) -> bool:
+        """Keep it."""
+        with self.changed:
+            self.reports.append(Report.parse(report))
+            self.changed.notify_all()
+        return True
+
+    def send_batch(self, batch: bytes) -> bool:
+        """Keep it."""
+        with self.changed:
+            self.batches.append(Batch.parse(batch))
+            self.changed.notify_all()
+        return True
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+    def wait_for(self, predicate: Callable[[], object], deadline_s: float = 20.0) -> None:
+        """Block until a message made the predicate true."""
+        with self.changed:
+            assert self.changed.wait_for(predicate, deadline_s), f"never came: {self.reports[-1:]}"
+
+
+class FakeSpool:
+    """A list."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Sample] = []
+        self._seq = 0
+
+    def append(self, records: Sequence[JsonObject]) -> None:
+        """Number and keep."""
+        for record in records:
+            self._seq += 1
+            self.waiting.append(Sample.from_json({**record, "seq": self._seq}))
+
+    def next_batch(self) -> Batch | None:
+        """Everything."""
+        return Batch("dev", "00" * 8, tuple(self.waiting)) if self.waiting else None
+
+    def acknowledge(self, ack: Ack) -> int:
+        """Forget."""
+        before = len(self.waiting)
+        self.waiting = [item for item in self.waiting if item.seq > ack.upto.get("00" * 8, 0)]
+        return before - len(self.waiting)
+
+    def backlog(self) -> tuple[int, int, int]:
+        """Count."""
+        return len(self.waiting), 0, 0
+
+
+class FakeSupervisor:
+    """Counts the loop's signs of life."""
+
+    def __init__(self) -> None:
+        self.signs: list[str] = []
+
+    def ready(self) -> None:
+        """Up."""
+        self.signs.append("ready")
+
+    def alive(self, status: str) -> None:
+        """Turning."""
+        assert status
+
+    def stopping(self) -> None:
+        """Ending."""
+        self.signs.append("stopping")
