@@ -27,6 +27,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ContractError("artifact.document-invalid", f"{name} is not a JSON number")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):  # 1e999 is valid JSON, and no number that anybody could write back
+        raise ContractError("artifact.document-invalid", f"{text[:40]} is too large a number")
+    return value
+
+
 def _depth_of(data: bytes) -> int:
     """Deepest nesting, counted before parsing so that a hostile document cannot exhaust the parser's stack."""
     depth = deepest = 0
@@ -71,7 +78,12 @@ def parse_object(data: bytes, what: str, bytes_max: int) -> JsonObject:
     if data.count(b"{") + data.count(b"[") > JSON_DEPTH_MAX and _depth_of(data) > JSON_DEPTH_MAX:
         raise ContractError("artifact.document-invalid", f"{what} is nested deeper than {JSON_DEPTH_MAX} levels")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_refuse_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
         if "\\u" in data.decode("utf-8"):
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates fail here
     except ContractError:
