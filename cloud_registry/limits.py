@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from edge_contract.limits import KIB, MIB
+from edge_contract.limits import GIB, KIB, MIB
 
 # Requests
 REQUEST_BYTES_MAX: Final = 1 * MIB  # a JSON document of the API, apart from the two below
@@ -54,3 +54,90 @@ CLIENT_ANSWER_BYTES_MAX: Final = 256 * MIB
 CLIENT_CHUNK_BYTES: Final = 1 * MIB
 TEXT_EXCERPT_CHARS: Final = 300
 BLOB_READ_BYTES_MAX: Final = 64 * KIB * KIB
+
+# OCI content
+MANIFEST_REFERENCES_MAX: Final = 4_096  # digests one manifest or index may list
+REFERENCE_TAGS_MAX: Final = 16  # tags that may come along with a manifest put by digest
+TAGS_PAGE_MAX: Final = 1_000
+REFERRERS_PAGE_MAX: Final = 200
+REFERRERS_BYTES_MAX: Final = 2 * MIB  # of annotations in one page of referrers
+UPLOADS_MAX: Final = 1_024
+UPLOAD_IDLE_MS_MAX: Final = 24 * 3_600 * 1_000  # an upload that stands still for longer is forgotten
+UPLOAD_SWEEP_MS: Final = 3_600 * 1_000
+UPLOAD_STATES_MAX: Final = 256  # running digests kept in memory; others are read again from disk
+UPLOAD_CHECKPOINT_BYTES: Final = 64 * MIB  # at most this much of one request is lost when the power fails
+UPLOAD_BATCH_BYTES: Final = 1 * MIB
+UPLOAD_SILENCE_S_MAX: Final = 60  # how long a request's body may stand still
+ORPHAN_AGE_MS: Final = 24 * 3_600 * 1_000
+READERS_MAX: Final = 8  # database connections kept for reading
+
+# Trust
+TARGETS_BYTES_MAX: Final = 5_000_000  # what a client of the reference implementation accepts
+ROOT_BYTES_MAX: Final = 512_000
+METADATA_HISTORY: Final = 8  # former versions kept for clients that are in the middle of a refresh
+BINS_MAX: Final = 4_096
+SNAPSHOT_LIFE_MS: Final = 7 * 24 * 3_600 * 1_000
+TIMESTAMP_LIFE_MS: Final = 24 * 3_600 * 1_000
+DIRECTOR_TARGETS_LIFE_MS: Final = 7 * 24 * 3_600 * 1_000
+METADATA_ATTEMPTS_MAX: Final = 5
+PARSED_BINS_MAX: Final = 64
+
+# Certificates
+CSR_CHARS_MAX: Final = 16 * KIB
+ENROL_REQUEST_BYTES_MAX: Final = 32 * KIB
+AUTHORITY_DAYS: Final = 20 * 365
+DEVICE_CERTIFICATE_DAYS: Final = 5 * 365
+SERVER_CERTIFICATE_DAYS: Final = 5 * 365
+CLOCK_SKEW_MS: Final = 24 * 3_600 * 1_000
+RSA_BITS_MIN: Final = 2_048
+RSA_BITS_MAX: Final = 8_192
+SERVER_NAMES_MAX: Final = 32
+
+# The collector
+FLUSH_MS: Final = 250  # how long a record waits for company before its file is written
+FLUSH_MS_MAX: Final = 60_000
+FLUSH_QUIET_MS: Final = 20  # a broker whose window is full falls silent; then waiting longer gains nothing
+FLUSH_QUIET_MESSAGES: Final = 16  # below the 20 unacknowledged messages that mosquitto sends by default
+FLUSH_ROWS_MAX: Final = 50_000
+FLUSH_BYTES_MAX: Final = 32 * MIB
+FLUSH_MESSAGES_MAX: Final = 2_048
+QUEUE_MESSAGES_MAX: Final = 2_048  # between the connection and the writer
+QUEUE_BYTES_MAX: Final = 64 * MIB
+STORE_RETRY_MS: Final = 500
+STORE_RETRY_MS_MAX: Final = 30_000
+WATERMARKS_KEPT_MAX: Final = 100_000
+REPORTS_AT_ONCE_MAX: Final = 256
+TOPIC_CHARS_MAX: Final = 256
+
+# The lake
+LAKE_MEMORY_BYTES: Final = 256 * MIB
+ROW_BYTES_MAX: Final = 1 * MIB  # one record as JSON; a body of 64 KiB may double when its quotes are escaped
+ORPHAN_GRACE_MS: Final = 120_000  # longer than a query may take
+SWEEP_MS: Final = 600_000
+COMPACT_MS: Final = 30_000
+COMPACT_FILES_MIN: Final = 32  # small files of one day that are worth merging
+COMPACT_FILES_MAX: Final = 512
+COMPACT_BYTES_MAX: Final = 64 * MIB  # a file of this size is left alone
+
+# Queries
+QUERY_ROWS_DEFAULT: Final = 1_000
+QUERY_BYTES_MAX: Final = 8 * MIB
+QUERY_SECONDS_MAX: Final = 30
+QUERY_MEMORY_BYTES: Final = 512 * MIB
+QUERY_ADDRESS_BYTES: Final = 4 * GIB
+QUERIES_AT_ONCE_MAX: Final = 2
+
+# The broker
+LINK_RETRY_MS: Final = 250
+LINK_RETRY_MS_MAX: Final = 10_000
+LINK_DEADLINE_MS: Final = 10_000  # from the first byte to the last granted subscription
+LINK_KEEPALIVE_S: Final = 30
+LINK_OUT_MAX: Final = 20_000  # messages waiting to be sent
+LINK_INFLIGHT_MAX: Final = 200
+ROSTER_COMMANDS_MAX: Final = 100  # in one message to the broker
+ROSTER_ANSWER_MS: Final = 10_000
+ROSTER_SYNC_MS: Final = 30_000
+BROKER_INFLIGHT_MAX: Final = 512
+BROKER_QUEUED_MAX: Final = 10_000
+BROKER_QUEUED_BYTES_MAX: Final = 64 * MIB
+BROKER_MESSAGE_BYTES_MAX: Final = 512 * KIB

@@ -5,7 +5,7 @@ everything that can go wrong in operation; a library's own exceptions never pass
 What the SQL adapter offers to the API alone is in `cloud_registry.stores`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from cloud_registry.core.roles import Principal
 from edge_contract.deployment import Artifact, Assignment
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
+from edge_contract.telemetry import Sample
 from edge_contract.twin import Report
 
 
@@ -484,7 +485,75 @@ class EnrolmentStore(Protocol):
         ...
 
 
+# --- Telemetry ---
+
+
+@dataclass(frozen=True, slots=True)
+class LakeRow:
+    """One record of telemetry on its way into the lake.
+
+    Attributes:
+        device: Name of the device.
+        boot: The boot that numbered the record.
+        received_ms: When the collector took its batch.
+        sample: The record.
+    """
+
+    device: str
+    boot: str
+    received_ms: int
+    sample: Sample
+
+
+class LakeWriter(Protocol):
+    """Makes durable files of records. Used by one thread; a file counts only once it is in the catalogue."""
+
+    def write(self, rows: Sequence[LakeRow]) -> LakeFile:
+        """Write one new file, durable under its final name on return.
+
+        Args:
+            rows: At least one.
+
+        Raises:
+            EdgeError: `device.disk-full`, `device.disk-error` or `device.memory-short` when it may work later;
+                `artifact.document-invalid` when these rows can never be written.
+        """
+        ...
+
+    def merge(self, files: Sequence[LakeFile]) -> LakeFile:
+        """Write one new file with the records of several, durable under its final name on return.
+
+        Raises:
+            EdgeError: as `write`.
+        """
+        ...
+
+    def retire(self, files: Sequence[LakeFile]) -> None:
+        """Start the grace of files that just left the catalogue: queries that began before may still read them."""
+        ...
+
+    def sweep(self, catalogue: Callable[[], Sequence[LakeFile]]) -> int:
+        """Remove files that are not in the catalogue, are past their grace, and that no living collector may still enter.
+
+        Returns:
+            How many were removed.
+        """
+        ...
+
+
 # --- Messages ---
+
+
+class BrokerRoster(Protocol):
+    """Which devices the broker lets in. Only who holds a device's certificate can use its entry."""
+
+    def admit(self, device: str) -> None:
+        """Let a device use its own topics, now or when the broker can be reached again. Never blocks, never raises."""
+        ...
+
+    def remove(self, device: str) -> None:
+        """Close the broker to a device and end its connection. Never blocks, never raises."""
+        ...
 
 
 class Nudger(Protocol):
