@@ -171,9 +171,7 @@ def _runs(device: Device, version: int) -> bool:
 def test_garbage_is_collected_after_a_confirmation_and_keeps_what_is_needed(device: Device) -> None:
     for version in (1, 2, 3):
         _deploy(device, version)
-        device.link.wait_for(
-            lambda version=version: device.module.version == version and device.ended[0] == "confirmed"
-        )
+        device.link.wait_for(partial(_runs, device, version))
     device.runner.call(lambda: None, 10)
     live, fallback = device.module.live, device.module.fallback
     assert device.store.collected[-1] >= {live, fallback}
