@@ -533,7 +533,7 @@ class LakeWriter(Protocol):
         ...
 
     def sweep(self, catalogue: Callable[[], Sequence[LakeFile]]) -> int:
-        """Remove files that are not in the catalogue, are past their grace, and that no living collector may still enter.
+        """Remove files that are neither in the catalogue nor in their grace nor a living collector's.
 
         Returns:
             How many were removed.
