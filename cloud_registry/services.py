@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cloud_registry.config import RegistryConfig
+from cloud_registry.notify import ChangeNotifier
 from cloud_registry.ports import (
     AssignmentSource,
     Authenticator,
@@ -16,6 +17,7 @@ from cloud_registry.ports import (
     MetadataTable,
     Nudger,
 )
+from cloud_registry.stores import DeploymentStore, DeviceStore, ModelStore, TokenStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,11 @@ class Services:
         enrolments: Spends enrolment tokens.
         assignments: What each device should run.
         nudger: Tells devices that something changed.
+        notifier: Has devices nudged behind a request's back.
+        models: Models, versions, aliases, bundles.
+        deployments: Deployments.
+        devices: Devices and enrolment tokens.
+        operators: Operator tokens.
     """
 
     config: RegistryConfig
@@ -49,3 +56,13 @@ class Services:
     enrolments: EnrolmentStore
     assignments: AssignmentSource
     nudger: Nudger
+    notifier: ChangeNotifier
+    models: ModelStore
+    deployments: DeploymentStore
+    devices: DeviceStore
+    operators: TokenStore
+
+    def close(self) -> None:
+        """Stop what runs in the background; bounded."""
+        self.notifier.close()
+        self.nudger.close()
