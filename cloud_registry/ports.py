@@ -5,7 +5,7 @@ everything that can go wrong in operation; a library's own exceptions never pass
 What the SQL adapter offers to the API alone is in `cloud_registry.stores`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -77,7 +77,7 @@ class BlobStorage(Protocol):
         """Size in bytes if this repository holds the blob or manifest, or none."""
         ...
 
-    def open(self, digest: Digest, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def open(self, digest: Digest, offset: int = 0, length: int | None = None) -> Generator[bytes, None, None]:
         """Chunks of at most `CHUNK_BYTES` from `offset` on, `length` bytes or to the end; closing it frees the file.
 
         Raises:
@@ -92,11 +92,19 @@ class BlobStorage(Protocol):
     def append(self, upload: str, offset: int, chunks: Iterable[bytes]) -> int:
         """Add bytes at `offset`, which has to be where the upload stands; returns the offset behind them.
 
-        What came before a failure of `chunks` is kept.
+        What came before a failure of `chunks` is kept. Durable only after `checkpoint` or `finish_upload`.
 
         Raises:
             EdgeError: `cloud.not-found` for an unknown upload, `cloud.upload-invalid` for another offset,
                 `cloud.too-large`.
+        """
+        ...
+
+    def checkpoint(self, upload: str) -> int:
+        """Make durable what was appended, before it is acknowledged; returns the offset behind it.
+
+        Raises:
+            EdgeError: `cloud.not-found` for an unknown upload.
         """
         ...
 
@@ -152,15 +160,20 @@ class BlobStorage(Protocol):
         """
         ...
 
-    def referrers(self, repository: str, digest: Digest, artifact_type: str = "") -> Sequence[Referrer]:
-        """The manifests of a repository whose subject is `digest`, of one artifact type if one is given."""
+    def referrers(
+        self, repository: str, digest: Digest, artifact_type: str = "", last: Digest | None = None
+    ) -> Sequence[Referrer]:
+        """One page of the manifests whose subject is `digest`, of one artifact type if one is given, by digest.
+
+        The next page begins behind `last`; the page after the last one is empty.
+        """
         ...
 
     def delete_manifest(self, repository: str, reference: str) -> None:
         """Remove a tag, or a manifest with all its tags.
 
         Raises:
-            EdgeError: `artifact.not-found`.
+            EdgeError: `artifact.not-found`; `cloud.in-use` while an index of the repository lists the manifest.
         """
         ...
 
@@ -168,8 +181,12 @@ class BlobStorage(Protocol):
         """Remove a blob from a repository; the file goes when no repository links it.
 
         Raises:
-            EdgeError: `artifact.not-found`.
+            EdgeError: `artifact.not-found`; `cloud.in-use` while a manifest of the repository lists the blob.
         """
+        ...
+
+    def close(self) -> None:
+        """Free files and connections; nobody may use the storage any more."""
         ...
 
 
@@ -301,6 +318,16 @@ class CertificateAuthority(Protocol):
 
         Raises:
             EdgeError: `cloud.bad-request`.
+        """
+        ...
+
+    def issue_server(self, names: Sequence[str]) -> tuple[str, str]:
+        """A new key and a server certificate for these host names and addresses: (key PEM, certificate PEM).
+
+        For the broker, so that devices need trust one authority alone. The key is kept nowhere here.
+
+        Raises:
+            EdgeError: `config.invalid` for no names, or one that is neither a host name nor an address.
         """
         ...
 
