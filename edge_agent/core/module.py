@@ -17,6 +17,7 @@ from edge_agent.core.limits import (
     RETRY_MS_MAX,
     ROLLBACK_ATTEMPTS_MAX,
     SERVE_FAILURES_MAX,
+    SERVE_STABLE_MS,
 )
 from edge_agent.core.probation import judge
 from edge_agent.core.record import ModuleRecord
@@ -68,16 +69,16 @@ class ModuleMachine:
         record.phase = RESUME[record.phase]
         if record.phase is Phase.ROLLING_BACK:
             return self._act_roll_back(now)
+        if record.phase is Phase.PROBATION:
+            record.probation_restarts += 1
+            if record.probation_restarts > PROBATION_RESTARTS_MAX:
+                detail = f"the agent restarted {record.probation_restarts} times during the probation"
+                return self._begin_rollback(now, "model.unhealthy", detail)
         out = self._serve()
         if record.phase is Phase.RESOLVING:
             out += self._act_resolve(now)
         elif record.phase is Phase.COMMITTING:
             out += self._begin_commit()
-        elif record.phase is Phase.PROBATION:
-            record.probation_restarts += 1
-            if record.probation_restarts > PROBATION_RESTARTS_MAX:
-                detail = f"the agent restarted {record.probation_restarts} times during the probation"
-                out += self._begin_rollback(now, "model.unhealthy", detail)
         return out
 
     def on_event(self, event: object, now: int) -> Commands:
@@ -110,7 +111,8 @@ class ModuleMachine:
     def on_time(self, now: int) -> Commands:
         """Do what is due."""
         out: Commands = []
-        if self._serve_at is not None and now >= self._serve_at:
+        serve_at = self._due_to_serve()
+        if serve_at is not None and now >= serve_at:
             out += self._serve()
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
@@ -122,7 +124,8 @@ class ModuleMachine:
     def deadline(self) -> int | None:
         """When `on_time` has something to do next."""
         observe_at = self._observe_at if self._op is None else None
-        return min((at for at in (self._serve_at, self._retry_at, observe_at) if at is not None), default=None)
+        times = (self._due_to_serve(), self._retry_at, observe_at)
+        return min((at for at in times if at is not None), default=None)
 
     def reconcile(self, now: int) -> Commands:
         """Choose the desired assignment where it is not what is worked on already."""
@@ -251,7 +254,7 @@ class ModuleMachine:
         record.fallback, record.live = record.live, self._deployment()
         record.golden, record.sampling_ratio = self._next_golden, self._next_sampling
         record.phase, record.probation_restarts, record.error = Phase.PROBATION, 0, None
-        self.is_serving, self._serve_failures = True, 0
+        self.is_serving, self._serve_failures, self._served_at = True, 0, now
         self._serve_op = self._serve_at = None
         self._begin_window(now)
         return [do.SetSampling(self.name, record.sampling_ratio)]
@@ -326,7 +329,7 @@ class ModuleMachine:
         record = self.record
         record.live, record.fallback, record.golden = record.fallback, None, event.golden
         record.phase, record.outcome = Phase.IDLE, Outcome.ROLLED_BACK
-        self.is_serving, self._serve_failures = record.live is not None, 0
+        self.is_serving, self._serve_failures, self._served_at = record.live is not None, 0, now
         return [do.SetSampling(self.name, record.sampling_ratio)] if record.live else []
 
     def _act_retry_rollback(self, now: int, event: inputs.CommandFailed) -> Commands:
@@ -341,6 +344,10 @@ class ModuleMachine:
 
     # -- keeping the live bundle up --------------------------------------------------------------------------------
 
+    def _due_to_serve(self) -> int | None:
+        """When to bring the live bundle up again. Not behind an activation, where it would replace the new bundle."""
+        return None if self.record.phase is Phase.ACTIVATING else self._serve_at
+
     def _serve(self) -> Commands:
         self._serve_at = None
         if self.record.live is None:
@@ -351,7 +358,7 @@ class ModuleMachine:
     def _on_live_served(self, event: inputs.LiveServed, now: int) -> Commands:
         if event.op != self._serve_op:
             return []
-        self._serve_op, self.is_serving, self._serve_failures = None, True, 0
+        self._serve_op, self.is_serving, self._served_at = None, True, now
         self.record.golden = event.golden
         if self.record.phase is Phase.PROBATION and self._ends_at is None:
             self._begin_window(now)
@@ -364,6 +371,8 @@ class ModuleMachine:
         return self._serve_again(now, event.code, event.detail)
 
     def _on_worker_lost(self, now: int) -> Commands:
+        if self._served_at is None or now - self._served_at >= SERVE_STABLE_MS:
+            self._serve_failures = 0  # it is not failing again and again
         return self._serve_again(now, "model.worker-crashed", "the live worker ended by itself")
 
     def _serve_again(self, now: int, code: str, detail: str) -> Commands:

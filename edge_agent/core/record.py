@@ -58,6 +58,8 @@ class ModuleRecord:
         """Never try this manifest again on this device (the oldest of `QUARANTINE_MAX` is forgotten)."""
         if manifest not in self.quarantined:
             self.quarantined = (*self.quarantined, manifest)[-QUARANTINE_MAX:]
+        if self.fallback is not None and self.fallback.manifest == manifest:
+            self.fallback = None  # it was deployed again and failed this time
 
     def to_json(self) -> JsonObject:
         """The JSON form that `from_json` reads."""

@@ -59,7 +59,7 @@ TABLE: Final[dict[tuple[Phase, type], Row]] = {
     (_P.PROBATION, inputs.HealthObserved): _row("judge", _P.PROBATION, _P.COMMITTING, _P.ROLLING_BACK),
     (_P.PROBATION, inputs.CommandFailed): _row("fail_probation", _P.ROLLING_BACK),
     (_P.PROBATION, inputs.WorkerExited): _row("fail_probation", _P.ROLLING_BACK),
-    (_P.PROBATION, inputs.RollbackRequested): _row("roll_back_on_request", _P.ROLLING_BACK),
+    (_P.PROBATION, inputs.RollbackRequested): _row("roll_back_on_request", _P.ROLLING_BACK, _P.PROBATION),
     (_P.COMMITTING, inputs.SlotCommitted): _row("confirm", _P.IDLE),
     (_P.COMMITTING, inputs.CommandFailed): _row("confirm", _P.IDLE),
     (_P.ROLLING_BACK, inputs.SlotRolledBack): _row("end_rollback", _P.IDLE),
