@@ -1,0 +1,57 @@
+"""What of a simulated device survives a power cut: the record, the blobs and the slots."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from edge_contract.digest import Digest
+from edge_contract.jsonio import JsonObject, dump, parse_object
+from edge_contract.limits import MIB
+
+_RECORD_BYTES_MAX = 1 * MIB
+
+
+@dataclass(slots=True)
+class Storage:
+    """A disk that tears nothing: what has begun to be written is there whole after a power cut, or not at all.
+
+    Attributes:
+        record: The bytes of the newest durable record.
+        being_written: The record that a `Persist` under way is writing.
+        blobs: Bundles, by digest of the manifest, whose blobs are all present.
+        slots: Bundles that are unpacked completely.
+        verified: Bundles whose blobs were read again and found genuine since they were fetched.
+    """
+
+    record: bytes | None = None
+    being_written: bytes | None = None
+    blobs: set[Digest] = field(default_factory=set)
+    slots: set[Digest] = field(default_factory=set)
+    verified: set[Digest] = field(default_factory=set)
+
+    def begin_write(self, record: JsonObject) -> None:
+        """Begin to write a record; it is JSON from here on, as on a disk."""
+        self.being_written = dump(record)
+
+    def end_write(self) -> None:
+        """The record is durable."""
+        self.record, self.being_written = self.being_written, None
+
+    def cut_power(self, draw: random.Random) -> None:
+        """A record under way is there or not, as chance has it."""
+        if self.being_written is not None and draw.random() < 0.5:
+            self.record = self.being_written
+        self.being_written = None
+
+    def load(self) -> JsonObject | None:
+        """The durable record, read as a device reads it; none on a new device."""
+        return None if self.record is None else parse_object(self.record, "record", _RECORD_BYTES_MAX)
+
+    def collect(self, keep: Iterable[Digest]) -> None:
+        """Remove everything that is not to be kept."""
+        kept = set(keep)
+        self.blobs &= kept
+        self.slots &= kept
+        self.verified &= kept
