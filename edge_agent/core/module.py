@@ -58,6 +58,7 @@ class ModuleMachine:
         self._serve_op: int | None = None
         self._serve_at: int | None = None
         self._serve_failures = 0
+        self._served_at: int | None = None
         self._next_sampling = 1.0
         self._next_golden: Digest | None = None
 
@@ -330,6 +331,7 @@ class ModuleMachine:
         record.live, record.fallback, record.golden = record.fallback, None, event.golden
         record.phase, record.outcome = Phase.IDLE, Outcome.ROLLED_BACK
         self.is_serving, self._serve_failures, self._served_at = record.live is not None, 0, now
+        self._serve_op = self._serve_at = None
         return [do.SetSampling(self.name, record.sampling_ratio)] if record.live else []
 
     def _act_retry_rollback(self, now: int, event: inputs.CommandFailed) -> Commands:
@@ -345,8 +347,8 @@ class ModuleMachine:
     # -- keeping the live bundle up --------------------------------------------------------------------------------
 
     def _due_to_serve(self) -> int | None:
-        """When to bring the live bundle up again. Not behind an activation, where it would replace the new bundle."""
-        return None if self.record.phase is Phase.ACTIVATING else self._serve_at
+        """When to bring the live bundle up again. Not behind a change of what is live, which it would take back."""
+        return None if self.record.phase in (Phase.ACTIVATING, Phase.ROLLING_BACK) else self._serve_at
 
     def _serve(self) -> Commands:
         self._serve_at = None
