@@ -1,0 +1,64 @@
+"""Bounds of the agent's adapters, beside those of `edge_contract.limits`. Sizes in bytes, times in milliseconds."""
+
+from typing import Final
+
+from edge_contract.limits import KIB, MIB
+
+# The disk
+RESERVE_BYTES_DEFAULT: Final = 64 * MIB  # emergency reserve that no download may touch
+JOURNAL_BYTES_MAX: Final = 1 * MIB
+SLOT_MARK_BYTES_MAX: Final = 4 * KIB
+
+# Unpacking
+TAR_READ_BYTES_MAX: Final = 1 * MIB  # longest extension header of a tar entry that is read at once
+WHEEL_DIRECTORY_BYTES_MAX: Final = 4 * MIB  # central directory of a wheel; zipfile holds all of it in memory
+BOMB_FREE_BYTES: Final = 1 * MIB  # output that is never taken for a bomb, however well it was compressed
+
+# The spool
+SPOOL_BYTES_DEFAULT: Final = 64 * MIB
+SPOOL_BYTES_MIN: Final = 64 * KIB
+SPOOL_RECORD_OVERHEAD_BYTES: Final = 32  # what a record costs on disk beside its own bytes, about
+SPOOL_BUSY_MS: Final = 5_000
+
+# Transport
+CONNECT_MS_MAX: Final = 10_000
+STALL_MS_MAX: Final = 20_000  # longest silence in the middle of an answer
+WINDOW_MS: Final = 60_000  # within each such window an answer has to bring `WINDOW_BYTES_MIN`
+WINDOW_BYTES_MIN: Final = 4 * KIB
+FETCH_MS_MAX: Final = 6 * 3600 * 1000  # one attempt at one blob; what came is kept and resumed
+DOCUMENT_MS_MAX: Final = 60_000  # one attempt at one small document
+REDIRECTS_MAX: Final = 3
+RESTARTS_MAX: Final = 1  # fresh starts of one blob after resumed bytes turned out to be wrong
+HEADER_ERROR_BYTES_MAX: Final = 64 * KIB  # of an error's body that is read for its code
+
+# Metadata (the sizes python-tuf's own client allows, the top targets smaller because bins hold the list)
+ROOT_BYTES_MAX: Final = 512_000
+TIMESTAMP_BYTES_MAX: Final = 16_384
+SNAPSHOT_BYTES_MAX: Final = 2_000_000
+TARGETS_BYTES_MAX: Final = 5_000_000
+ROOT_ROTATIONS_MAX: Final = 32  # in one refresh
+DELEGATIONS_MAX: Final = 32  # visited in the search for one target
+CLOCK_STEP_BACK_MS_MAX: Final = 24 * 3600 * 1000
+
+# Enrolment
+ENROL_BYTES_MAX: Final = 4 * MIB
+TOKEN_CHARS_MAX: Final = 512
+
+# The link
+LINK_RETRY_MS_FIRST: Final = 1_000
+LINK_RETRY_MS_MAX: Final = 120_000
+LINK_KEEPALIVE_S: Final = 60
+LINK_STOP_MS_MAX: Final = 5_000
+LINK_TICK_MS: Final = 1_000  # how often paho looks at its timers
+LINK_OUTBOX_MAX: Final = 16  # messages handed over and not yet given to paho
+LINK_INFLIGHT_MAX: Final = 32  # messages given to paho and not yet acknowledged by the broker
+
+# The control socket
+CONTROL_BYTES_MAX: Final = 1 * MIB
+CONTROL_MS_MAX: Final = 30_000
+
+# Configuration
+CONFIG_BYTES_MAX: Final = 256 * KIB
+PERIOD_MS_MIN: Final = 1_000
+PERIOD_MS_MAX: Final = 24 * 3600 * 1000
+PORTS_MAX: Final = 65_535

@@ -1,0 +1,267 @@
+"""Slots: unpacked bundles, `slots/<manifest hex>/{slot.json, files/<bundle paths>, site/}`.
+
+A slot appears under its name only when all of it is durable; `slot.json` is written last and marks it complete. Raw
+layers are hard links to their blobs, so that a slot costs almost no space; archives are unpacked entry by entry.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from edge_agent.limits import SLOT_MARK_BYTES_MAX
+from edge_agent.store import durable, unpack
+from edge_agent.store.blobs import FileBlobStore
+from edge_contract.digest import Digest
+from edge_contract.errors import ContractError, EdgeError
+from edge_contract.jsonio import JsonObject, dump, parse_object
+from edge_contract.limits import CHUNK_BYTES, RUNTIME_BYTES_MAX
+from edge_contract.manifest import TAR_TYPES, Descriptor, Manifest, Role
+from edge_contract.runtime import Runtime
+
+MARK: Final = "slot.json"
+FILES: Final = "files"
+SITE: Final = "site"
+_FILE_MODE: Final = 0o444
+_FOLDER_MODE: Final = 0o755
+_CLASHES: Final = (FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+class FileSlotStore:
+    """Implements `ports.SlotStore` below a data directory. Used by one thread; other processes may read."""
+
+    def __init__(self, root: Path, blobs: FileBlobStore) -> None:
+        """Use a data directory; `slots/` is made when the first bundle is staged.
+
+        Args:
+            root: The data directory, on the same file system as the blobs where hard links are to save space.
+            blobs: Where the bundles' blobs are.
+        """
+        self._slots = root / "slots"
+        self._blobs = blobs
+
+    def stage(self, manifest_digest: Digest, manifest: Manifest) -> Path:
+        """See `ports.SlotStore.stage`. A complete slot whose links no longer are the blobs' files is made anew."""
+        folder = self._slots / manifest_digest.hex
+        runtime = _runtime(self._blobs, manifest)
+        with durable.disk_errors(f"staging {folder}"):
+            durable.make_folder(self._slots)
+            durable.remove_leftovers(self._slots)
+            if self._is_complete(folder, manifest):
+                return folder
+            durable.remove_tree(folder)
+            staging = self._slots / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+            try:
+                self._build(staging, manifest)
+                mark = {"manifest": str(manifest_digest), "model": runtime.model, "version": runtime.version}
+                durable.write_file(staging / MARK, dump(mark), _FILE_MODE)
+                durable.rename(staging, folder)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    durable.remove_tree(staging)
+                raise
+        return folder
+
+    def path(self, manifest_digest: Digest) -> Path:
+        """See `ports.SlotStore.path`."""
+        folder = self._slots / manifest_digest.hex
+        if not (folder / MARK).is_file():
+            raise EdgeError("artifact.not-found", f"there is no slot of {manifest_digest} on this device")
+        return folder
+
+    def describe(self, manifest_digest: Digest) -> JsonObject:
+        """What the mark of a complete slot says: `manifest`, `model`, `version`.
+
+        Raises:
+            EdgeError: `artifact.not-found`, `device.disk-corrupt`, `device.disk-error`.
+        """
+        mark = self.path(manifest_digest) / MARK
+        with durable.disk_errors(f"reading {mark}"):
+            data = durable.read_file(mark, SLOT_MARK_BYTES_MAX)
+        try:
+            return parse_object(data or b"", str(mark), SLOT_MARK_BYTES_MAX)
+        except ContractError as error:
+            raise EdgeError("device.disk-corrupt", error.detail) from None
+
+    def complete(self) -> list[Digest]:
+        """Digests of the manifests of all complete slots, in order."""
+        with durable.disk_errors(f"listing {self._slots}"):
+            folders = durable.list_folder(self._slots)
+        result = []
+        for folder in folders:
+            if (folder / MARK).is_file():
+                with contextlib.suppress(ContractError):
+                    result.append(Digest.from_hex(folder.name))
+        return result
+
+    def collect(self, keep: frozenset[Digest]) -> None:
+        """See `ports.SlotStore.collect`."""
+        wanted = {digest.hex for digest in keep}
+        with durable.disk_errors(f"removing unused slots of {self._slots}"):
+            for folder in durable.list_folder(self._slots):
+                if folder.name not in wanted:
+                    durable.remove_tree(folder)
+
+    def check(self, manifest_digest: Digest, manifest: Manifest) -> None:
+        """Compare every file of a slot with the verified blobs it was made from, changing nothing.
+
+        Raises:
+            EdgeError: `device.disk-corrupt` for a file that is missing or differs, `artifact.not-found` for a slot or
+                blob that is not there, `device.disk-error`.
+        """
+        folder = self.path(manifest_digest)
+        with durable.disk_errors(f"reading {folder}"):
+            for layer in manifest.layers:
+                self._blobs.check(layer.digest, layer.size)
+                contents = self._unpacked(layer) if layer.media_type in TAR_TYPES else self._all(layer)
+                for path, chunks in contents:
+                    if chunks is not None and not _is_same(folder / path, chunks):
+                        raise EdgeError("device.disk-corrupt", f"{folder / path} is damaged or missing")
+
+    def _is_complete(self, folder: Path, manifest: Manifest) -> bool:
+        """Whether a slot is whole and made of the very blobs that are in the store now.
+
+        A damaged blob is removed and fetched again, as a new file; a slot that still links to the damaged one must
+        not stay.
+        """
+        if not (folder / MARK).is_file():
+            return False
+        for layer in manifest.layers:
+            if layer.media_type in TAR_TYPES:
+                continue
+            try:
+                here = (folder / FILES / layer.path).stat()
+                blob = self._blobs.path(layer.digest).stat()
+            except OSError:
+                return False
+            is_copy = here.st_nlink == 1
+            if not is_copy and (here.st_dev, here.st_ino) != (blob.st_dev, blob.st_ino):
+                return False
+            if is_copy and here.st_size != layer.size:
+                return False
+        return True
+
+    def _build(self, staging: Path, manifest: Manifest) -> None:
+        for folder in (staging, staging / FILES, staging / SITE):
+            folder.mkdir(mode=_FOLDER_MODE)
+        self._blobs.require_space(self._unpacked_bytes(manifest))
+        for layer in manifest.layers:
+            target = staging / FILES / layer.path
+            _make_parents(target, staging)
+            if layer.media_type in TAR_TYPES:
+                target.mkdir(mode=_FOLDER_MODE)
+            else:
+                self._link(layer, target)
+            for path, chunks in self._unpacked(layer):
+                _put(staging, path, chunks, layer)
+        durable.sync_tree(staging)
+
+    def _all(self, layer: Descriptor) -> Iterator[tuple[str, Iterator[bytes] | None]]:
+        """Paths below the slot that a raw layer fills: its own, and what it unpacks to."""
+        with self._blobs.open(layer.digest) as file:
+            yield f"{FILES}/{layer.path}", _chunks(file)
+        yield from self._unpacked(layer)
+
+    def _unpacked(self, layer: Descriptor) -> Iterator[tuple[str, Iterator[bytes] | None]]:
+        """Paths below the slot that the entries of an archive fill, each with its bytes, or none for a folder."""
+        what = f"layer {layer.path}"
+        if layer.media_type in TAR_TYPES:
+            with self._blobs.open(layer.digest) as file:
+                for entry in unpack.tar_entries(file, what):
+                    path = "/".join(part for part in (FILES, layer.path, entry.path) if part)
+                    yield path, None if entry.is_folder else entry.chunks
+        elif layer.role == Role.WHEEL:
+            with self._blobs.open(layer.digest) as file:
+                for entry in unpack.wheel_entries(file, what):
+                    yield f"{SITE}/{entry.path}", None if entry.is_folder else entry.chunks
+
+    def _link(self, layer: Descriptor, target: Path) -> None:
+        """A hard link to the blob; a copy where the file system has none."""
+        source = self._blobs.path(layer.digest)
+        try:
+            os.link(source, target)
+        except FileNotFoundError:
+            raise EdgeError("artifact.not-found", f"{layer.digest} is not on this device") from None
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            self._blobs.require_space(layer.size)
+            with self._blobs.open(layer.digest) as file:
+                _write(target, _chunks(file))
+
+    def _unpacked_bytes(self, manifest: Manifest) -> int:
+        total = 0
+        for layer in manifest.layers:
+            if layer.media_type in TAR_TYPES:
+                total += layer.size
+            elif layer.role == Role.WHEEL:
+                with self._blobs.open(layer.digest) as file:
+                    total += unpack.wheel_bytes(file, f"layer {layer.path}")
+        return total
+
+
+def _runtime(blobs: FileBlobStore, manifest: Manifest) -> Runtime:
+    """The checked runtime descriptor, so that a bundle without a usable one never gets a slot."""
+    layer = manifest.with_role(Role.RUNTIME)[0]
+    return Runtime.parse(blobs.read(layer.digest, RUNTIME_BYTES_MAX))
+
+
+def _put(staging: Path, path: str, chunks: Iterator[bytes] | None, layer: Descriptor) -> None:
+    """Write one entry of an archive; two that need the same name refuse the bundle, unless they are the same file."""
+    target = staging / path
+    try:
+        if chunks is None:
+            _make_parents(target / "any", staging)
+            return
+        _make_parents(target, staging)
+        # Wheels often bring the same empty __init__.py or licence file.
+        if path.startswith(f"{SITE}/") and target.is_file():
+            if not _is_same(target, chunks):
+                raise ContractError("artifact.archive-invalid", f"two wheels bring different files {path!r}")
+            return
+        _write(target, chunks)
+    except _CLASHES:
+        raise ContractError(
+            "artifact.archive-invalid", f"layer {layer.path}: {path!r} clashes with another entry of that name"
+        ) from None
+
+
+def _make_parents(target: Path, stop: Path) -> None:
+    """Make the folders above a path, all of them inside `stop`, which exists."""
+    missing = []
+    place = target.parent
+    while place != stop and not place.is_dir():
+        missing.append(place)
+        place = place.parent
+    for folder in reversed(missing):
+        folder.mkdir(mode=_FOLDER_MODE)
+
+
+def _write(target: Path, chunks: Iterator[bytes]) -> None:
+    descriptor = durable.create_file(target, _FILE_MODE)
+    try:
+        for chunk in chunks:
+            durable.write_all(descriptor, chunk)
+    finally:
+        os.close(descriptor)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    file.seek(0)
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _is_same(path: Path, chunks: Iterator[bytes]) -> bool:
+    """Whether a file holds exactly these bytes."""
+    try:
+        with os.fdopen(durable.open_file(path), "rb") as file:
+            is_same = True
+            for chunk in chunks:  # used up in any case: an archive's entries come one after the other
+                is_same = is_same and file.read(len(chunk)) == chunk
+            return is_same and not file.read(1)
+    except OSError:
+        return False
