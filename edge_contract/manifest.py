@@ -42,6 +42,7 @@ VERSION: Final = "org.opencontainers.image.version"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 ROLE: Final = "io.lighterman.role"
 MODEL: Final = "io.lighterman.model"
+PLATFORM: Final = "io.lighterman.platform"  # on a manifest: two platforms with equal layers are two artifacts
 
 
 class Role:

@@ -1,0 +1,54 @@
+"""Named bounds of the packager. Sizes in bytes, times in seconds unless the name says otherwise."""
+
+from typing import Final
+
+from edge_contract.limits import GIB, KIB, MIB
+
+COPY_BYTES: Final = 1 * MIB
+"""Chunk in which files are copied and hashed."""
+
+# Specification files
+SPEC_BYTES_MAX: Final = 1 * MIB
+CODE_FILES_MAX: Final = 5_000
+DOC_BYTES_MAX: Final = 64 * MIB
+GLOB_FILES_MAX: Final = 256
+
+# Reading ONNX files
+PROTO_DEPTH_MAX: Final = 64
+PROTO_KEPT_BYTES_MAX: Final = 64 * MIB
+"""What is left of a model when the numbers of its tensors are skipped."""
+PROTO_FIELD_KEPT_BYTES_MAX: Final = 64 * KIB
+PROTO_VARINT_BYTES_MAX: Final = 10
+SCRIPT_BYTES_MAX: Final = 4 * MIB
+
+# Running a model here
+PROBE_SECONDS_DEFAULT: Final = 600.0
+PROBE_OUTPUT_BYTES_MAX: Final = 64 * KIB
+PROBE_RESULT_BYTES_MAX: Final = 4 * MIB
+GOLDEN_ROWS_MAX: Final = 100_000
+PEAK_STEP_BYTES: Final = 16 * MIB
+"""A measured load peak is rounded up to a multiple of this."""
+WHEEL_BYTES_MAX: Final = 2 * GIB
+DOWNLOAD_SECONDS_MAX: Final = 1_800.0
+
+# Keys and metadata
+KEY_FILE_BYTES_MAX: Final = 64 * KIB
+KEYRING_BYTES_MAX: Final = 1 * MIB
+KEYS_PER_ROLE_MAX: Final = 16
+METADATA_BYTES_MAX: Final = 16 * MIB
+ROOT_STEPS_MAX: Final = 256
+"""New roots accepted in one go (python-tuf uses the same bound)."""
+BIN_BITS: Final = 8
+BIN_PREFIX: Final = "bins"
+EXPIRES_DAYS_DEFAULT: Final = 365
+EXPIRES_DAYS_MAX: Final = 3_650
+SIGN_ATTEMPTS_MAX: Final = 8
+SIGN_BACKOFF_S: Final = 0.05
+SIGN_BACKOFF_S_MAX: Final = 2.0
+
+# The registry
+HTTP_TIMEOUT_S: Final = 30.0
+WAIT_SECONDS_DEFAULT: Final = 600.0
+WAIT_POLL_S: Final = 0.25
+WAIT_FAILURES_MAX: Final = 20
+"""Polls in a row that may fail for want of a network before waiting is given up."""

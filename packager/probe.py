@@ -1,0 +1,230 @@
+"""Runs the members of a bundle once, in a process of its own: `python -m packager.probe FOLDER`.
+
+A process of its own, because a model may crash the runtime, a script is anybody's code, and the memory that loading
+takes can only be measured where nothing else was loaded. The folder holds `job.json`; `result.json` and
+`outputs.safetensors` are written to it. This is the one place of the packager that imports an inference runtime.
+"""
+
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject, dump, parse_object
+from edge_contract.limits import KIB, MIB
+from packager.golden import NUMPY_BY_TYPE, Array, Tensors, from_safetensors, to_safetensors
+
+_JOB_BYTES_MAX: Final = 4 * MIB
+Run = Callable[[Tensors], Tensors]
+
+
+def litert_signature(
+    path: Path,
+) -> tuple[list[tuple[str, str, tuple[int, ...]]], list[tuple[str, str, tuple[int, ...]]]]:
+    """Names, numpy datatypes and shapes (-1 free) of a TFLite model's inputs and outputs.
+
+    Raises:
+        EdgeError: `artifact.not-a-model`.
+    """
+    interpreter = _litert(path)
+
+    def rows(details: Any) -> list[tuple[str, str, tuple[int, ...]]]:
+        result = []
+        for item in details:
+            shape = item["shape_signature"] if len(item["shape_signature"]) else item["shape"]
+            name = np.dtype(item["dtype"]).name
+            result.append((str(item["name"]), name, tuple(int(dim) for dim in shape)))
+        return result
+
+    return rows(interpreter.get_input_details()), rows(interpreter.get_output_details())
+
+
+def _litert(path: Path) -> Any:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        raise EdgeError(
+            "config.dependency-missing",
+            "this machine has no TensorFlow Lite runtime",
+            "Install ai-edge-litert, or trust the golden vectors with --trust-golden.",
+        ) from None
+    try:
+        return Interpreter(model_path=str(path))
+    except (ValueError, RuntimeError) as error:
+        raise EdgeError("artifact.not-a-model", f"{path} cannot be loaded: {error}") from None
+
+
+def _load_onnx(entry: Path, options: Mapping[str, str]) -> Run:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise EdgeError(
+            "config.dependency-missing",
+            "this machine has no ONNX runtime",
+            "Install onnxruntime, or trust the golden vectors with --trust-golden.",
+        ) from None
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = int(options.get("intra_op_threads", "1"))
+    try:
+        session = ort.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
+    # The runtime's exceptions share no base class but this one.
+    except Exception as error:  # noqa: BLE001
+        raise EdgeError("model.load-failed", f"{entry.name} does not load: {_first_line(error)}") from None
+    names = [item.name for item in session.get_outputs()]
+
+    def run(feed: Tensors) -> Tensors:
+        return dict(zip(names, (np.asarray(item) for item in session.run(names, dict(feed))), strict=True))
+
+    return run
+
+
+def _load_litert(entry: Path, options: Mapping[str, str]) -> Run:
+    if options:
+        raise EdgeError("config.invalid", f"the litert engine knows no option {sorted(options)[0]!r}")
+    interpreter = _litert(entry)
+
+    def run(feed: Tensors) -> Tensors:
+        details = {item["name"]: item["index"] for item in interpreter.get_input_details()}
+        for name, array in feed.items():
+            interpreter.resize_tensor_input(details[name], array.shape)
+        interpreter.allocate_tensors()
+        for name, array in feed.items():
+            interpreter.set_tensor(details[name], array)
+        interpreter.invoke()
+        return {item["name"]: interpreter.get_tensor(item["index"]) for item in interpreter.get_output_details()}
+
+    return run
+
+
+def _load_script(entry: Path, outputs: list[str]) -> Run:
+    spec = importlib.util.spec_from_file_location("lighterman_entry", entry)
+    if spec is None or spec.loader is None:
+        raise EdgeError("artifact.not-a-model", f"{entry.name} is not a Python script")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        if hasattr(module, "init"):
+            module.init()
+    # Whatever a script raises, and SystemExit too, means that it does not load.
+    except BaseException as error:  # noqa: BLE001
+        raise EdgeError("model.load-failed", f"{entry.name} does not load: {_first_line(error)}") from None
+
+    def run(feed: Tensors) -> Tensors:
+        answer = module.run(dict(feed))
+        if not isinstance(answer, Mapping):
+            if len(outputs) != 1:
+                raise EdgeError(
+                    "model.output-invalid", f"run() of {entry.name} has to give a dict of its {len(outputs)} outputs"
+                )
+            answer = {outputs[0]: answer}
+        return {str(name): np.asarray(value) for name, value in answer.items()}
+
+    return run
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300] if text else 'no message'}"
+
+
+def _rows(member: JsonObject, feed: Tensors) -> list[Tensors]:
+    """The feed in steps of the batch size that the model fixes, whole when it leaves it free."""
+    fixed = {
+        spec["shape"][0] for spec in member["inputs"] if spec["shape"] and spec["shape"][0] > 0 and spec["name"] in feed
+    }
+    counts = {array.shape[0] for array in feed.values() if array.ndim}
+    if len(fixed) != 1 or len(counts) != 1 or counts == fixed:
+        return [feed]
+    step, count = fixed.pop(), counts.pop()
+    return [{name: array[n : n + step] for name, array in feed.items()} for n in range(0, count, step)]
+
+
+def _prove(member: JsonObject, run: Run, feed: Tensors) -> Tensors:
+    parts: list[Tensors] = []
+    for rows in _rows(member, feed):
+        try:
+            parts.append(run(rows))
+        except EdgeError:
+            raise
+        # The runtimes raise exceptions of their own kinds, and a script any.
+        except Exception as error:  # noqa: BLE001
+            raise EdgeError("model.inference-failed", f"{member['name']}: {_first_line(error)}") from None
+    result: Tensors = {}
+    for spec in member["outputs"]:
+        name = spec["name"]
+        missing = [part for part in parts if name not in part]
+        if missing:
+            raise EdgeError("model.output-invalid", f"{member['name']} gives no output {name!r}")
+        array: Array = parts[0][name] if len(parts) == 1 else np.concatenate([part[name] for part in parts])
+        wanted = NUMPY_BY_TYPE.get(spec["datatype"])
+        if wanted is None or array.dtype.newbyteorder("<") != np.dtype(wanted):
+            raise EdgeError(
+                "model.output-invalid",
+                f"{member['name']}: {name!r} has the datatype {array.dtype}, not {spec['datatype']}",
+            )
+        result[f"{member['name']}/output/{name}"] = array
+    return result
+
+
+def peak_bytes() -> int:
+    """Most memory this process ever had resident (`VmHWM`; unlike rusage it starts anew with the program)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * KIB
+    return 0
+
+
+def run_job(folder: Path) -> JsonObject:
+    """Load every member, run those that have inputs, write the outputs; gives what `result.json` says.
+
+    Raises:
+        EdgeError: `model.*`, `artifact.*`, `config.dependency-missing`.
+    """
+    job = parse_object((folder / "job.json").read_bytes(), "job", _JOB_BYTES_MAX)
+    sys.path[:0] = job["import_folders"]
+    os.environ.update(job["config"])
+    inputs = from_safetensors((folder / "inputs.safetensors").read_bytes()) if job["has_inputs"] else {}
+    began = time.monotonic()
+    loaded: dict[str, Run] = {}
+    for member in job["members"]:
+        entry = Path(member["entry"])
+        if member["engine"] == "onnx":
+            loaded[member["name"]] = _load_onnx(entry, member["options"])
+        elif member["engine"] == "litert":
+            loaded[member["name"]] = _load_litert(entry, member["options"])
+        else:
+            loaded[member["name"]] = _load_script(entry, [spec["name"] for spec in member["outputs"]])
+    load_ms = int((time.monotonic() - began) * 1000)
+    peak = peak_bytes()
+    outputs: Tensors = {}
+    for member in job["members"]:
+        prefix = f"{member['name']}/input/"
+        feed = {name[len(prefix) :]: array for name, array in inputs.items() if name.startswith(prefix)}
+        if feed:
+            outputs |= _prove(member, loaded[member["name"]], feed)
+    (folder / "outputs.safetensors").write_bytes(to_safetensors(outputs))
+    return {"load_ms": load_ms, "load_peak_bytes": peak}
+
+
+def main() -> int:
+    """Run the job of the folder named by the first argument."""
+    folder = Path(sys.argv[1])
+    try:
+        result = run_job(folder)
+    except EdgeError as error:
+        result = {"error": error.to_json()}
+    (folder / "result.json").write_bytes(dump(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Brings a description file and the command line together into one checked `Spec`."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edge_contract.errors import EdgeError
+from edge_contract.names import model_name, platform_name, relative_path, tags
+from edge_contract.runtime import ENGINES
+from packager.signature import engine_for
+from packager.spec import Flags, GoldenSpec, MemberSpec, SourceFile, Spec
+from packager.specfile import read_spec_file
+
+_T = TypeVar("_T")
+
+
+def load_spec(file: Path | None, flags: Flags, root: Path | None = None) -> Spec:
+    """Bring a description file and flags together.
+
+    Args:
+        file: A `lighterman.toml`, or none when flags say everything.
+        flags: From the command line.
+        root: Folder that paths of the file may not leave; its own folder when none.
+
+    Returns:
+        The checked description; every file it names exists.
+
+    Raises:
+        EdgeError: `config.invalid`, `config.file-missing`, `artifact.path-unsafe`, `cloud.name-invalid`.
+    """
+    base = read_spec_file(file, root) if file is not None else None
+    spec = _with_flags(base, flags)
+    _check(spec)
+    return spec
+
+
+def _with_flags(base: Spec | None, flags: Flags) -> Spec:
+    members = _members_of_flags(flags)
+    if base is None:
+        if not members:
+            raise EdgeError(
+                "config.invalid", "nothing says what to build", "Name a model file, or a description with --spec."
+            )
+        if not flags.name:
+            raise EdgeError("config.invalid", "the model has no name", "Give one with --name (--model in build).")
+        base = Spec(name=model_name(flags.name), members=members)
+    spec = replace(
+        base,
+        name=model_name(flags.name) if flags.name else base.name,
+        version=flags.version or base.version,
+        members=members or base.members,
+        platforms=tuple(sorted({platform_name(item) for item in flags.platforms})) or base.platforms,
+        hardware_ids=flags.hardware_ids or base.hardware_ids,
+        release_counter=flags.release_counter or base.release_counter,
+        code=tuple(_flag_folder(item) for item in flags.code) or base.code,
+        golden=_golden_of_flags(base.golden, flags),
+        dependencies=_given(
+            base.dependencies,
+            wheels=tuple(_flag_file("--wheel", item) for item in flags.wheels) or None,
+            requirements=flags.requirements,
+            is_resolved=flags.is_resolved,
+        ),
+        serving=_given(
+            base.serving,
+            probation_ms=flags.probation_ms,
+            sampling_ratio=flags.sampling_ratio,
+            is_peak_measured=flags.is_peak_measured,
+            config=base.serving.config | flags.config,
+        ),
+        about=_given(
+            base.about,
+            description=flags.description or None,
+            tags=tags(base.about.tags | flags.tags),
+            properties=tags(base.about.properties | flags.properties),
+            lineage=base.about.lineage | flags.lineage,
+            docs=tuple(SourceFile(_flag_file("--doc", item), item.name) for item in flags.docs) or None,
+        ),
+    )
+    if flags.engine:
+        spec = replace(spec, members=tuple(replace(member, engine=flags.engine) for member in spec.members))
+    return spec
+
+
+def _given(base: _T, **changes: Any) -> _T:
+    """The value with those changes that say something."""
+    given = {key: value for key, value in changes.items() if value is not None}
+    return replace(base, **given)  # type: ignore[type-var]  # every caller passes a dataclass
+
+
+def _flag_file(flag: str, path: Path) -> Path:
+    if not path.is_file():
+        raise EdgeError("config.file-missing", f"{flag}: there is no file {path}")
+    return path.resolve()
+
+
+def _flag_folder(path: Path) -> SourceFile:
+    if not path.is_dir():
+        raise EdgeError("config.file-missing", f"--code: there is no folder {path}")
+    return SourceFile(path.resolve(), relative_path(path.resolve().name))
+
+
+def _members_of_flags(flags: Flags) -> tuple[MemberSpec, ...]:
+    result: list[MemberSpec] = []
+    for name, path in flags.members:
+        source = _flag_file("model file", path)
+        member = model_name(name or flags.name or source.stem.lower())
+        if member in {other.name for other in result}:
+            raise EdgeError("config.invalid", f"two members have the name {member!r}", "Name them: NAME=FILE.")
+        prefix = "" if len(flags.members) == 1 else f"{member}/"
+        engine = flags.engine or engine_for(source)
+        if engine not in ENGINES:
+            raise EdgeError("config.invalid", f"--engine: {engine!r} is not known", f"Known: {', '.join(ENGINES)}.")
+        result.append(MemberSpec(member, engine, SourceFile(source, relative_path(prefix + path.name))))
+    if flags.extra_files:
+        if len(result) != 1:
+            raise EdgeError("config.invalid", "--extra-file needs exactly one model file", "Use a description file.")
+        extra = tuple(SourceFile(_flag_file("--extra-file", item), item.name) for item in flags.extra_files)
+        result[0] = replace(result[0], files=extra)
+    return tuple(result)
+
+
+def _golden_of_flags(base: GoldenSpec | None, flags: Flags) -> GoldenSpec | None:
+    if flags.golden is not None:
+        source = _flag_file("--golden", flags.golden)
+        base = replace(base, source=source) if base else GoldenSpec(source)
+    if base is None:
+        if flags.rtol is not None or flags.atol is not None or flags.is_golden_trusted:
+            raise EdgeError("config.invalid", "a tolerance was given without golden vectors", "Add --golden FILE.")
+        return None
+    return _given(base, rtol=flags.rtol, atol=flags.atol, is_trusted=flags.is_golden_trusted)
+
+
+def _check(spec: Spec) -> None:
+    """What neither file nor flags can say alone."""
+    where = spec.origin or "the command line"
+    paths: dict[str, str] = {}
+    for what, path in _all_paths(spec):
+        folded = path.casefold()
+        if folded in paths:
+            raise EdgeError(
+                "config.invalid", f"{where}: {what} and {paths[folded]} would both be {path!r} in the bundle"
+            )
+        paths[folded] = what
+    if len(set(spec.hardware_ids)) != len(spec.hardware_ids):
+        raise EdgeError("config.invalid", f"{where}: a hardware id stands twice")
+    dependencies = spec.dependencies
+    if dependencies.requirements and not dependencies.is_resolved:
+        raise EdgeError(
+            "config.invalid",
+            f"{where}: dependencies.requirements names packages that are not in the bundle",
+            "Allow pip to download them with --resolve (dependencies.resolve = true), or list wheel files.",
+        )
+    if not any(member.engine == "script" for member in spec.members) and (dependencies.wheels or spec.code):
+        raise EdgeError("config.invalid", f"{where}: code and wheels are for scripts, and no member is one")
+
+
+def _all_paths(spec: Spec) -> Iterable[tuple[str, str]]:
+    for member in spec.members:
+        for file in (member.entry, *member.files):
+            yield str(file.source), file.path
+    for item in (*spec.code, *spec.about.docs):
+        yield str(item.source), item.path
