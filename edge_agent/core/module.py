@@ -252,7 +252,9 @@ class ModuleMachine:
 
     def _act_watch(self, now: int, event: inputs.SlotActivated) -> Commands:
         record = self.record
-        record.fallback, record.live = record.live, self._deployment()
+        # A live bundle that failed, and whose own fallback did not come up, is nothing to roll back to.
+        is_fit = record.live is not None and record.live.manifest not in record.quarantined
+        record.fallback, record.live = record.live if is_fit else None, self._deployment()
         record.golden, record.sampling_ratio = self._next_golden, self._next_sampling
         record.phase, record.probation_restarts, record.error = Phase.PROBATION, 0, None
         self.is_serving, self._serve_failures, self._served_at = True, 0, now
