@@ -1,0 +1,245 @@
+"""The TUF director: for each device, signed on demand, which of the genuine bundles it should run.
+
+A device's targets, snapshot and timestamp are one row of the metadata table, replaced in one step, with the version
+before the current one still in it: a device that fetched the timestamp a moment ago can go on. Targets get a new
+version only when the assignments change or the old ones near their expiry, so that the version of the targets can tell
+devices and operators whether there is something new.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from tuf.api.metadata import Snapshot, TargetFile, Targets, Timestamp
+
+from cloud_registry.adapters import tuf_rules
+from cloud_registry.adapters.tuf_keys import DIRECTOR, OnlineKeys
+from cloud_registry.limits import (
+    DIRECTOR_TARGETS_LIFE_MS,
+    METADATA_ATTEMPTS_MAX,
+    METADATA_BYTES_MAX,
+    SNAPSHOT_LIFE_MS,
+    TIMESTAMP_LIFE_MS,
+)
+from cloud_registry.ports import AssignmentSource, Clock, MetadataRow, MetadataTable
+from edge_contract.deployment import Assignment, target_path
+from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
+from edge_contract.names import device_name
+
+LOGGER = logging.getLogger(__name__)
+_ROW: Final = "current"
+_KEPT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Shelf:
+    """Everything signed for one device.
+
+    Attributes:
+        content: Digest of what the targets say; tells whether the assignments changed.
+        targets: File by version, the newest last; likewise the others.
+        snapshots: File by version.
+        timestamp: The one timestamp, with its version.
+        renew_ms: When the first of them has used half of its life, by role.
+    """
+
+    content: str = ""
+    targets: dict[int, bytes] = field(default_factory=dict)
+    snapshots: dict[int, bytes] = field(default_factory=dict)
+    timestamp: tuple[int, bytes] = (0, b"")
+    renew_ms: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def version(self) -> int:
+        """Version of the newest targets."""
+        return max(self.targets, default=0)
+
+    def to_bytes(self) -> bytes:
+        """The row's document."""
+        return dump(
+            {
+                "content": self.content,
+                "targets": {str(number): data.decode() for number, data in self.targets.items()},
+                "snapshots": {str(number): data.decode() for number, data in self.snapshots.items()},
+                "timestamp": {str(self.timestamp[0]): self.timestamp[1].decode()},
+                "renew_ms": self.renew_ms,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "_Shelf":
+        """Read what `to_bytes` wrote."""
+        fields = Fields(
+            parse_object(data, "director row", METADATA_BYTES_MAX), "director row", "trust.metadata-invalid"
+        )
+
+        def files(name: str) -> dict[int, bytes]:
+            found = {int(number): text.encode() for number, text in fields.mapping(name, _KEPT, len(data)).items()}
+            return dict(sorted(found.items()))
+
+        times = Fields(fields.take("renew_ms"), "director row", "trust.metadata-invalid")
+        return cls(
+            content=fields.text("content"),
+            targets=files("targets"),
+            snapshots=files("snapshots"),
+            timestamp=next(iter(files("timestamp").items())),
+            renew_ms={role: times.integer(role) for role in (Targets.type, Snapshot.type, Timestamp.type)},
+        )
+
+
+class TufDirector:
+    """The `Director` port. Any thread; several processes may share the metadata table."""
+
+    def __init__(self, table: MetadataTable, keys: OnlineKeys, assignments: AssignmentSource, clock: Clock) -> None:
+        """Use a metadata table, the server's keys, and what the operators decided."""
+        self._table = table
+        self._keys = keys
+        self._assignments = assignments
+        self._clock = clock
+
+    def root(self) -> bytes | None:
+        """See `Director.root`."""
+        row = self._table.get(DIRECTOR, "root")
+        return None if row is None else row[1]
+
+    def metadata(self, device: str, filename: str) -> bytes:
+        """See `Director.metadata`. Only asking for the timestamp takes in new assignments."""
+        if filename == "timestamp.json":
+            return self._current(device).timestamp[1]
+        number, _, role = filename.removesuffix(".json").partition(".")
+        if not filename.endswith(".json") or not number.isdecimal() or number.startswith("0") or len(number) > 9:
+            raise _no_file(device, filename)
+        if role == "root":
+            row = self._table.get(DIRECTOR, f"{number}.root")
+            data = None if row is None else row[1]
+        else:
+            self._require_root()
+            shelf = self._stored(device)[1]
+            files = {Targets.type: shelf.targets, Snapshot.type: shelf.snapshots}.get(role, {})
+            data = files.get(int(number))
+        if data is None:
+            raise _no_file(device, filename)
+        return data
+
+    def version(self, device: str) -> int:
+        """See `Director.version`."""
+        return 0 if self.root() is None else self._current(device).version
+
+    def invalidate(self, device: str) -> None:
+        """See `Director.invalidate`: nothing is held in memory, so there is nothing to drop."""
+        LOGGER.debug("the assignments of %s changed", device)
+
+    def forget(self, device: str) -> None:
+        """See `Director.forget`."""
+        self._table.remove_repository(_repository(device))
+
+    # --- inside ---
+
+    def _require_root(self) -> None:
+        if self.root() is None:
+            raise EdgeError("trust.root-unknown", "the director has no root", "Run `packager keys init` first.")
+
+    def _stored(self, device: str) -> tuple[int, _Shelf]:
+        row = self._table.get(_repository(device), _ROW)
+        return (0, _Shelf()) if row is None else (row[0], _Shelf.from_bytes(row[1]))
+
+    def _current(self, device: str) -> _Shelf:
+        """What is signed for a device, after taking in its assignments and renewing what is past half its life."""
+        self._require_root()
+        for _ in range(METADATA_ATTEMPTS_MAX):
+            # The row first: assignments that change after it was read conflict with us, or are seen next time.
+            row_version, shelf = self._stored(device)
+            updated = self._updated(device, shelf, self._assignments.assignments(device))
+            if updated is shelf:
+                return shelf
+            row = MetadataRow(_repository(device), _ROW, row_version + 1, updated.to_bytes())
+            try:
+                self._table.put_many([row], {(row.repository, row.name): row_version})
+            except EdgeError as error:
+                if error.code != "cloud.conflict":
+                    raise
+                continue
+            return updated
+        raise EdgeError("cloud.unavailable", f"the metadata of {device} changes too fast", "Try again.")
+
+    def _updated(self, device: str, shelf: _Shelf, assignments: Sequence[Assignment]) -> _Shelf:
+        now = self._clock.wall_ms()
+        targets = _targets_of(device, assignments)
+        content = str(Digest.of(dump({path: target.to_dict() for path, target in targets.items()})))
+        is_new = content != shelf.content or now >= shelf.renew_ms[Targets.type]
+        if is_new:
+            shelf = self._with_targets(device, shelf, targets, content, now)
+        if is_new or now >= shelf.renew_ms[Snapshot.type]:
+            shelf = self._with_snapshot(shelf, now)
+            is_new = True
+        if is_new or now >= shelf.renew_ms[Timestamp.type]:
+            shelf = self._with_timestamp(shelf, now)
+        return shelf
+
+    def _with_targets(
+        self, device: str, shelf: _Shelf, targets: dict[str, TargetFile], content: str, now: int
+    ) -> _Shelf:
+        number = shelf.version + 1
+        part = Targets(
+            version=number,
+            expires=tuf_rules.later(now, DIRECTOR_TARGETS_LIFE_MS),
+            targets=targets,
+            # Says whose metadata it is also when nothing is assigned, so that nobody can hand it to another device.
+            unrecognized_fields={"lighterman": {"device": device}},
+        )
+        data = tuf_rules.signed(part, DIRECTOR, self._keys)
+        files = _newest(shelf.targets | {number: data})
+        return replace(
+            shelf, content=content, targets=files, renew_ms=_renewal(shelf, Targets.type, now, DIRECTOR_TARGETS_LIFE_MS)
+        )
+
+    def _with_snapshot(self, shelf: _Shelf, now: int) -> _Shelf:
+        number = max(shelf.snapshots, default=0) + 1
+        part = tuf_rules.new_snapshot(number, {Targets.type: shelf.version}, now, SNAPSHOT_LIFE_MS)
+        data = tuf_rules.signed(part, DIRECTOR, self._keys)
+        return replace(
+            shelf,
+            snapshots=_newest(shelf.snapshots | {number: data}),
+            renew_ms=_renewal(shelf, Snapshot.type, now, SNAPSHOT_LIFE_MS),
+        )
+
+    def _with_timestamp(self, shelf: _Shelf, now: int) -> _Shelf:
+        number = shelf.timestamp[0] + 1
+        newest = max(shelf.snapshots)
+        part = tuf_rules.new_timestamp(number, newest, shelf.snapshots[newest], now, TIMESTAMP_LIFE_MS)
+        data = tuf_rules.signed(part, DIRECTOR, self._keys)
+        return replace(
+            shelf, timestamp=(number, data), renew_ms=_renewal(shelf, Timestamp.type, now, TIMESTAMP_LIFE_MS)
+        )
+
+
+def _targets_of(device: str, assignments: Sequence[Assignment]) -> dict[str, TargetFile]:
+    targets: dict[str, TargetFile] = {}
+    for item in assignments:
+        path = target_path(item.artifact.model, item.artifact.version, item.manifest)
+        if path in targets:
+            # A target is a file and names one module; a second module with the same bundle has no place to stand.
+            LOGGER.warning("%s: module %s waits, another one runs the same bundle %s", device, item.module, path)
+            continue
+        custom: JsonObject = item.custom()
+        targets[path] = TargetFile(item.manifest_bytes, {"sha256": item.manifest.hex}, path, {"custom": custom})
+    return targets
+
+
+def _renewal(shelf: _Shelf, role: str, now: int, life_ms: int) -> dict[str, int]:
+    return shelf.renew_ms | {role: now + life_ms // 2}
+
+
+def _newest(files: dict[int, bytes]) -> dict[int, bytes]:
+    return dict(sorted(files.items())[-_KEPT:])
+
+
+def _repository(device: str) -> str:
+    return f"{DIRECTOR}/{device_name(device)}"
+
+
+def _no_file(device: str, filename: str) -> EdgeError:
+    return EdgeError("cloud.not-found", f"{device} has no metadata file {filename[:80]!r}")
