@@ -4,6 +4,7 @@ Bundles are read strictly: a field this version does not know refuses the manife
 readers understand differently is not one document.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -279,16 +280,28 @@ class Index:
         raise ContractError("artifact.platform-mismatch", f"no manifest for {platform}; there are: {known}")
 
     def to_bytes(self) -> bytes:
-        """The reproducible bytes of the index."""
+        """The reproducible bytes of the index.
+
+        Copying tools of the containers family write an index anew, with the keys they know in an order of their own;
+        these are exactly the bytes that they write, so that a copied bundle keeps its digest.
+        """
         document: JsonObject = {
             "schemaVersion": 2,
             "mediaType": INDEX_TYPE,
-            "artifactType": BUNDLE_ARTIFACT_TYPE,
-            "manifests": [item.to_json() for item in self.manifests],
+            "manifests": [_index_entry(item) for item in self.manifests],
         }
         if self.annotations:
-            document["annotations"] = self.annotations
-        return dump(document)
+            document["annotations"] = dict(sorted(self.annotations.items()))
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _index_entry(item: Descriptor) -> JsonObject:
+    entry: JsonObject = {"mediaType": item.media_type, "digest": str(item.digest), "size": item.size}
+    if item.annotations:
+        entry["annotations"] = dict(sorted(item.annotations.items()))
+    os_name, architecture, *variant = (item.platform or "/").split("/")
+    entry["platform"] = {"architecture": architecture, "os": os_name} | ({"variant": variant[0]} if variant else {})
+    return entry
 
 
 def plan_bytes(descriptors: Iterable[Descriptor]) -> int:

@@ -15,7 +15,6 @@ from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.manifest import (
-    BUNDLE_ARTIFACT_TYPE,
     CODE_RAW,
     CODE_TAR,
     CONFIG_TYPE,
@@ -309,7 +308,7 @@ class _Writer:
         manifest = Manifest(Descriptor(CONFIG_TYPE, digest, size), tuple(layers), notes)
         manifest.check()
         digest, size = self._layout.add_bytes(manifest.to_bytes())
-        return Descriptor(MANIFEST_TYPE, digest, size, platform=platform, artifact_type=BUNDLE_ARTIFACT_TYPE)
+        return Descriptor(MANIFEST_TYPE, digest, size, platform=platform)
 
 
 def _write(material: _Material, folder: Path, out: Path, reporter: Reporter, created_s: int | None) -> BuiltBundle:
