@@ -64,6 +64,8 @@ class Checkers:
         self._failures: Counter[tuple[str, str, str]] = Counter()
         self._rollbacks: Counter[tuple[str, str]] = Counter()
         self._records: dict[str, Record] = {}
+        self._unwritten: dict[str, set[tuple[str, Digest]]] = {}
+        self._failed_proofs: set[tuple[str, str, Digest]] = set()
         self._stuck: set[tuple[str, str, Digest]] = set()
         self._instants: dict[str, tuple[int, int]] = {}
 
@@ -93,6 +95,15 @@ class Checkers:
         if device.storage.being_written is not None:
             detail = f"{type(command).__name__} started while a record was being written"
             raise InvariantError("persist-is-a-barrier", device.name, detail)
+        if isinstance(command, do.ResolveBundle):
+            key = (device.name, command.assignment.module, command.assignment.manifest)
+            if key in self._failed_proofs:
+                detail = f"{command.assignment.manifest.short} is tried again after it failed its golden vectors"
+                raise InvariantError("failed-is-not-tried-again", device.name, detail)
+        if isinstance(command, do.RollBack):
+            # Rolling back takes another deployment up again, one that was refused before as well.
+            for counted in [key for key in self._failures if key[::2] == (device.name, command.module)]:
+                del self._failures[counted]
         phase = _PHASE_ON_DISK.get(type(command))
         if phase is None:
             return
@@ -167,6 +178,10 @@ class Checkers:
             if self._failures[key] > FINAL_ATTEMPTS_MAX + device.restarts:
                 detail = f"{assignment.deployment} failed {self._failures[key]} times, last with {code}"
                 raise InvariantError("attempts-are-bounded", device.name, detail)
+            module = device.agent.reported_modules().get(assignment.module) if device.agent else None
+            is_current = module and module.deployment and module.deployment.deployment == assignment.deployment
+            if is_current and isinstance(command, do.ProveCandidate):
+                self._unwritten.setdefault(device.name, set()).add((assignment.module, assignment.manifest))
         elif isinstance(command, do.RollBack):
             counted = (device.name, command.module)
             self._rollbacks[counted] += 1
@@ -176,16 +191,16 @@ class Checkers:
                 )
 
     def rolled_back(self, device: Device, module: str) -> None:
-        """A rollback ended: the next one counts afresh, and so does a deployment that was refused before it."""
+        """A rollback ended; the next one counts afresh."""
         self._rollbacks[device.name, module] = 0
-        for key in [key for key in self._failures if key[::2] == (device.name, module)]:
-            del self._failures[key]
 
     def persisted(self, device: Device, record: JsonObject) -> None:
         """A record reads back as it was, its director version never falls, and what is quarantined stays so."""
         new = Record.from_json(record)
         if new.to_json() != record:
             raise InvariantError("records-read-back", device.name, "a record differs after it was written and read")
+        for module_name, manifest in self._unwritten.pop(device.name, set()):
+            self._failed_proofs.add((device.name, module_name, manifest))
         old = self._records.get(device.name)
         self._records[device.name] = new
         for name, module in new.modules.items():
@@ -207,6 +222,7 @@ class Checkers:
     def lost_power(self, device: Device) -> None:
         """Forget the record that never became durable."""
         data = device.storage.load()
+        self._unwritten.pop(device.name, None)
         self._records.pop(device.name, None)
         if data is not None:
             self._records[device.name] = Record.from_json(data)

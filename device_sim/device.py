@@ -19,6 +19,7 @@ from device_sim.trace import Trace, describe
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
+from edge_agent.shell.dispatch import Lane, lane_of
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
 from edge_contract.twin import Report
@@ -59,9 +60,14 @@ class _Work:
     """An operation of the core and the power-on it belongs to."""
 
     command: do.Command
-    op: int
+    op: int | None
     boot: int
     is_done: bool = field(default=False)
+
+    @property
+    def lane(self) -> Lane:
+        """The shell's thread that would carry it out."""
+        return lane_of(self.command)
 
 
 class SimDevice:
@@ -81,8 +87,8 @@ class SimDevice:
         self._reports = 0
         self._commands: deque[do.Command | Report] = deque()
         self._is_writing = False
-        self._work: deque[_Work] = deque()
-        self._running: _Work | None = None
+        self._waiting: dict[Lane, deque[_Work]] = {lane: deque() for lane in Lane}
+        self._running: dict[Lane, _Work] = {}
         self._completing = 0
         self._timer: Timer | None = None
 
@@ -105,14 +111,15 @@ class SimDevice:
             return
         self.restarts += 1
         self._around.trace.add(self.name, "loses power")
-        if self._running is not None and self._draw.random() < 0.5:
-            self._leave_behind(self._running.command)
+        for work in self._running.values():
+            if self._draw.random() < 0.5:
+                self._leave_behind(work.command)
         self.storage.cut_power(self._draw)
         self._around.checkers.lost_power(self)
         self.workers = Workers()
-        self.agent, self._running, self._is_writing, self._completing = None, None, False, 0
+        self.agent, self._running, self._is_writing, self._completing = None, {}, False, 0
         self._commands.clear()
-        self._work.clear()
+        self._waiting = {lane: deque() for lane in Lane}
         if self._timer is not None:
             self._timer.cancel()
         self._boot += 1
@@ -182,7 +189,7 @@ class SimDevice:
             self._commands.append(self._report(agent) if isinstance(command, do.SendReport) else command)
         self._carry_out()
         self._arm()
-        if self._running is None and not self._commands and not self._is_writing and self._completing == 0:
+        if not (self._running or self._commands or self._is_writing or self._completing):
             self._around.checkers.settled(self)
 
     def _arm(self) -> None:
@@ -203,15 +210,13 @@ class SimDevice:
             self._around.checkers.started(self, command)
             if isinstance(command, do.Persist):
                 self._persist(command)
-            elif isinstance(command, do.CollectGarbage):
-                self.storage.collect(command.keep)
-            elif isinstance(command, do.DiscardCandidate):
-                self.workers.candidate.pop(command.module, None)
             elif isinstance(command, do.CancelOperation):
                 self._cancel(command.op)
-            elif not isinstance(command, do.SetSampling | do.SendReport):
-                self._work.append(_Work(command, command.op, self._boot))
-        self._work_on()
+            elif not isinstance(command, do.SendReport):
+                work = _Work(command, getattr(command, "op", None), self._boot)
+                self._waiting[work.lane].append(work)
+        for lane in Lane:
+            self._work_on(lane)
 
     def _persist(self, command: do.Persist) -> None:
         self.storage.begin_write(command.record)
@@ -244,38 +249,39 @@ class SimDevice:
         message = report.to_bytes()
         self._around.network.send(self.name, lambda: self._around.cloud.receive(message))
 
-    # -- operations: one at a time, as the shell's one executor does them ------------------------------------------
+    # -- operations: one at a time in each lane, as the shell's threads do them -------------------------------------
 
-    def _work_on(self) -> None:
-        if self._running is not None or not self._work:
-            return
-        work = self._running = self._work.popleft()
-        self._perform(work)
+    def _work_on(self, lane: Lane) -> None:
+        if lane not in self._running and self._waiting[lane]:
+            work = self._running[lane] = self._waiting[lane].popleft()
+            self._perform(work)
 
     def _cancel(self, op: int) -> None:
-        for work in [*self._work, *([self._running] if self._running else [])]:
+        waiting = [work for works in self._waiting.values() for work in works]
+        for work in [*waiting, *self._running.values()]:
             if work.op == op:
                 # It ends where it next looks; what it already did stays done.
                 self._finish(work, inputs.CommandFailed(op, "network.cut", "the operation was cancelled"))
 
-    def _finish(self, work: _Work, event: inputs.Event) -> None:
+    def _finish(self, work: _Work, event: inputs.Event | None) -> None:
         """Tell the core how an operation ended, once; not at the same instant, because nothing real is that fast."""
         if work.is_done or work.boot != self._boot:
             return
         work.is_done = True
+        if self._running.get(work.lane) is work:
+            del self._running[work.lane]
+        elif work in self._waiting[work.lane]:
+            self._waiting[work.lane].remove(work)
+        self._completing += 1
+        self._later(1, lambda: self._completed(work, event))
+
+    def _completed(self, work: _Work, event: inputs.Event | None) -> None:
+        self._completing -= 1
         if isinstance(event, inputs.CommandFailed):
             self._around.checkers.failed(self, work.command, event.code)
-        if self._running is work:
-            self._running = None
-        elif work in self._work:
-            self._work.remove(work)
-        self._completing += 1
-        self._later(1, lambda: self._completed(event))
-
-    def _completed(self, event: inputs.Event) -> None:
-        self._completing -= 1
-        self.feed(event)
-        self._work_on()
+        if event is not None:
+            self.feed(event)
+        self._work_on(work.lane)
 
     def _perform(self, work: _Work) -> None:
         command, faults = work.command, self._around.faults()
@@ -289,15 +295,22 @@ class SimDevice:
                 self._do(work, lambda: inputs.BlobsFetched(command.op, 0))
             else:
                 # A long download is many requests: the timeout of one does not end it, `cut` does.
-                self._later(
-                    bundle.size // _BYTES_PER_MS, lambda: self._ask(work, 1, lambda: self._fetch(command, faults))
-                )
+                wait_ms = bundle.size // _BYTES_PER_MS
+                self._later(wait_ms, lambda: self._ask(work, 1, lambda: self._fetch(command, faults)))
         elif isinstance(command, do.BundleCommand):
             self._do(work, lambda: self._local_step(command, faults))
         elif isinstance(command, do.ModuleCommand):
             self._do(work, lambda: self._module_step(command, faults))
+        else:
+            self._do(work, lambda: self._keep_house(command))
 
-    def _do(self, work: _Work, effect: Callable[[], inputs.Event]) -> None:
+    def _keep_house(self, command: do.Command) -> None:
+        if isinstance(command, do.CollectGarbage):
+            self.storage.collect(command.keep)
+        elif isinstance(command, do.DiscardCandidate):
+            self.workers.candidate.pop(command.module, None)
+
+    def _do(self, work: _Work, effect: Callable[[], inputs.Event | None]) -> None:
         def end() -> None:
             if not work.is_done:
                 self._finish(work, effect())
@@ -308,7 +321,7 @@ class SimDevice:
         def answer(came: bool) -> None:
             if work.is_done or work.boot != self._boot:
                 return
-            failed = inputs.CommandFailed(work.op, "network.timeout", "no answer")
+            failed = inputs.CommandFailed(work.op or 0, "network.timeout", "no answer")
             self._finish(work, effect() if came else failed)
 
         self._around.network.request(self.name, work_ms, answer)
