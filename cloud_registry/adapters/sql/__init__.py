@@ -1,0 +1,1 @@
+"""The registry's tables on SQLite or PostgreSQL (SQLAlchemy Core, Alembic)."""
