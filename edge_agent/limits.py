@@ -29,7 +29,7 @@ FETCH_MS_MAX: Final = 6 * 3600 * 1000  # one attempt at one blob; what came is k
 DOCUMENT_MS_MAX: Final = 60_000  # one attempt at one small document
 REDIRECTS_MAX: Final = 3
 RESTARTS_MAX: Final = 1  # fresh starts of one blob after resumed bytes turned out to be wrong
-HEADER_ERROR_BYTES_MAX: Final = 64 * KIB  # of an error's body that is read for its code
+ERROR_BYTES_MAX: Final = 64 * KIB  # of the body of an error
 
 # Metadata (the sizes python-tuf's own client allows, the top targets smaller because bins hold the list)
 ROOT_BYTES_MAX: Final = 512_000

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -313,10 +312,7 @@ def _open_partial(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, flags, 0o600)
     except PermissionError:
-        # Power failed between taking the write permission and the new name: the bytes are all there, but not the right.
-        aside = path.with_name(f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}")
-        path.rename(aside)
-        aside.chmod(0o600)
-        aside.rename(path)
+        # Power failed between taking the right to write away and giving the blob its name.
+        path.chmod(0o600)
         descriptor = os.open(path, flags, 0o600)
     return os.fdopen(descriptor, "r+b")

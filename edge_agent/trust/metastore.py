@@ -1,0 +1,99 @@
+"""Trusted metadata on disk, one folder a repository. What is written here was verified before."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from edge_agent.limits import ROOT_BYTES_MAX, TARGETS_BYTES_MAX
+from edge_agent.store import durable
+from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
+
+_ROLE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:\.[A-Za-z0-9_-]{1,63}){0,3}")
+_SEED: Final = "seed"
+
+
+class MetadataStore:
+    """Files `<role>.json` of one repository. Used by one thread."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder, which is made on the first write.
+
+        Args:
+            folder: For example `<data>/trust/director`.
+        """
+        self._folder = folder
+
+    def read(self, role: str) -> bytes | None:
+        """The trusted metadata of a role, or none.
+
+        Raises:
+            EdgeError: `device.disk-error`, `trust.metadata-invalid` for a role with an odd name.
+        """
+        path = self._path(role)
+        with durable.disk_errors(f"reading {path}"):
+            return durable.read_file(path, TARGETS_BYTES_MAX)
+
+    def write(self, role: str, data: bytes) -> None:
+        """Keep verified metadata, durably; nothing is written when it is there already.
+
+        Raises:
+            EdgeError: `device.disk-full`, `device.disk-error`, `trust.metadata-invalid` for a role with an odd name.
+        """
+        path = self._path(role)
+        with durable.disk_errors(f"writing {path}"):
+            if durable.read_file(path, TARGETS_BYTES_MAX) == data:
+                return
+            durable.make_folder(self._folder)
+            durable.write_file(path, data)
+
+    def remove(self, role: str) -> None:
+        """Forget the metadata of a role.
+
+        Raises:
+            EdgeError: `device.disk-error`, `trust.metadata-invalid` for a role with an odd name.
+        """
+        path = self._path(role)
+        with durable.disk_errors(f"removing {path}"):
+            durable.remove_file(path)
+
+    def keep_only(self, roles: Iterable[str]) -> None:
+        """Forget delegated metadata that is no longer used.
+
+        Raises:
+            EdgeError: `device.disk-error`.
+        """
+        wanted = {f"{role}.json" for role in roles} | {_SEED}
+        with durable.disk_errors(f"tidying {self._folder}"):
+            for path in durable.list_folder(self._folder):
+                if path.name not in wanted:
+                    durable.remove_file(path)
+
+    def seed(self, root: bytes) -> None:
+        """Begin with the root metadata of an enrolment, unless this very enrolment began here before.
+
+        A new enrolment brings new roots; everything trusted under the old ones is forgotten then.
+
+        Args:
+            root: The root metadata that enrolment delivered, of any version.
+
+        Raises:
+            EdgeError: `device.disk-full`, `device.disk-error`, `trust.metadata-too-large`.
+        """
+        if len(root) > ROOT_BYTES_MAX:
+            raise EdgeError("trust.metadata-too-large", f"the first root metadata has {len(root)} bytes")
+        mark = str(Digest.of(root)).encode()
+        path = self._folder / _SEED
+        with durable.disk_errors(f"writing {path}"):
+            if durable.read_file(path, len(mark)) == mark and (self._folder / "root.json").exists():
+                return
+            durable.remove_tree(self._folder)
+            durable.make_folder(self._folder)
+            durable.write_file(self._folder / "root.json", root)
+            durable.write_file(path, mark)
+
+    def _path(self, role: str) -> Path:
+        if not _ROLE.fullmatch(role):
+            raise EdgeError("trust.metadata-invalid", f"{role[:80]!r} is not a usable name of a role")
+        return self._folder / f"{role}.json"

@@ -1,0 +1,60 @@
+"""Fetches metadata files over HTTP: `GET <prefix>/<name>`."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+from edge_agent.transport import FOR_DOCUMENTS, Origin, Patience
+from edge_contract.errors import EdgeError
+
+
+class HttpMetadataSource:
+    """Fetches the files of one repository; an instance is a `trust.uptane.FetchMetadata`. Used by one thread."""
+
+    def __init__(
+        self, url: str, prefix: str, token: str, ca: Path | None = None, patience: Patience = FOR_DOCUMENTS
+    ) -> None:
+        """Name a repository; nothing is connected yet.
+
+        Args:
+            url: Base URL of the registry.
+            prefix: `/tuf/image`, or `/tuf/director/<device>`.
+            token: Bearer token of this device, empty for none.
+            ca: Certificates to trust for https; the system's when none.
+            patience: How long to wait for one file.
+
+        Raises:
+            EdgeError: `config.invalid` for an unusable URL.
+        """
+        self._origin = Origin(url, token, ca)
+        self._prefix = prefix
+        self._patience = patience
+
+    def __call__(self, name: str, bytes_max: int) -> bytes | None:
+        """See `trust.uptane.FetchMetadata`.
+
+        Raises:
+            EdgeError: `trust.metadata-too-large`, `network.*`, `cloud.*`.
+        """
+        path = f"{self._prefix}/{quote(name, safe='')}"
+        with self._origin.request("GET", path, patience=self._patience) as answer:
+            if answer.status == 404:
+                answer.error()  # read, so that the connection can be kept
+                return None
+            if answer.status in (401, 403):
+                problem = answer.error()
+                raise EdgeError("network.refused", problem.detail, "Is the device still enrolled?")
+            if answer.status != 200:
+                raise answer.error()
+            return answer.read(bytes_max, "trust.metadata-too-large")
+
+    def close(self) -> None:
+        """Close the kept connection."""
+        self._origin.close()
+
+
+def director_prefix(device: str) -> str:
+    """Where a device's director repository is, below the registry's URL."""
+    return f"/tuf/director/{quote(device, safe='')}"
+
+
+IMAGE_PREFIX = "/tuf/image"

@@ -1,0 +1,317 @@
+"""The ordered set of trusted metadata of one repository, on python-tuf's metadata API. Pure: no file, clock or network.
+
+The order is the law (TUF specification 1.0, section 5): root, timestamp, snapshot, targets, delegated targets. Each
+`update_*` verifies bytes against what is trusted already and changes nothing when it refuses them:
+
+1. Root N+1 needs the signatures that root N and root N+1 ask for; the last root must not be expired.
+2. A timestamp needs root's signatures, a version that does not fall, a snapshot version that does not fall, and must
+   not be expired. An old one, even expired, still serves as the measure of what would be a rollback.
+3. A snapshot needs the length and hashes in the timestamp, root's signatures, the version in the timestamp; no role
+   it lists may fall or vanish; and it must not be expired.
+4. Targets need the length and hashes in the snapshot, the signatures of root or of the delegator, the version in the
+   snapshot, and must not be expired.
+
+ngclient, python-tuf's own client, is not used: it asks the system for the time, writes without a sync, and imports a
+networking stack this process has no other use for.
+"""
+
+from datetime import UTC, datetime
+from typing import Final, TypeVar, cast
+
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.serialization import DeserializationError, SerializationError
+
+from edge_agent.limits import DELEGATIONS_MAX
+from edge_contract.errors import EdgeError
+
+_WALL_MS_MAX: Final = 253_402_300_799_000  # the end of the year 9999, which is as far as metadata can be valid
+_MINUTE: Final = "%Y-%m-%dT%H:%MZ"
+_T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
+
+
+class TrustedSet:
+    """What is trusted of one repository during one refresh. Used by one thread."""
+
+    def __init__(self, repository: str, root: bytes, wall_ms: int) -> None:
+        """Begin with a root that was trusted before.
+
+        Args:
+            repository: Name for messages: "director" or "image".
+            root: Trusted root metadata; may be expired, because a newer one may follow.
+            wall_ms: The time to judge expiry by, milliseconds since 1970.
+
+        Raises:
+            EdgeError: `trust.metadata-invalid`, `trust.signature-invalid`.
+        """
+        self._repository = repository
+        self._now = datetime.fromtimestamp(min(max(wall_ms, 0), _WALL_MS_MAX) / 1000, UTC)
+        metadata = self._parse(Root, root, "root")
+        self._require_signatures(metadata.signed, metadata, "root")
+        self._root = metadata.signed
+        self._timestamp: Timestamp | None = None
+        self._snapshot: Snapshot | None = None
+        self._targets: dict[str, Targets] = {}
+        self._delegations: set[tuple[str, str | None]] = set()
+
+    @property
+    def root(self) -> Root:
+        """The newest trusted root."""
+        return self._root
+
+    @property
+    def timestamp(self) -> Timestamp:
+        """The trusted timestamp; `RuntimeError` before there is one."""
+        return _present(self._timestamp)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The trusted snapshot; `RuntimeError` before there is one."""
+        return _present(self._snapshot)
+
+    @property
+    def targets(self) -> Targets:
+        """The trusted top-level targets; `RuntimeError` before there are any."""
+        return self.trusted_targets("targets")
+
+    def update_root(self, data: bytes) -> bool:
+        """Take the next root.
+
+        Returns:
+            Whether the keys of timestamp or snapshot changed: then the old ones of these are no measure any more, so
+            that a repository whose keys were stolen can recover from versions that were driven up (TUF 5.3.11).
+
+        Raises:
+            EdgeError: `trust.metadata-invalid`, `trust.signature-invalid`, `trust.metadata-rollback`,
+                `trust.metadata-mismatch`.
+        """
+        metadata = self._parse(Root, data, "root")
+        new, old = metadata.signed, self._root
+        if new.version <= old.version:
+            raise self._error("metadata-rollback", f"root version {new.version} does not follow {old.version}")
+        if new.version != old.version + 1:
+            raise self._error("metadata-mismatch", f"root version {new.version} does not follow {old.version}")
+        self._require_signatures(old, metadata, "root")
+        self._require_signatures(new, metadata, "root")
+        self._root = new
+        return any(_keys(old, role) != _keys(new, role) for role in ("timestamp", "snapshot"))
+
+    def require_fresh_root(self) -> None:
+        """Refuse an expired root, after all newer ones were taken.
+
+        Raises:
+            EdgeError: `trust.metadata-expired`.
+        """
+        self._require_fresh(self._root, "root")
+
+    def update_timestamp(self, data: bytes, old: bytes | None) -> bool:
+        """Take the newest timestamp.
+
+        Args:
+            data: What the repository serves now.
+            old: The timestamp trusted before, or none; one that today's root would not have signed is no measure.
+
+        Returns:
+            Whether it is newer than the old one. The same version is the same statement; the one trusted first stands.
+
+        Raises:
+            EdgeError: any `trust.` code.
+        """
+        new = self._verified(Timestamp, data, "timestamp")
+        before = self._measure(Timestamp, old, "timestamp")
+        if before is not None:
+            if new.version < before.version:
+                raise self._fall("timestamp", before.version, new.version)
+            if new.version == before.version:
+                new = before
+            if new.snapshot_meta.version < before.snapshot_meta.version:
+                raise self._fall("snapshot", before.snapshot_meta.version, new.snapshot_meta.version)
+        self._require_fresh(new, "timestamp")
+        self._timestamp = new
+        return new is not before
+
+    def update_snapshot(self, data: bytes, old: bytes | None) -> None:
+        """Take the snapshot that the timestamp names.
+
+        Args:
+            data: Its bytes, from the repository or from disk.
+            old: The snapshot trusted before, or none.
+
+        Raises:
+            EdgeError: any `trust.` code.
+        """
+        meta = self.timestamp.snapshot_meta
+        self._require_content(data, meta, "snapshot")
+        new = self._verified(Snapshot, data, "snapshot")
+        self._require_version(new, meta, "snapshot")
+        before = self._measure(Snapshot, old, "snapshot")
+        for name, listed in (before.meta if before else {}).items():
+            now = new.meta.get(name)
+            if now is None:
+                raise self._error("metadata-rollback", f"the snapshot no longer lists {name}")
+            if now.version < listed.version:
+                raise self._fall(name, listed.version, now.version)
+        self._require_fresh(new, "snapshot")
+        self._snapshot = new
+
+    def targets_meta(self, role: str) -> MetaFile:
+        """What the snapshot says of the targets metadata of a role.
+
+        Raises:
+            EdgeError: `trust.metadata-mismatch` when it says nothing.
+        """
+        meta = self.snapshot.meta.get(f"{role}.json")
+        if meta is None:
+            raise self._error("metadata-mismatch", f"the snapshot does not list {role}")
+        return meta
+
+    def update_targets(self, data: bytes, role: str = "targets", delegator: str | None = None) -> Targets:
+        """Take the targets metadata of a role.
+
+        Args:
+            data: Its bytes, from the repository or from disk.
+            role: The role's name.
+            delegator: The trusted role that delegates to it; none for the top-level targets.
+
+        Raises:
+            EdgeError: any `trust.` code.
+        """
+        meta = self.targets_meta(role)
+        self._require_content(data, meta, role)
+        metadata = self._parse(Targets, data, role)
+        self._require_signatures(self._root if delegator is None else self._targets[delegator], metadata, role)
+        self._require_version(metadata.signed, meta, role)
+        self._require_fresh(metadata.signed, role)
+        self._targets[role] = metadata.signed
+        self._delegations.add((role, delegator))
+        return metadata.signed
+
+    def search(self, path: str) -> "Search":
+        """Begin the search for a target through the delegations (TUF 5.6.7); the top-level targets are trusted."""
+        return Search(self, path)
+
+    def has_targets(self, role: str, delegator: str) -> bool:
+        """Whether the metadata of a role was taken with the signatures that this delegator asks for."""
+        return (role, delegator) in self._delegations
+
+    def trusted_targets(self, role: str) -> Targets:
+        """The trusted targets metadata of a role; `RuntimeError` before it was taken."""
+        return _present(self._targets.get(role))
+
+    def _verified(self, kind: type[_T], data: bytes, role: str) -> _T:
+        metadata = self._parse(kind, data, role)
+        self._require_signatures(self._root, metadata, role)
+        return metadata.signed
+
+    def _measure(self, kind: type[_T], data: bytes | None, role: str) -> _T | None:
+        """Metadata from disk that only serves to notice a rollback: may be expired; none if damaged or of old keys."""
+        if data is None:
+            return None
+        try:
+            return self._verified(kind, data, role)
+        except EdgeError:
+            return None
+
+    def _parse(self, kind: type[_T], data: bytes, role: str) -> Metadata[_T]:
+        try:
+            metadata = cast(Metadata[_T], Metadata.from_bytes(data))
+        except DeserializationError as error:
+            raise self._error("metadata-invalid", f"{role} cannot be read: {error.__cause__ or error}") from None
+        if not isinstance(metadata.signed, kind):
+            raise self._error("metadata-invalid", f"{role} is {metadata.signed.type} metadata")
+        return metadata
+
+    def _require_signatures(self, delegator: Root | Targets, metadata: Metadata[_T], role: str) -> None:
+        try:
+            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+        except RepositoryError as error:
+            raise self._error("signature-invalid", f"{role} has too few valid signatures: {error}") from None
+        except (SerializationError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise self._error("metadata-invalid", f"{role} cannot be checked: {error}") from None
+
+    def _require_content(self, data: bytes, meta: MetaFile, role: str) -> None:
+        try:
+            meta.verify_length_and_hashes(data)
+        except RepositoryError as error:
+            raise self._error("metadata-mismatch", f"{role} is not the file that was announced: {error}") from None
+
+    def _require_version(self, signed: Signed, meta: MetaFile, role: str) -> None:
+        if signed.version != meta.version:
+            raise self._error(
+                "metadata-mismatch", f"{role} has version {signed.version}, version {meta.version} was announced"
+            )
+
+    def _require_fresh(self, signed: Signed, role: str) -> None:
+        if signed.is_expired(self._now):
+            raise EdgeError(
+                "trust.metadata-expired",
+                f"{self._repository} repository: {role} version {signed.version} expired at {signed.expires:{_MINUTE}}",
+                f"The device's clock says {self._now:{_MINUTE}}. If that is right, the repository has to be refreshed.",
+            )
+
+    def _fall(self, what: str, before: int, now: int) -> EdgeError:
+        return self._error("metadata-rollback", f"{what} falls from version {before} to {now}")
+
+    def _error(self, name: str, detail: str) -> EdgeError:
+        return EdgeError(f"trust.{name}", f"{self._repository} repository: {detail}")
+
+
+class Search:
+    """A preorder walk through delegations that asks for one role at a time, so that it needs no network itself."""
+
+    def __init__(self, trusted: TrustedSet, path: str) -> None:
+        """Start at the top-level targets; `TrustedSet.search` is the way here."""
+        self._trusted = trusted
+        self._path = path
+        self._pending: list[tuple[str, str]] = []
+        self._seen: set[str] = {"targets"}
+        self.found: TargetFile | None = None
+        self._visit("targets")
+
+    def next_role(self) -> tuple[str, str] | None:
+        """The role whose metadata is needed next, with its delegator; none when the search is over.
+
+        Take the role's metadata with `TrustedSet.update_targets` unless `TrustedSet.has_targets`, then call `take`.
+        """
+        if self.found is not None or len(self._seen) > DELEGATIONS_MAX:
+            return None
+        while self._pending:
+            role, delegator = self._pending[-1]
+            if role not in self._seen:
+                return role, delegator
+            self._pending.pop()
+        return None
+
+    def take(self) -> None:
+        """Look into the role that `next_role` named; its metadata is trusted now."""
+        role, _ = self._pending.pop()
+        self._seen.add(role)
+        self._visit(role)
+
+    def _visit(self, role: str) -> None:
+        targets = self._trusted.trusted_targets(role)
+        self.found = targets.targets.get(self._path)
+        if self.found is not None or targets.delegations is None:
+            return
+        children = []
+        for child, is_terminating in targets.delegations.get_roles_for_target(self._path):
+            children.append((child, role))
+            if is_terminating:
+                self._pending.clear()  # nothing outside this delegation may answer any more
+                break
+        self._pending.extend(reversed(children))
+
+
+def _present(value: _T | None) -> _T:
+    if value is None:
+        raise RuntimeError("metadata was asked for before it was trusted")
+    return value
+
+
+def _keys(root: Root, role: str) -> tuple[int, frozenset[str]]:
+    """Threshold and keys of a role, by content and not by name alone."""
+    entry = root.roles[role]
+    keys = (root.keys.get(keyid) for keyid in entry.keyids)
+    return entry.threshold, frozenset(
+        f"{key.keytype} {key.scheme} {sorted(key.keyval.items())}" for key in keys if key is not None
+    )
