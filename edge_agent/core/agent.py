@@ -116,12 +116,13 @@ class Agent:
 
     @property
     def release_counters(self) -> dict[str, int]:
-        """Release counter of the live bundle by module."""
-        return {
-            name: module.record.live.artifact.release_counter
-            for name, module in self._modules.items()
-            if module.record.live is not None
-        }
+        """The highest release counter that is live, by model."""
+        counters: dict[str, int] = {}
+        for module in self._modules.values():
+            if (live := module.record.live) is not None:
+                artifact = live.artifact
+                counters[artifact.model] = max(counters.get(artifact.model, 0), artifact.release_counter)
+        return counters
 
     # -- events ----------------------------------------------------------------------------------------------------
 
