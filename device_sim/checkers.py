@@ -25,7 +25,6 @@ _PHASE_ON_DISK: Final[dict[type, Phase]] = {
     do.CommitSlot: Phase.COMMITTING,
     do.RollBack: Phase.ROLLING_BACK,
 }
-_ATTEMPTS_MAX: Final[dict[type, int]] = {do.RollBack: ROLLBACK_ATTEMPTS_MAX}
 
 
 class InvariantError(EdgeError):
@@ -185,7 +184,10 @@ class Checkers:
         elif isinstance(command, do.RollBack):
             counted = (device.name, command.module)
             self._rollbacks[counted] += 1
-            if self._rollbacks[counted] > _ATTEMPTS_MAX[do.RollBack] + device.restarts:
+            record = self._durable(device, command.module)
+            if self._rollbacks[counted] >= ROLLBACK_ATTEMPTS_MAX and record is not None and record.live is not None:
+                self._stuck.add((device.name, command.module, record.live.manifest))
+            if self._rollbacks[counted] > ROLLBACK_ATTEMPTS_MAX + device.restarts:
                 raise InvariantError(
                     "attempts-are-bounded", device.name, f"{command.module} rolls back again and again"
                 )
@@ -206,8 +208,6 @@ class Checkers:
         for name, module in new.modules.items():
             if module.phase is not Phase.ROLLING_BACK:
                 self._rollbacks[device.name, name] = 0
-            if module.outcome is Outcome.ROLLBACK_FAILED and module.live is not None:
-                self._stuck.add((device.name, name, module.live.manifest))
         if old is None:
             return
         if new.director_version < old.director_version:
