@@ -124,7 +124,7 @@ QUERY_ROWS_DEFAULT: Final = 1_000
 QUERY_BYTES_MAX: Final = 8 * MIB
 QUERY_SECONDS_MAX: Final = 30
 QUERY_MEMORY_BYTES: Final = 512 * MIB
-QUERY_ADDRESS_BYTES: Final = 4 * GIB
+QUERY_ADDRESS_BYTES: Final = 2 * GIB  # of address space; most of it is reserved and never touched
 QUERIES_AT_ONCE_MAX: Final = 2
 
 # The broker
