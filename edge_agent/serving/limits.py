@@ -1,0 +1,62 @@
+"""Bounds of the agent's side of serving. Sizes in bytes, times in milliseconds."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from edge_contract.limits import KIB, SAMPLE_BYTES_MAX
+
+CONTROL_LINE_BYTES_MAX: Final = SAMPLE_BYTES_MAX + 32 * KIB
+"""One message between agent and worker. The largest is a sample: its body and the names around it."""
+
+CONTROL_FDS_MAX: Final = 2
+"""Descriptors beside one message: a connection, and what was received on it."""
+
+RECEIVE_BYTES: Final = 64 * KIB
+RECEIVE_FDS_MAX: Final = 32
+"""Descriptors taken by one receive call. The kernel never gives those of more than one message at once."""
+
+SAMPLES_WAITING_MAX: Final = 1_024
+"""Samples of all modules that wait for the agent's callback; newer ones are dropped and counted."""
+
+UNIX_PATH_BYTES_MAX: Final = 107
+"""`sun_path` without the closing zero (unix(7))."""
+
+EVENTS_WAITING_MAX: Final = 256
+"""A worker's answers that nobody has taken yet; one that says more has lost its mind and is ended."""
+
+LISTEN_BACKLOG: Final = 512
+
+LOG_BYTES_MAX: Final = 256 * KIB
+"""A worker's log file; at the bound it becomes `<name>.log.1` and a new one begins, so a module keeps twice as much."""
+
+MEMORY_SHARE_MAX: Final = 0.9
+"""Share of the memory that is free now which a candidate may need for loading."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingLimits:
+    """How long the agent waits for a worker.
+
+    Attributes:
+        load_ms: From the start of the process until the model is loaded.
+        prove_ms: Golden vectors and warm-up.
+        serve_ms: Until a proved worker accepts connections.
+        drain_ms: Until the worker that is replaced has answered what it had begun; what is still running then is
+            answered by the new one.
+        answer_ms: A question about counters; a worker that does not answer it is taken for stuck.
+        exit_ms: Until a worker that was told to end is gone; then it is killed.
+        send_ms: One message to a worker that does not read.
+    """
+
+    load_ms: int = 120_000
+    prove_ms: int = 60_000
+    serve_ms: int = 5_000
+    drain_ms: int = 10_000
+    answer_ms: int = 2_000
+    exit_ms: int = 3_000
+    send_ms: int = 5_000
+
+    @property
+    def drained_ms(self) -> int:
+        """Until a draining worker has said that it is done: its own bound and time to say it."""
+        return self.drain_ms + 2_000

@@ -1,0 +1,300 @@
+"""Keeps one live worker a module, proves candidates beside it, swaps without losing a request (`ports.ModelServer`)."""
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from edge_agent.ports import Health
+from edge_agent.serving.channel import close_fds
+from edge_agent.serving.environment import memory_available_bytes
+from edge_agent.serving.limits import MEMORY_SHARE_MAX, SAMPLES_WAITING_MAX, ServingLimits
+from edge_agent.serving.logfile import BoundedLog
+from edge_agent.serving.sockets import Listeners
+from edge_agent.serving.worker_process import WorkerProcess
+from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
+from edge_contract.names import model_name
+from edge_contract.runtime import RUNTIME_PATH, Runtime
+
+_log = logging.getLogger(__name__)
+
+OnSample = Callable[[str, JsonObject], None]
+"""Gets (module, record): a sample's JSON without `seq`. Called on the supervisor's own thread."""
+
+OnExit = Callable[[str, Digest], None]
+"""Gets (module, manifest) when a live worker ended by itself. Called on the thread that listened to it; must not block,
+and must not call the supervisor back."""
+
+_ANY_PORT: Mapping[str, int] = MappingProxyType({})
+
+
+class WorkerSupervisor:
+    """Implements `edge_agent.ports.ModelServer` with worker processes. Imports neither numpy nor an inference runtime.
+
+    Methods are called from one thread at a time; `addresses` and `samples_dropped` from any.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        on_sample: OnSample,
+        on_exit: OnExit,
+        ports: Mapping[str, int] = _ANY_PORT,
+        host: str = "127.0.0.1",
+        limits: ServingLimits | None = None,
+    ) -> None:
+        """Make a supervisor without workers.
+
+        Args:
+            run_dir: Existing folder for unix sockets and workers' logs; one agent's own.
+            on_sample: See `OnSample`.
+            on_exit: See `OnExit`.
+            ports: TCP port by module; any free one for modules that are not named.
+            host: Address the TCP sockets listen on.
+            limits: Bounds of time; the defaults when none.
+        """
+        self._run_dir = run_dir
+        self._on_sample = on_sample
+        self._on_exit = on_exit
+        self._ports = dict(ports)
+        self._host = host
+        self._limits = limits or ServingLimits()
+        self._lock = threading.Lock()  # guards _live and the moment a worker becomes live
+        self._live: dict[str, WorkerProcess] = {}
+        self._candidates: dict[str, WorkerProcess] = {}
+        self._listeners: dict[str, Listeners] = {}
+        self._logs: dict[str, BoundedLog] = {}
+        self._samples: queue.Queue[tuple[str, JsonObject] | None] = queue.Queue(SAMPLES_WAITING_MAX)
+        self._samples_dropped = 0
+        self._deliverer = threading.Thread(target=self._deliver_samples, name="samples", daemon=True)
+        self._deliverer.start()
+
+    # --- ports.ModelServer
+
+    def prove(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """Start a candidate and prove it; see `ModelServer`."""
+        self.discard(module)
+        self._require_memory(slot)
+        candidate = WorkerProcess(
+            module,
+            manifest,
+            slot,
+            self._listen(module),
+            self._logs.setdefault(module, BoundedLog(self._run_dir / f"{module}.log")),
+            self._limits,
+            self._take_sample,
+            self._worker_ended,
+        )
+        self._candidates[module] = candidate
+        try:
+            candidate.command("prove")
+            loaded = candidate.expect("loaded", self._limits.load_ms, "to load the model")
+            if loaded.get("manifest") != str(manifest):
+                raise EdgeError("internal.bug", f"the slot {slot} holds {loaded.get('manifest')}, not {manifest}")
+            proved = candidate.expect("proved", self._limits.prove_ms, "to prove the model")
+        except EdgeError:
+            self.discard(module)
+            raise
+        golden = proved.get("golden")
+        candidate.golden = None if golden is None else Digest(str(golden))
+        _log.info(
+            "module %s: %s proved, loaded in %s ms with a peak of %s bytes",
+            module, manifest, loaded.get("load_ms"), loaded.get("peak_bytes"),
+        )  # fmt: skip
+        return candidate.golden
+
+    def activate(self, module: str, manifest: Digest) -> None:
+        """Swap to the proved candidate; see `ModelServer`."""
+        live, candidate = self._live.get(module), self._candidates.get(module)
+        if candidate is None or candidate.manifest != manifest:
+            if live is not None and live.manifest == manifest and not live.has_ended:
+                return
+            raise EdgeError("model.worker-crashed", f"module {module!r} has no proved candidate {manifest}")
+        try:
+            candidate.command("serve")
+            candidate.expect("serving", self._limits.serve_ms, "to begin serving")
+            if live is not None and not live.has_ended:
+                self._replace(live, candidate)
+        except EdgeError:
+            self.discard(module)
+            raise
+        with self._lock:
+            del self._candidates[module]
+            self._live[module] = candidate
+            is_gone = candidate.has_ended
+        if is_gone:
+            self._worker_ended(candidate)
+
+    def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """Make this bundle what serves; see `ModelServer`."""
+        live = self._live.get(module)
+        if live is not None and live.manifest == manifest:
+            if self.health(module).is_alive:
+                return live.golden
+            live.kill()
+            with self._lock:
+                self._live.pop(module, None)
+        golden = self.prove(module, manifest, slot)
+        self.activate(module, manifest)
+        return golden
+
+    def discard(self, module: str) -> None:
+        """End the candidate; see `ModelServer`."""
+        candidate = self._candidates.pop(module, None)
+        if candidate is not None:
+            candidate.kill()
+
+    def health(self, module: str) -> Health:
+        """Counters of the live worker; see `ModelServer`."""
+        live = self._live.get(module)
+        if live is None or live.has_ended:
+            return Health(is_alive=False, requests=0, failures=0)
+        try:
+            stats = live.ask_stats()
+        except EdgeError as error:
+            _log.warning("module %s: %s", module, error)
+            return Health(is_alive=False, requests=0, failures=0)
+        return Health(is_alive=True, requests=int(stats["requests"]), failures=int(stats["failures"]))
+
+    def set_sampling(self, module: str, ratio: float) -> None:
+        """Set the live worker's share of collected requests; see `ModelServer`."""
+        live = self._live.get(module)
+        if live is not None and not live.has_ended:
+            with contextlib.suppress(EdgeError):  # it crashed this moment, which is reported elsewhere
+                live.command("sampling", ratio=ratio)
+
+    def close(self) -> None:
+        """Drain and end all workers; see `ModelServer`."""
+        for module in list(self._candidates):
+            self.discard(module)
+        with self._lock:
+            workers, self._live = list(self._live.values()), {}
+        for worker in workers:
+            worker.is_expected_to_end = True
+            with contextlib.suppress(EdgeError):
+                worker.command("drain", deadline_ms=self._limits.drain_ms, hand_over=False)
+        for worker in workers:
+            with contextlib.suppress(EdgeError):
+                worker.expect("drained", self._limits.drained_ms, "to finish")
+            worker.stop()
+        for listeners in self._listeners.values():
+            listeners.close()
+        self._listeners.clear()
+        self._samples.put(None)
+        self._deliverer.join(self._limits.exit_ms / 1000)
+
+    # --- more than the port
+
+    def addresses(self, module: str) -> tuple[Path, str, int]:
+        """Where a module answers: unix socket, and TCP host and port.
+
+        Raises:
+            EdgeError: `model.not-serving` before the first bundle of the module was proved.
+        """
+        listeners = self._listeners.get(module)
+        if listeners is None:
+            raise EdgeError("model.not-serving", f"module {module!r} has never served anything here")
+        return listeners.unix_path, listeners.host, listeners.port
+
+    def worker_pid(self, module: str) -> int | None:
+        """Process id of the live worker, or none."""
+        live = self._live.get(module)
+        return None if live is None or live.has_ended else live.pid
+
+    @property
+    def samples_dropped(self) -> int:
+        """Samples dropped because the agent's callback was slower than the workers."""
+        return self._samples_dropped
+
+    # --- parts
+
+    def _require_memory(self, slot: Path) -> None:
+        try:
+            runtime = Runtime.parse((slot / "files" / RUNTIME_PATH).read_bytes())
+        except OSError as error:
+            raise EdgeError(
+                "model.load-failed", f"the slot cannot be read: {error.strerror}: {error.filename}"
+            ) from error
+        available = memory_available_bytes()
+        if available is not None and runtime.load_peak_bytes > available * MEMORY_SHARE_MAX:
+            raise EdgeError(
+                "device.memory-short",
+                f"loading {runtime.model!r} version {runtime.version} needs {runtime.load_peak_bytes} bytes of memory, "
+                f"{available} are free",
+                "Stop other programs, or deploy a smaller model.",
+            )
+
+    def _listen(self, module: str) -> Listeners:
+        if module not in self._listeners:
+            model_name(module)  # it becomes a file name
+            self._listeners[module] = Listeners.open(module, self._run_dir, self._host, self._ports.get(module, 0))
+        return self._listeners[module]
+
+    def _replace(self, live: WorkerProcess, candidate: WorkerProcess) -> None:
+        """Move every connection from the live worker to the candidate, which accepts already, and end the live one.
+
+        Raises:
+            EdgeError: `model.worker-crashed` when the candidate died meanwhile; the live worker serves on.
+        """
+        live.is_expected_to_end = True
+        live.successor = candidate
+        try:
+            live.command("drain", deadline_ms=self._limits.drain_ms, hand_over=True)
+            live.expect("drained", self._limits.drained_ms, "to finish what it had begun")
+        except EdgeError as error:
+            _log.warning("module %s: the worker that is replaced: %s", live.module, error)
+        if candidate.has_ended:
+            self._restore(live)
+            raise EdgeError(
+                "model.worker-crashed", f"the new worker of {live.module!r} ended while it took over the connections"
+            )
+        live.stop()
+        for _transport, fds in live.undelivered:
+            close_fds(fds)
+
+    def _restore(self, live: WorkerProcess) -> None:
+        """Let the worker that was to be replaced go on."""
+        live.successor = None
+        connections, live.undelivered = live.undelivered, []
+        try:
+            live.command("serve")
+            live.expect("serving", self._limits.serve_ms, "to go on serving")
+            while connections:
+                live.adopt(connections[0])
+                connections.pop(0)
+            live.is_expected_to_end = False
+        except EdgeError as error:
+            _log.error("module %s: %s", live.module, error)
+            live.kill()
+            live.is_expected_to_end = False
+            self._worker_ended(live)
+        for _transport, fds in connections:
+            close_fds(fds)
+
+    def _worker_ended(self, worker: WorkerProcess) -> None:
+        with self._lock:
+            is_news = self._live.get(worker.module) is worker and not worker.is_expected_to_end
+            if is_news:
+                del self._live[worker.module]
+        if is_news:
+            _log.error("module %s: its worker ended by itself", worker.module)
+            self._on_exit(worker.module, worker.manifest)
+
+    def _take_sample(self, module: str, record: JsonObject) -> None:
+        try:
+            self._samples.put_nowait((module, record))
+        except queue.Full:
+            self._samples_dropped += 1
+
+    def _deliver_samples(self) -> None:
+        while (item := self._samples.get()) is not None:
+            try:
+                self._on_sample(*item)
+            except EdgeError as error:  # a full disk, for example; telemetry gives way
+                self._samples_dropped += 1
+                _log.warning("a sample of module %s was dropped: %s", item[0], error)

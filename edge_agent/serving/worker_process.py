@@ -1,0 +1,305 @@
+"""One worker process as the agent sees it: started, spoken to, listened to by a thread of its own, ended by its id."""
+
+import contextlib
+import logging
+import os
+import queue
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edge_agent.serving.channel import MessageReader, close_fds, encode_message, receive, send_message
+from edge_agent.serving.environment import worker_command, worker_environment
+from edge_agent.serving.limits import EVENTS_WAITING_MAX, RECEIVE_BYTES, ServingLimits
+from edge_agent.serving.logfile import BoundedLog
+from edge_agent.serving.sockets import Listeners
+from edge_contract.codes import CODES
+from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
+
+_log = logging.getLogger(__name__)
+_END_POLL_S = 0.05
+
+Connection = tuple[str, list[int]]
+"""A client's connection on its way from one worker to another: `unix` or `tcp`, and its descriptors."""
+
+
+class WorkerProcess:
+    """A running (or ended) worker. Commands come from one thread at a time; `adopt` from any.
+
+    Attributes:
+        module: Name of the module it belongs to.
+        manifest: Digest of the bundle's manifest.
+        golden: Digest of what it computed on the golden vectors; known once it is proved.
+        successor: Gets the connections that this worker gives away.
+        undelivered: Connections it gave away that the successor did not take; the owner closes them or gives them back.
+        is_expected_to_end: Whether its end is no news.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        manifest: Digest,
+        slot: Path,
+        listeners: Listeners,
+        log: BoundedLog,
+        limits: ServingLimits,
+        on_sample: Callable[[str, JsonObject], None],
+        on_end: Callable[["WorkerProcess"], None],
+    ) -> None:
+        """Start the process.
+
+        Args:
+            module: Name of the module.
+            manifest: Digest of the bundle's manifest.
+            slot: The bundle's slot.
+            listeners: Sockets it inherits.
+            log: Gets what it prints.
+            limits: Bounds.
+            on_sample: Gets (module, record), on this worker's thread; must not block.
+            on_end: Called once on this worker's thread when the process is gone.
+
+        Raises:
+            EdgeError: `device.memory-short` when the system cannot start a process.
+        """
+        self.module = module
+        self.manifest = manifest
+        self.golden: Digest | None = None
+        self.successor: WorkerProcess | None = None
+        self.undelivered: list[Connection] = []
+        self.is_expected_to_end = False
+        self._limits = limits
+        self._log = log
+        self._on_sample = on_sample
+        self._on_end = on_end
+        self._events: queue.Queue[JsonObject] = queue.Queue(EVENTS_WAITING_MAX)
+        self._question = 0
+        self._has_ended = threading.Event()
+        self._send_lock = threading.Lock()
+        self._control, theirs = socket.socketpair()
+        self._output, output_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(output_in, True)
+        fds = (theirs.fileno(), listeners.unix.fileno(), listeners.tcp.fileno())
+        try:
+            self._process = subprocess.Popen(
+                worker_command(module, slot, *fds),
+                stdin=subprocess.DEVNULL,
+                stdout=output_in,
+                stderr=output_in,
+                env=worker_environment(os.environ),
+                cwd=slot / "files",
+                pass_fds=fds,
+                start_new_session=True,  # a Ctrl-C at the agent's terminal is the agent's to handle
+            )
+        except OSError as error:
+            self._control.close()
+            os.close(self._output)
+            raise EdgeError("device.memory-short", f"no worker could be started: {error.strerror or error}") from error
+        finally:
+            theirs.close()
+            os.close(output_in)
+        self._control.settimeout(limits.send_ms / 1000)
+        self._thread = threading.Thread(target=self._listen, name=f"worker-{module}", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._has_ended.is_set() or self._process.poll() is not None
+
+    # --- speaking
+
+    def command(self, op: str, fds: Sequence[int] = (), **fields: object) -> None:
+        """Send a command; descriptors are not closed.
+
+        Raises:
+            EdgeError: `model.worker-crashed` when nobody reads it.
+        """
+        line = memoryview(encode_message({"op": op, **fields}, len(fds)))
+        with self._send_lock:
+            try:
+                while line:
+                    sent = send_message(self._control, line, fds)
+                    line, fds = line[sent:], ()
+            except OSError as error:
+                raise self._crash(f"it was told to {op}") from error
+
+    def expect(self, event: str, timeout_ms: int, doing: str) -> JsonObject:
+        """Wait for an event; others that come meanwhile are old news.
+
+        Raises:
+            EdgeError: `model.timeout`, `model.worker-crashed`, or what the worker refused with.
+        """
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            message = self._next_event(deadline)
+            if message is None:
+                raise EdgeError(
+                    "model.timeout",
+                    f"the worker of {self.module!r} took longer than {timeout_ms} ms {doing}",
+                    self._hint(),
+                )
+            name = message.get("event")
+            if name == event:
+                return message
+            if name == "ended":
+                raise self._crash(doing)
+            if name == "refused":
+                code = str(message.get("code"))
+                known = code if code in CODES else "internal.bug"
+                raise EdgeError(known, str(message.get("detail")), str(message.get("hint", "")))
+
+    def _next_event(self, deadline: float) -> JsonObject | None:
+        """The oldest event, `ended` once they are all taken and the process is gone, none when time is up."""
+        while True:
+            if self._has_ended.is_set() and self._events.empty():
+                return {"event": "ended"}
+            left_s = deadline - time.monotonic()
+            try:
+                # The end wakes nobody: it must be told even when the queue is full.
+                return self._events.get(timeout=min(max(left_s, 0.0), _END_POLL_S))
+            except queue.Empty:
+                if left_s <= 0:
+                    return None
+
+    def ask_stats(self) -> JsonObject:
+        """Ask for counters.
+
+        Raises:
+            EdgeError: `model.timeout` or `model.worker-crashed`.
+        """
+        self._question += 1
+        self.command("stats", id=self._question)
+        while True:
+            answer = self.expect("stats", self._limits.answer_ms, "to say how it is")
+            if answer.get("id") == self._question:
+                return answer
+
+    def adopt(self, connection: Connection) -> None:
+        """Give the worker a client's connection, and close our copies of it.
+
+        Raises:
+            EdgeError: `model.worker-crashed`; the descriptors are still open then.
+        """
+        transport, fds = connection
+        self.command("adopt", fds, transport=transport)
+        close_fds(fds)
+
+    def _crash(self, doing: str) -> EdgeError:
+        self._has_ended.wait(self._limits.exit_ms / 1000)
+        code = self._process.poll()
+        if code is None:
+            reason = "does not read its commands"
+        elif code < 0:
+            reason = f"ended by {signal.Signals(-code).name}"
+        else:
+            reason = f"ended with exit code {code}"
+        hint = self._hint()
+        if code == -signal.SIGKILL and not self.is_expected_to_end:
+            hint = f"The kernel ends processes so when memory runs out. {hint}"
+        return EdgeError("model.worker-crashed", f"the worker of {self.module!r} {reason} while {doing}", hint)
+
+    def _hint(self) -> str:
+        return f"Its log is {self._log.path}."
+
+    # --- ending
+
+    def stop(self) -> None:
+        """Let it end, and kill it when it does not. Returns when it is gone."""
+        self.is_expected_to_end = True
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        self._thread.join((self._limits.exit_ms + self._limits.send_ms) / 1000)
+
+    def kill(self) -> None:
+        """End it at once. Returns when it is gone."""
+        self.is_expected_to_end = True
+        self._process.kill()
+        self.stop()
+
+    # --- listening
+
+    def _listen(self) -> None:
+        """The worker's thread: pass on what it says until it is gone, then see that it is."""
+        reader = MessageReader()
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._control, selectors.EVENT_READ)
+                selector.register(self._output, selectors.EVENT_READ)
+                while True:
+                    ready = {key.fd for key, _events in selector.select()}
+                    if self._output in ready and not self._copy_output():
+                        selector.unregister(self._output)
+                    if self._control.fileno() in ready and not self._take_messages(reader):
+                        break
+        except (OSError, EdgeError, ValueError, queue.Full) as error:
+            # A channel that broke is as good as one that ended.
+            _log.error("module %s: its worker cannot be understood: %s", self.module, error)
+        finally:
+            reader.close()
+            self._reap()
+
+    def _copy_output(self) -> bool:
+        try:
+            data = os.read(self._output, RECEIVE_BYTES)
+        except BlockingIOError:
+            return True
+        self._log.write(data)
+        return bool(data)
+
+    def _take_messages(self, reader: MessageReader) -> bool:
+        data, received = receive(self._control)
+        if not data:
+            close_fds(received)
+            return False
+        for message, fds in reader.feed(data, received):
+            name = message.get("event")
+            if name == "sample":
+                self._on_sample(self.module, message.get("record") or {})
+            elif name == "connection":
+                self._pass_on((str(message.get("transport")), fds))
+            else:
+                close_fds(fds)
+                self._events.put_nowait(message)
+        return True
+
+    def _pass_on(self, connection: Connection) -> None:
+        if self.successor is None:
+            close_fds(connection[1])
+            return
+        try:
+            self.successor.adopt(connection)
+        except EdgeError:
+            self.undelivered.append(connection)
+
+    def _reap(self) -> None:
+        try:
+            self._process.wait(self._limits.exit_ms / 1000)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        with contextlib.suppress(OSError):
+            while self._copy_output_rest():
+                pass
+        os.close(self._output)
+        self._has_ended.set()
+        self._on_end(self)
+        with self._send_lock:
+            self._control.close()
+
+    def _copy_output_rest(self) -> bool:
+        """What was printed last; the pipe may be held open by what a script started, so only what is there."""
+        data = os.read(self._output, RECEIVE_BYTES)
+        self._log.write(data)
+        return bool(data)
