@@ -1,0 +1,26 @@
+"""Entry of a worker process; its command line is for the agent, not for people."""
+
+import argparse
+from pathlib import Path
+
+from edge_agent.worker.process import Arguments, run_worker
+
+
+def main() -> None:
+    """Read the command line and be a worker."""
+    parser = argparse.ArgumentParser(prog="edge_agent.worker", description="Serves one bundle; started by edge-agent.")
+    parser.add_argument("--slot", type=Path, required=True, help="folder of the unpacked bundle")
+    parser.add_argument("--module", required=True, help="name of the module")
+    parser.add_argument("--control-fd", type=int, required=True, help="inherited control socket")
+    parser.add_argument("--unix-fd", type=int, required=True, help="inherited listening unix socket")
+    parser.add_argument("--tcp-fd", type=int, required=True, help="inherited listening TCP socket")
+    arguments = parser.parse_args()
+    run_worker(
+        Arguments(
+            arguments.slot.absolute(), arguments.module, arguments.control_fd, arguments.unix_fd, arguments.tcp_fd
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

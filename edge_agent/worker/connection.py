@@ -1,0 +1,364 @@
+"""One client connection: receives requests one after the other, sends answers, and can be handed over at any moment
+at which no part of an answer is on its way. Runs on the worker's event loop and nowhere else."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Final, Protocol
+
+from edge_agent.worker.http import (
+    CONTINUE,
+    BadRequestError,
+    ChunkedBody,
+    Head,
+    Request,
+    Response,
+    find_head,
+    too_large,
+)
+from edge_agent.worker.limits import LINGER_BYTES_MAX, RECEIVE_BYTES, SEND_PARTS_MAX, WorkerLimits
+
+_AGAIN: Final = (BlockingIOError, InterruptedError)
+
+
+class Stage(Enum):
+    """Where a connection stands."""
+
+    READING = auto()  # waits for a request, or has received a part of one
+    RUNNING = auto()  # a request is being computed
+    WRITING = auto()  # its answer is on its way
+    LINGERING = auto()  # refused; reads what the client still sends
+    CLOSED = auto()
+
+
+class Host(Protocol):
+    """What a connection needs of its owner."""
+
+    limits: WorkerLimits
+    common_headers: str
+
+    def handle(self, connection: "Connection", request: Request) -> None:
+        """Compute an answer and give it to `connection.respond`, at once or later."""
+        ...
+
+    def refuse(self, status: HTTPStatus, detail: str) -> Response:
+        """The answer to a request that cannot be read."""
+        ...
+
+    def reserve(self, byte_count: int) -> bool:
+        """Ask for room for bytes of a body (negative: give it back)."""
+        ...
+
+    def between_requests(self, connection: "Connection") -> bool:
+        """Told after each answer; false when the connection does not stay here."""
+        ...
+
+    def forget(self, connection: "Connection") -> None:
+        """Told once, when the connection is closed or released."""
+        ...
+
+
+class Connection:
+    """A connection and its state. See the module for threads.
+
+    Attributes:
+        kind: `unix` or `tcp`.
+        stage: Where it stands.
+        since: Monotonic seconds at which the stage was entered, or the request begun.
+    """
+
+    def __init__(self, host: Host, sock: socket.socket, kind: str, pending: bytes = b"") -> None:
+        """Take a connected, non-blocking socket.
+
+        Args:
+            host: Its owner.
+            sock: Owned from now on.
+            kind: `unix` or `tcp`.
+            pending: Bytes that another worker has received on it and not answered.
+        """
+        self.kind = kind
+        self.stage = Stage.READING
+        self.since = time.monotonic()
+        self._host = host
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._is_read_watched = False
+        self._is_advancing = False
+        self._reserved = 0
+        self._out: list[memoryview] = []
+        self._is_last = False
+        self._is_refused = False
+        self._lingered = 0
+        self._received = bytearray(pending)
+        self._scanned = 0
+        self._forget_request()
+
+    def _forget_request(self) -> None:
+        self._request: Request | None = None
+        self._head: Head | None = None
+        self._head_bytes = b""
+        self._chunked: ChunkedBody | None = None
+        self._chunked_bytes = b""
+        self._body: bytearray | bytes | None = None
+        self._filled = 0
+        if self._reserved:
+            self._host.reserve(-self._reserved)
+            self._reserved = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no byte of a request has come."""
+        return self.stage is Stage.READING and self._head is None and not self._received
+
+    def start(self) -> None:
+        """Begin to read; pending bytes first."""
+        self._watch(True)
+        if self._received:
+            self._advance()
+
+    # --- receiving
+
+    def _watch(self, is_on: bool) -> None:
+        if is_on != self._is_read_watched:
+            self._is_read_watched = is_on
+            if is_on:
+                self._loop.add_reader(self._sock, self._on_readable)
+            else:
+                self._loop.remove_reader(self._sock)
+
+    def _on_readable(self) -> None:
+        if self.stage in (Stage.RUNNING, Stage.WRITING):
+            self._watch(False)  # the kernel keeps the next request until this one is answered
+            return
+        try:
+            if self._body is not None and self.stage is Stage.READING:
+                count = self._sock.recv_into(memoryview(self._body)[self._filled :])
+                self._filled += count
+            else:
+                data = self._sock.recv(RECEIVE_BYTES)
+                count = len(data)
+                if self.stage is Stage.LINGERING:
+                    self._lingered += count
+                    if not count or self._lingered > LINGER_BYTES_MAX:
+                        self.close()
+                    return
+                if self.is_idle:
+                    self.since = time.monotonic()
+                self._received += data
+        except _AGAIN:
+            return
+        except OSError:
+            self.close()
+            return
+        if count:
+            self._advance()
+        else:
+            self.close()
+
+    def _advance(self) -> None:
+        """Go on with what was received: find requests and have them handled, until one has to be waited for."""
+        if self._is_advancing:
+            return
+        self._is_advancing = True
+        try:
+            while self.stage is Stage.READING:
+                request = self._next_request()
+                if request is None:
+                    break
+                self.stage = Stage.RUNNING
+                self._request = request
+                self._host.handle(self, request)
+        except BadRequestError as error:
+            self.refuse(error.status, error.detail)
+        finally:
+            self._is_advancing = False
+
+    def _next_request(self) -> Request | None:
+        if self._head is None and not self._begin():
+            return None
+        head = self._head
+        assert head is not None
+        if self._chunked is not None:
+            self._reserve(len(self._received))
+            end = self._chunked.scan(self._received)
+            if end is None:
+                return None
+            body: bytes | bytearray = self._chunked.body(self._received)
+            self._chunked_bytes = bytes(self._received[:end])
+            del self._received[:end]
+        elif self._body is not None:
+            if self._filled < len(self._body):
+                return None
+            body = self._body
+        else:
+            size = head.body_bytes or 0
+            if len(self._received) < size:
+                self._reserve(size)
+                self._body = bytearray(size)
+                self._filled = len(self._received)
+                self._body[: self._filled] = self._received
+                self._received.clear()
+                return None
+            body = bytes(self._received[:size])
+            del self._received[:size]
+        self._body = body
+        return Request(head, body, time.monotonic_ns())
+
+    def _begin(self) -> bool:
+        """Read a head, once it is whole."""
+        while self._received[:2] == b"\r\n":  # RFC 9112 2.2: empty lines before a request are ignored
+            del self._received[:2]
+            self._scanned = 0
+        end = find_head(self._received, self._scanned)
+        if not end:
+            self._scanned = len(self._received)
+            return False
+        self._scanned = 0
+        self._head_bytes = bytes(self._received[:end])
+        del self._received[:end]
+        head = Head(self._head_bytes)
+        bytes_max = self._host.limits.body_bytes_max
+        if head.body_bytes is None:
+            self._chunked = ChunkedBody(bytes_max)
+        elif head.body_bytes > bytes_max:
+            raise BadRequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large(bytes_max))
+        self._head = head
+        if head.expects_continue and not self._received and head.body_bytes != 0:
+            with contextlib.suppress(OSError):
+                self._sock.send(CONTINUE)
+        return True
+
+    def _reserve(self, total: int) -> None:
+        more = total - self._reserved
+        if more > 0:
+            if not self._host.reserve(more):
+                raise BadRequestError(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests at once; try again")
+            self._reserved = total
+
+    # --- answering
+
+    def respond(self, request: Request, response: Response, is_last: bool = False) -> bool:
+        """Send the answer to the request that is being handled.
+
+        Args:
+            request: What it answers.
+            response: The answer.
+            is_last: Whether to end the connection after it.
+
+        Returns:
+            False when nobody waits for it any more: too late, handed over, or the client is gone.
+        """
+        if self._request is not request:
+            return False
+        self._is_last = is_last or not request.head.is_keep_alive
+        self._send(response, with_body=request.head.method != "HEAD")
+        return True
+
+    def refuse(self, status: HTTPStatus, detail: str) -> None:
+        """Answer whatever is going on with a refusal and end the connection."""
+        self.stage = Stage.RUNNING
+        self._is_refused = True
+        self._is_last = True
+        self._send(self._host.refuse(status, detail), with_body=True)
+
+    def _send(self, response: Response, with_body: bool) -> None:
+        self._request = None
+        parts: list[bytes | memoryview] = [response.head(self._host.common_headers, self._is_last)]
+        if with_body:
+            parts += response.parts
+        self.stage = Stage.WRITING
+        self.since = time.monotonic()
+        self._out = [memoryview(part) for part in parts if len(part)]
+        if self._write():
+            self._sent()
+        elif self.stage is Stage.WRITING:
+            self._loop.add_writer(self._sock, self._on_writable)
+
+    def _write(self) -> bool:
+        """Send what the kernel takes; true when all is sent. Closes on an error."""
+        try:
+            while self._out:
+                sent = self._sock.sendmsg(self._out[:SEND_PARTS_MAX])
+                while self._out and sent >= len(self._out[0]):
+                    sent -= len(self._out.pop(0))
+                if sent:
+                    self._out[0] = self._out[0][sent:]
+        except _AGAIN:
+            return False
+        except OSError:
+            self.close()
+            return False
+        return True
+
+    def _on_writable(self) -> None:
+        if self._write():
+            self._loop.remove_writer(self._sock)
+            self._sent()
+            self._advance()
+
+    def _sent(self) -> None:
+        self._forget_request()
+        self.since = time.monotonic()
+        if self._is_last:
+            if self._is_refused:
+                self._linger()
+            else:
+                self.close()
+            return
+        self.stage = Stage.READING
+        if self._host.between_requests(self):
+            self._watch(True)
+            # An answer that came later than its request was read: nobody else goes on.
+            if self._received and not self._is_advancing:
+                self._loop.call_soon(self._advance)
+
+    def _linger(self) -> None:
+        """Say that nothing more will be sent, and read on for a while.
+
+        Closing with unread bytes would reset the connection, and a reset can overtake the answer.
+        """
+        self.stage = Stage.LINGERING
+        self._received.clear()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+        self._watch(True)
+
+    # --- leaving
+
+    def release(self) -> tuple[int, bytes]:
+        """Give the connection away: its descriptor, and the bytes of a request that came and was not answered.
+
+        Must not be called while an answer is on its way.
+        """
+        if self.stage is Stage.RUNNING and self._chunked is not None:
+            unread = self._head_bytes + self._chunked_bytes + bytes(self._received)
+        elif self.stage is Stage.RUNNING:
+            unread = b"".join((self._head_bytes, self._body or b"", self._received))
+        else:
+            body = b"" if self._body is None else bytes(memoryview(self._body)[: self._filled])
+            unread = b"".join((self._head_bytes, body, self._received))
+        self._leave()
+        return self._sock.detach(), unread
+
+    def close(self) -> None:
+        """End the connection."""
+        if self.stage is not Stage.CLOSED:
+            self._leave()
+            self._sock.close()
+
+    def _leave(self) -> None:
+        self._watch(False)
+        self._loop.remove_writer(self._sock)
+        self._forget_request()
+        self.stage = Stage.CLOSED
+        self._out = []
+        self._received = bytearray()
+        self._host.forget(self)
+
+
+Respond = Callable[[Response], bool]
+"""Takes the answer to one request, on the event loop; false when nobody waits for it any more."""

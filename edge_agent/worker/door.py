@@ -1,0 +1,230 @@
+"""Where connections come in and leave: accepts on the inherited sockets within a bound, watches time, and drains.
+
+Draining hands every connection over to the worker that takes over, at a moment when no part of an answer is on its way:
+idle ones at once, those in the middle of sending a request with the bytes that came, busy ones after their answer.
+No request is swallowed, because nothing that was received is dropped. All on the worker's event loop.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+from edge_agent.worker.connection import Connection, Respond, Stage
+from edge_agent.worker.http import Request, Response
+from edge_agent.worker.limits import ACCEPT_BURST_MAX, WorkerLimits
+
+Handler = Callable[[Request, Respond], None]
+Refuser = Callable[[HTTPStatus, str], Response]
+HandOver = Callable[[int, str, bytes], None]
+"""Takes a connection's descriptor (and closes it), its kind, and bytes received on it that nobody has answered."""
+
+_log = logging.getLogger(__name__)
+
+
+class Door:
+    """The connections of one worker.
+
+    Attributes:
+        limits: Bounds in force.
+        common_headers: Header lines that every answer has, each with its end.
+        accepted: Connections accepted or taken over so far.
+    """
+
+    def __init__(self, handler: Handler, refuser: Refuser, limits: WorkerLimits, common_headers: str = "") -> None:
+        """Make a door that is shut.
+
+        Args:
+            handler: Called with each request and where to put its answer.
+            refuser: Makes the answer to a request that cannot be read.
+            limits: Bounds.
+            common_headers: Header lines for every answer, each ending in CR LF.
+        """
+        self.limits = limits
+        self.common_headers = common_headers
+        self.accepted = 0
+        self._handler = handler
+        self._refuser = refuser
+        self._loop = asyncio.get_running_loop()
+        self._listeners: dict[str, socket.socket] = {}
+        self._is_open = False
+        self._is_accepting = False
+        self._connections: set[Connection] = set()
+        self._receiving_bytes = 0
+        self._is_draining = False
+        self._hand_over: HandOver | None = None
+        self._has_emptied = asyncio.Event()
+        self._sweeper = self._loop.call_later(limits.sweep_ms / 1000, self._sweep)
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+    # --- coming in
+
+    def listen(self, kind: str, sock: socket.socket) -> None:
+        """Add a listening, non-blocking socket; `kind` is `unix` or `tcp`. It is not closed here."""
+        self._listeners[kind] = sock
+
+    def open(self) -> None:
+        """Accept connections; ends a drain."""
+        self._is_open = True
+        self._is_draining = False
+        self._hand_over = None
+        self._set_accepting(len(self._connections) < self.limits.connections_max)
+
+    def shut(self) -> None:
+        """Accept no more."""
+        self._is_open = False
+        self._set_accepting(False)
+
+    def _set_accepting(self, is_on: bool) -> None:
+        if is_on == self._is_accepting:
+            return
+        self._is_accepting = is_on
+        for kind, sock in self._listeners.items():
+            if is_on:
+                self._loop.add_reader(sock, self._accept, kind, sock)
+            else:
+                self._loop.remove_reader(sock)
+
+    def _accept(self, kind: str, listener: socket.socket) -> None:
+        for _ in range(ACCEPT_BURST_MAX):
+            if len(self._connections) >= self.limits.connections_max:
+                self._set_accepting(False)
+                return
+            try:
+                sock, _address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # out of descriptors or memory: try again at the next sweep
+                _log.warning("cannot accept: %s", error)
+                self._set_accepting(False)
+                return
+            self._admit(sock, kind, b"")
+
+    def adopt(self, fd: int, kind: str, pending: bytes) -> None:
+        """Take a connection over from another worker.
+
+        Args:
+            fd: Its descriptor, owned from now on.
+            kind: `unix` or `tcp`.
+            pending: Bytes of a request that the other worker received and did not answer.
+        """
+        self._admit(socket.socket(fileno=fd), kind, pending)
+
+    def _admit(self, sock: socket.socket, kind: str, pending: bytes) -> None:
+        sock.setblocking(False)
+        if kind == "tcp":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(self, sock, kind, pending)
+        self._connections.add(connection)
+        self._has_emptied.clear()
+        self.accepted += 1
+        connection.start()
+
+    # --- what a connection asks
+
+    def handle(self, connection: Connection, request: Request) -> None:
+        """Pass a request on; see `Host`."""
+        try:
+            self._handler(request, lambda response: connection.respond(request, response, self._is_closing))
+        except Exception:  # noqa: BLE001 - logged; a request without an answer would hold its connection for ever
+            _log.exception("a request met a bug")
+            connection.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the worker failed; its log says more")
+
+    def refuse(self, status: HTTPStatus, detail: str) -> Response:
+        """See `Host`."""
+        return self._refuser(status, detail)
+
+    def reserve(self, byte_count: int) -> bool:
+        """See `Host`."""
+        if byte_count > 0 and self._receiving_bytes + byte_count > self.limits.receiving_bytes_max:
+            return False
+        self._receiving_bytes += byte_count
+        return True
+
+    def between_requests(self, connection: Connection) -> bool:
+        """See `Host`."""
+        if self._is_draining:
+            self._send_away(connection)
+            return False
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        """See `Host`."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._has_emptied.set()
+        if self._is_open and not self._is_accepting and len(self._connections) < self.limits.connections_max:
+            self._set_accepting(True)
+
+    # --- time
+
+    def _sweep(self) -> None:
+        self._sweeper = self._loop.call_later(self.limits.sweep_ms / 1000, self._sweep)
+        now, limits = time.monotonic(), self.limits
+        for connection in list(self._connections):
+            age_ms = (now - connection.since) * 1000
+            if connection.stage is Stage.READING:
+                if connection.is_idle:
+                    if age_ms > limits.idle_ms:
+                        connection.close()
+                elif age_ms > limits.request_read_ms:
+                    connection.refuse(
+                        HTTPStatus.REQUEST_TIMEOUT, f"the request did not come whole within {limits.request_read_ms} ms"
+                    )
+            elif (connection.stage is Stage.WRITING and age_ms > limits.response_write_ms) or (
+                connection.stage is Stage.LINGERING and age_ms > limits.linger_ms
+            ):
+                connection.close()
+        if self._is_open and len(self._connections) < limits.connections_max:
+            self._set_accepting(True)
+
+    # --- leaving
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._is_draining and self._hand_over is None
+
+    async def drain(self, deadline_ms: int, hand_over: HandOver | None) -> None:
+        """Accept no more, answer what is being computed, and send every connection away.
+
+        Args:
+            deadline_ms: What is still being computed then goes to the successor as if it had just come; without a
+                successor it is refused. A client that does not take its answer is cut off.
+            hand_over: Gives a connection to the successor; without one connections are closed.
+        """
+        self.shut()
+        self._is_draining = True
+        self._hand_over = hand_over
+        for connection in list(self._connections):
+            if connection.stage is Stage.READING:
+                self._send_away(connection)
+        if self._connections:
+            self._has_emptied.clear()
+            try:
+                await asyncio.wait_for(self._has_emptied.wait(), deadline_ms / 1000)
+            except TimeoutError:
+                for connection in list(self._connections):
+                    self._send_away(connection)
+
+    def _send_away(self, connection: Connection) -> None:
+        if connection.stage is Stage.RUNNING and self._hand_over is None:
+            connection.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "the worker is being stopped")
+        elif connection.stage in (Stage.READING, Stage.RUNNING) and self._hand_over is not None:
+            kind = connection.kind
+            fd, pending = connection.release()
+            self._hand_over(fd, kind, pending)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Shut, and end every connection."""
+        self.shut()
+        self._sweeper.cancel()
+        for connection in list(self._connections):
+            connection.close()

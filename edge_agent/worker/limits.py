@@ -1,0 +1,80 @@
+"""Bounds of a worker process. Sizes in bytes, times in milliseconds."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from edge_contract.limits import KIB, MIB
+
+# HTTP
+HEAD_BYTES_MAX: Final = 32 * KIB
+HEADERS_MAX: Final = 100
+RECEIVE_BYTES: Final = 64 * KIB
+CHUNK_LINE_BYTES_MAX: Final = 256
+"""The size line of a chunk with its extensions, and one line of a trailer."""
+TRAILERS_MAX: Final = 32
+CHUNKS_MAX: Final = 65_536
+LINGER_BYTES_MAX: Final = 8 * MIB
+"""How much of a refused request is still read, so that the refusal is not lost to a reset."""
+SEND_PARTS_MAX: Final = 256
+ACCEPT_BURST_MAX: Final = 64
+
+# Open Inference Protocol
+REQUEST_ID_CHARS_MAX: Final = 256
+BYTES_ELEMENT_BYTES_MAX: Final = 16 * MIB
+
+# Running
+CORES_USED_MAX: Final = 2
+WARM_UP_RUNS: Final = 3
+INLINE_US_MAX: Final = 5_000
+"""A model that answers faster runs on the event loop (3.5 times the throughput for a tiny model); a slower one in
+threads, so that health checks stay quick."""
+INLINE_BODY_BYTES_MAX: Final = 256 * KIB
+"""A larger request is read and computed in a thread, whatever the model."""
+INLINE_GROWTH_MAX: Final = 8
+"""A request with so many times the bytes of the warm-up input is taken for slow."""
+LATENCIES_KEPT: Final = 1_024
+
+# Telemetry
+SAMPLES_WAITING_MAX: Final = 256
+SAMPLES_PER_S_MAX: Final = 500
+"""Above it samples are dropped and counted: making one costs about as much as a tiny inference."""
+SAMPLE_ELEMENTS_MAX: Final = 1_024
+"""Elements kept of one tensor."""
+SAMPLE_TEXT_BYTES_MAX: Final = 1_024
+"""Bytes kept of one BYTES element."""
+SAMPLE_FLUSH_MS: Final = 20
+CONTROL_WAITING_BYTES_MAX: Final = 1 * MIB
+"""Samples that wait for the agent to read; newer ones are dropped and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """Bounds that tests make smaller.
+
+    Attributes:
+        body_bytes_max: One request's body; more is refused with 413.
+        receiving_bytes_max: All bodies being received together; more is refused with 503.
+        connections_max: Open connections; beyond it the kernel queues new ones.
+        requests_waiting_max: Requests running or waiting for a thread; more are refused with 503.
+        request_read_ms: From the first byte of a request to its last; then 408.
+        request_run_ms: From its last byte to the answer; then 504.
+        response_write_ms: For the client to take the answer.
+        idle_ms: Between two requests.
+        linger_ms: Reading what a refused client still sends.
+        sweep_ms: How often these are looked at.
+        flush_ms: At the end, for samples to be made.
+        hangup_ms: After the agent is gone, before the process ends itself whatever it does.
+    """
+
+    body_bytes_max: int = 64 * MIB
+    receiving_bytes_max: int = 128 * MIB
+    connections_max: int = 256
+    requests_waiting_max: int = 64
+    request_read_ms: int = 30_000
+    request_run_ms: int = 60_000
+    response_write_ms: int = 30_000
+    idle_ms: int = 600_000
+    linger_ms: int = 2_000
+    sweep_ms: int = 500
+    flush_ms: int = 500
+    hangup_ms: int = 2_000

@@ -1,0 +1,249 @@
+"""The Open Inference Protocol v2 with its binary tensor data extension: reading requests, writing answers.
+
+Pure functions, any thread. See https://github.com/kserve/open-inference-protocol, `specification/protocol/`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_agent.worker.arrays import (
+    DTYPES,
+    Array,
+    check_shape,
+    datatype_of,
+    from_bytes,
+    from_json_data,
+    invalid,
+    to_bytes,
+    to_json_data,
+)
+from edge_agent.worker.limits import REQUEST_ID_CHARS_MAX
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
+from edge_contract.limits import TENSORS_MAX
+from edge_contract.tensors import TensorSpec
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One inference request, read and checked.
+
+    Attributes:
+        id: As the client named it, empty when it did not.
+        inputs: Arrays by name, of the signature's datatypes and shapes.
+        outputs: Names of the outputs that are wanted, in order; empty for all.
+        binary: For each wanted output whether it is sent as binary data, where the request says so.
+        is_binary: Whether the other outputs are.
+    """
+
+    id: str
+    inputs: dict[str, Array]
+    outputs: tuple[str, ...] = ()
+    binary: dict[str, bool] = field(default_factory=dict)
+    is_binary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The body of an answer.
+
+    Attributes:
+        parts: Pieces of the body in order.
+        json_bytes: Length of the JSON at the start, or none when there is no binary data behind it.
+    """
+
+    parts: list[bytes | memoryview]
+    json_bytes: int | None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise invalid("an object of the request names the same key twice")
+    return value
+
+
+def _no_constants(name: str) -> Any:
+    raise invalid(f"{name} is not a JSON number")
+
+
+def read_json(data: bytes | bytearray | memoryview) -> Any:
+    """Parse a request's JSON strictly.
+
+    The contract's own reader walks over every byte of a deeply bracketed document to bound its depth, which a nested
+    image would make slow; here the parser's own recursion limit bounds it.
+
+    Raises:
+        EdgeError: `model.input-invalid`.
+    """
+    text = bytes(data)
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair fails here and not in an answer
+        return value
+    except RecursionError:
+        raise invalid("the request is nested too deep") from None
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both
+        raise invalid(f"the request is not valid JSON: {error}") from None
+
+
+def read_request(
+    body: bytes | bytearray, json_bytes: int | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> InferRequest:
+    """Read an inference request.
+
+    Args:
+        body: The body of the HTTP request.
+        json_bytes: Value of the header `Inference-Header-Content-Length`, none when it is absent.
+        inputs: Signature that the inputs have to fit; all of them are required.
+        outputs: Outputs that can be asked for; empty when they are not known before.
+
+    Raises:
+        EdgeError: `model.input-invalid`.
+    """
+    binary = memoryview(b"")
+    document: bytes | bytearray | memoryview = body
+    if json_bytes is not None:
+        if not 0 < json_bytes <= len(body):
+            raise invalid(f"the header Inference-Header-Content-Length does not fit a body of {len(body)} bytes")
+        binary = memoryview(body)[json_bytes:]
+        document = memoryview(body)[:json_bytes]
+    value = read_json(document)
+    if not isinstance(value, dict):
+        raise invalid("an inference request is a JSON object")
+    request_id = _request_id(value)
+    arrays = _read_inputs(value.get("inputs"), binary, {spec.name: spec for spec in inputs})
+    request = InferRequest(request_id, arrays, is_binary=_flag(value, "binary_data_output", False))
+    _read_outputs(value.get("outputs"), request, {spec.name for spec in outputs})
+    return request
+
+
+def _request_id(value: JsonObject) -> str:
+    request_id = value.get("id", "")
+    if not isinstance(request_id, str) or len(request_id) > REQUEST_ID_CHARS_MAX:
+        raise invalid(f"the id of a request is a string of at most {REQUEST_ID_CHARS_MAX} characters")
+    return request_id
+
+
+def _flag(value: JsonObject, name: str, default: bool) -> bool:
+    parameters = value.get("parameters")
+    if parameters is None:
+        return default
+    if not isinstance(parameters, dict) or not isinstance(parameters.get(name, default), bool):
+        raise invalid(f"the parameter {name!r} has to be true or false, in an object of parameters")
+    flag: bool = parameters.get(name, default)
+    return flag
+
+
+def _read_inputs(value: Any, binary: memoryview, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
+    if not isinstance(value, list) or not 0 < len(value) <= TENSORS_MAX:
+        raise invalid(f"an inference request has 1 to {TENSORS_MAX} inputs")
+    arrays: dict[str, Array] = {}
+    place = 0
+    for item in value:
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            raise invalid("every input is an object with a name")
+        if name in arrays:
+            raise invalid(f"the input {name!r} comes twice")
+        spec = specs.get(name)
+        if specs and spec is None:
+            raise invalid(f"the model has no input {name[:64]!r}", f"Its inputs: {', '.join(sorted(specs))}.")
+        datatype, shape = item.get("datatype"), check_shape(name, item.get("shape"))
+        if not isinstance(datatype, str) or datatype not in DTYPES:
+            raise invalid(f"the input {name!r} has the unknown datatype {str(datatype)[:32]!r}")
+        if spec is not None and not spec.fits(datatype, shape):
+            raise invalid(
+                f"the input {name!r} came as {datatype} {list(shape)}", f"Wanted: {spec.datatype} {list(spec.shape)}."
+            )
+        size = _binary_size(item, name)
+        if size is None:
+            arrays[name] = from_json_data(name, datatype, shape, item.get("data"))
+        else:
+            if size > len(binary) - place:
+                raise invalid(f"the binary data of {name!r} is longer than the body")
+            arrays[name] = from_bytes(name, datatype, shape, binary[place : place + size])
+            place += size
+    if place != len(binary):
+        raise invalid(f"{len(binary) - place} bytes of binary data belong to no input")
+    if missing := sorted(set(specs) - set(arrays)):
+        raise invalid(f"the input {missing[0]!r} is missing")
+    return arrays
+
+
+def _binary_size(item: JsonObject, name: str) -> int | None:
+    parameters = item.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if size is None:
+        return None
+    if type(size) is not int or size < 0 or "data" in item:
+        raise invalid(f"the input {name!r} has either data or a parameter binary_data_size that is a size")
+    return size
+
+
+def _read_outputs(value: Any, request: InferRequest, known: set[str]) -> None:
+    if value is None:
+        return
+    if not isinstance(value, list) or len(value) > TENSORS_MAX:
+        raise invalid(f"the wanted outputs are an array of at most {TENSORS_MAX} objects")
+    names: list[str] = []
+    for item in value:
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str) or name in names:
+            raise invalid("every wanted output is an object with a name, each name once")
+        if known and name not in known:
+            raise invalid(f"the model has no output {name[:64]!r}", f"Its outputs: {', '.join(sorted(known))}.")
+        names.append(name)
+        request.binary[name] = _flag(item, "binary_data", request.is_binary)
+    request.outputs = tuple(names)
+
+
+def write_answer(request: InferRequest, model: str, version: str, outputs: Mapping[str, Array]) -> Answer:
+    """Write the answer to a request.
+
+    Args:
+        request: What was asked.
+        model: Name of the model.
+        version: Its version.
+        outputs: The arrays to send, in order; finite where they are sent as JSON.
+
+    Raises:
+        EdgeError: `model.output-invalid` when an array has a type that cannot be sent, or NaN would go into JSON.
+    """
+    tensors: list[JsonObject] = []
+    parts: list[bytes | memoryview] = []
+    for name, array in outputs.items():
+        tensor: JsonObject = {"name": name, "shape": list(array.shape), "datatype": datatype_of(array)}
+        if request.binary.get(name, request.is_binary):
+            data = to_bytes(array)
+            tensor["parameters"] = {"binary_data_size": len(data)}
+            parts.append(data)
+        else:
+            tensor["data"] = to_json_data(array)
+        tensors.append(tensor)
+    document: JsonObject = {"model_name": model, "model_version": version, "outputs": tensors}
+    if request.id:
+        document["id"] = request.id
+    head = write_json(document)
+    return Answer([head, *parts], len(head) if parts else None)
+
+
+def write_json(document: JsonObject, default: Callable[[Any], Any] | None = None) -> bytes:
+    """Write an answer's JSON.
+
+    Raises:
+        EdgeError: `model.output-invalid` for NaN, infinities and what is not JSON.
+    """
+    try:
+        return json.dumps(
+            document, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=default
+        ).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EdgeError(
+            "model.output-invalid",
+            f"the model's answer cannot be written as JSON: {error}",
+            "NaN and infinities travel as binary data only.",
+        ) from None

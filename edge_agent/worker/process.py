@@ -1,0 +1,226 @@
+"""The life of a worker process: load and prove when told, serve, hand over, end. The agent speaks through `Control`."""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_agent.worker.bundle import LoadedBundle, load_bundle, prove_bundle
+from edge_agent.worker.control import Control, watch_agent
+from edge_agent.worker.door import Door
+from edge_agent.worker.limits import WorkerLimits
+from edge_agent.worker.metrics import Metrics
+from edge_agent.worker.priority import Priority, give_memory_back, peak_bytes
+from edge_agent.worker.sampler import Sampler
+from edge_agent.worker.service import Service
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
+from edge_contract.limits import DETAIL_CHARS_MAX
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What the command line says.
+
+    Attributes:
+        slot: Folder of the unpacked bundle.
+        module: Name of the module.
+        control_fd: The worker's end of the control channel.
+        unix_fd: Listening unix socket.
+        tcp_fd: Listening TCP socket.
+    """
+
+    slot: Path
+    module: str
+    control_fd: int
+    unix_fd: int
+    tcp_fd: int
+
+
+class WorkerProcess:
+    """One worker. Everything but loading and proving runs on the event loop."""
+
+    def __init__(self, arguments: Arguments, limits: WorkerLimits) -> None:
+        """Connect to the agent; must be called on the event loop."""
+        self._arguments = arguments
+        self._limits = limits
+        self._priority = Priority()
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._bundle: LoadedBundle | None = None
+        self._proving: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._listeners = {
+            "unix": socket.socket(fileno=arguments.unix_fd),
+            "tcp": socket.socket(fileno=arguments.tcp_fd),
+        }
+        self._control = Control(socket.socket(fileno=arguments.control_fd), self._on_message, self._ended.set)
+        self._operations: dict[str, Callable[[JsonObject, list[int]], None]] = {
+            "prove": self._prove,
+            "serve": self._serve,
+            "adopt": self._adopt,
+            "drain": self._drain,
+            "stats": self._stats,
+            "sampling": self._sampling,
+        }
+
+    async def run(self) -> None:
+        """Live until the agent closes the control channel."""
+        await self._ended.wait()
+
+    def _on_message(self, message: tuple[JsonObject, list[int]]) -> None:
+        content, fds = message
+        name = content.get("op")
+        operation = self._operations.get(name) if isinstance(name, str) else None
+        if operation is None:
+            raise EdgeError("internal.bug", f"the agent asked for {name!r}, which this worker does not know")
+        operation(content, fds)
+
+    # --- prove
+
+    def _prove(self, _message: JsonObject, _fds: list[int]) -> None:
+        if self._proving is None:
+            self._proving = self._loop.create_task(self._load_and_prove())
+
+    async def _load_and_prove(self) -> None:
+        start = time.monotonic_ns()
+        try:
+            bundle = await self._loop.run_in_executor(None, load_bundle, self._arguments.slot)
+            load_ms = (time.monotonic_ns() - start) // 1_000_000
+            self._control.send(
+                {"event": "loaded", "manifest": str(bundle.manifest), "peak_bytes": peak_bytes(), "load_ms": load_ms}
+            )
+            proof = await self._loop.run_in_executor(None, prove_bundle, bundle)
+        except EdgeError as error:
+            self._control.send({"event": "refused", "code": error.code, "detail": error.detail, "hint": error.hint})
+            return
+        except Exception as error:  # noqa: BLE001 - reported and logged, not passed over
+            _log.exception("loading met a bug")
+            detail = f"the worker failed while loading: {type(error).__name__}: {error}"[:DETAIL_CHARS_MAX]
+            self._control.send({"event": "refused", "code": "internal.bug", "detail": detail, "hint": ""})
+            return
+        give_memory_back()
+        self._bundle = bundle
+        self._open_door(bundle)
+        self._control.send(
+            {
+                "event": "proved",
+                "golden": None if proof is None else str(proof.digest),
+                "max_error": 0.0 if proof is None else proof.error_max,
+            }
+        )
+
+    def _open_door(self, bundle: LoadedBundle) -> None:
+        runtime = bundle.runtime
+        self._sampler = Sampler(
+            self._arguments.module,
+            runtime.model,
+            runtime.version,
+            bundle.manifest,
+            self._deliver_samples,
+        )
+        self._sampler.set_ratio(runtime.sampling_ratio)
+        self._metrics = Metrics(bundle.members)
+        service = Service(self._arguments.module, bundle, self._metrics, self._sampler, self._limits)
+        self._door = Door(service.handle, service.refuse, self._limits, service.common_headers)
+        service.connections = lambda: self._door.connections
+        service.samples_lost = lambda: self._control.dropped
+        for kind, sock in self._listeners.items():
+            self._door.listen(kind, sock)
+
+    def _deliver_samples(self, records: Sequence[JsonObject]) -> None:
+        self._loop.call_soon_threadsafe(self._control.offer_samples, records)
+
+    def _require_proved(self) -> None:
+        if self._bundle is None:
+            raise EdgeError("internal.bug", "the agent wants a worker to serve that is not proved")
+
+    # --- serve
+
+    def _serve(self, _message: JsonObject, _fds: list[int]) -> None:
+        self._require_proved()
+        if self._draining is not None:
+            self._draining.cancel()
+            self._draining = None
+        self._priority.restore()
+        self._door.open()
+        self._control.send({"event": "serving"})
+
+    def _adopt(self, message: JsonObject, fds: list[int]) -> None:
+        self._require_proved()
+        pending = b""
+        if len(fds) == 2:
+            with open(fds[1], "rb") as file:
+                file.seek(0)
+                pending = file.read()
+        self._door.adopt(fds[0], str(message.get("transport")), pending)
+
+    # --- drain
+
+    def _drain(self, message: JsonObject, _fds: list[int]) -> None:
+        self._require_proved()
+        if self._draining is None:
+            deadline_ms, is_handed_over = int(message["deadline_ms"]), bool(message["hand_over"])
+            self._draining = self._loop.create_task(self._drain_and_say(deadline_ms, is_handed_over))
+
+    async def _drain_and_say(self, deadline_ms: int, is_handed_over: bool) -> None:
+        await self._door.drain(deadline_ms, self._hand_over if is_handed_over else None)
+        await self._loop.run_in_executor(None, self._sampler.flush, self._limits.flush_ms)
+        self._control.send({"event": "drained"})
+
+    def _hand_over(self, fd: int, kind: str, pending: bytes) -> None:
+        fds = [fd]
+        if pending:
+            # As long as a whole request, so it does not fit in a message.
+            memory = os.memfd_create("pending", os.MFD_CLOEXEC)
+            with open(memory, "wb", closefd=False) as file:
+                file.write(pending)
+            fds.append(memory)
+        self._control.send({"event": "connection", "transport": kind}, fds)
+
+    # --- questions
+
+    def _stats(self, message: JsonObject, _fds: list[int]) -> None:
+        self._require_proved()
+        metrics = self._metrics
+        self._control.send(
+            {
+                "event": "stats",
+                "id": message.get("id"),
+                "requests": metrics.requests,
+                "failures": metrics.failures,
+                "latency_us": {"p50": metrics.quantile_us(0.5), "p99": metrics.quantile_us(0.99)},
+            }
+        )
+
+    def _sampling(self, message: JsonObject, _fds: list[int]) -> None:
+        self._require_proved()
+        self._sampler.set_ratio(float(message["ratio"]))
+
+
+def run_worker(arguments: Arguments, limits: WorkerLimits | None = None) -> None:
+    """Be a worker; ends the process and does not return."""
+    limits = limits or WorkerLimits()
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Stopping the agent's service signals every process of it, but the agent decides when its workers end, by closing
+    # the channel. Not SIG_IGN: what a script starts would inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
+    watch_agent(arguments.control_fd, limits.hangup_ms)
+
+    async def live() -> None:
+        await WorkerProcess(arguments, limits).run()
+
+    asyncio.new_event_loop().run_until_complete(live())
+    # Without waiting for threads: a model may be stuck, and there is nothing to save.
+    logging.shutdown()
+    os._exit(0)
