@@ -1,0 +1,267 @@
+"""A small client for the inference endpoint of a module, on its unix socket or its TCP port. Standard library only.
+
+Speaks the Open Inference Protocol v2, with tensors as JSON or as bytes, over one connection that is kept alive. Inference
+is pure, so a request whose connection was reset is repeated once: the agent keeps the listening sockets, and a worker that
+crashed is replaced.
+"""
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from edge_contract.codes import CODES
+from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
+
+TIMEOUT_S_DEFAULT: Final = 60.0
+_ATTEMPTS: Final = 2
+_INFERENCE_LENGTH: Final = "Inference-Header-Content-Length"
+_CUT: Final = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, http.client.BadStatusLine)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor.
+
+    Attributes:
+        name: As the model names it.
+        datatype: Open Inference Protocol datatype, for example `FP32`.
+        shape: Row-major dimensions.
+        data: The elements, flat or nested; or their little-endian bytes.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[Any] | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An answer, and who computed it.
+
+    Attributes:
+        manifest: Digest of the bundle that computed it.
+        model: Name of the model.
+        version: Its version.
+        id: Of the request, empty when it had none.
+        outputs: Output tensors by name.
+        result: What a script without tensor signature returned.
+    """
+
+    manifest: Digest
+    model: str
+    version: int
+    id: str = ""
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    result: Any = None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(os.fspath(self._path))
+        except OSError:
+            self.sock.close()
+            raise
+
+
+class InferenceClient:
+    """Asks the models of one module. Used by one thread at a time."""
+
+    def __init__(self, address: Path | tuple[str, int], timeout_s: float = TIMEOUT_S_DEFAULT) -> None:
+        """Make a client; it connects with the first request.
+
+        Args:
+            address: Path of the unix socket, or (host, port).
+            timeout_s: Longest silence of the other side, seconds.
+        """
+        self._address = address
+        self._connection: http.client.HTTPConnection
+        if isinstance(address, Path):
+            self._connection = _UnixConnection(address, timeout_s)
+        else:
+            self._connection = http.client.HTTPConnection(address[0], address[1], timeout=timeout_s)
+
+    def __enter__(self) -> "InferenceClient":
+        """Use it in a block that closes it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def infer(
+        self,
+        model: str,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[str] = (),
+        is_binary: bool = False,
+        request_id: str = "",
+    ) -> Prediction:
+        """Have a model compute.
+
+        Args:
+            model: Name of the model; the module's name will do when it has one model only.
+            inputs: All inputs of the model.
+            outputs: Names of the outputs that are wanted; all when empty.
+            is_binary: Whether outputs come back as bytes.
+            request_id: Comes back in the answer.
+
+        Raises:
+            EdgeError: `model.*` as the worker answers, `network.*`.
+        """
+        document: JsonObject = {"inputs": []}
+        binary: list[bytes] = []
+        for tensor in inputs:
+            item: JsonObject = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+            if isinstance(tensor.data, bytes):
+                item["parameters"] = {"binary_data_size": len(tensor.data)}
+                binary.append(tensor.data)
+            else:
+                item["data"] = tensor.data
+            document["inputs"].append(item)
+        if outputs:
+            document["outputs"] = [{"name": name} for name in outputs]
+        if is_binary:
+            document["parameters"] = {"binary_data_output": True}
+        if request_id:
+            document["id"] = request_id
+        head = _encode(document)
+        headers = {"Content-Type": "application/json"}
+        if binary:
+            headers = {"Content-Type": "application/octet-stream", _INFERENCE_LENGTH: str(len(head))}
+        answer, body = self._exchange("POST", f"/v2/models/{model}/infer", b"".join((head, *binary)), headers)
+        return _prediction(answer, body)
+
+    def infer_json(self, model: str, document: Any) -> Prediction:
+        """Send any JSON: a whole request of the protocol, or the data of a script without tensor signature.
+
+        Raises:
+            EdgeError: `model.*` as the worker answers, `network.*`.
+        """
+        headers = {"Content-Type": "application/json"}
+        answer, body = self._exchange("POST", f"/v2/models/{model}/infer", _encode(document), headers)
+        return _prediction(answer, body)
+
+    def metadata(self, model: str) -> JsonObject:
+        """The model's metadata: versions, platform, tensor signature.
+
+        Raises:
+            EdgeError: `model.not-serving`, `network.*`.
+        """
+        return _json(self._exchange("GET", f"/v2/models/{model}", None, {})[1])
+
+    def is_ready(self) -> bool:
+        """Whether something answers and is ready."""
+        try:
+            return bool(_json(self._exchange("GET", "/v2/health/ready", None, {})[1]).get("ready"))
+        except EdgeError:
+            return False
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._connection.request(method, path, body, headers)
+                answer = self._connection.getresponse()
+                content = answer.read()
+                break
+            except _CUT as error:
+                self._connection.close()
+                if attempt == _ATTEMPTS:
+                    raise EdgeError("network.cut", f"the connection to {self._place} was cut: {error}") from error
+            except TimeoutError as error:
+                self._connection.close()
+                raise EdgeError("network.timeout", f"no answer from {self._place} in time") from error
+            except (OSError, http.client.HTTPException) as error:
+                self._connection.close()
+                raise EdgeError(
+                    "network.unreachable",
+                    f"nothing answers at {self._place}: {error}",
+                    "Is the agent running, and does the module serve a model? `edge-agent status` says so.",
+                ) from error
+        else:
+            raise EdgeError("internal.bug", "a request was neither answered nor refused")
+        if answer.status >= http.client.BAD_REQUEST:
+            raise _error(answer.status, content)
+        return answer, content
+
+    @property
+    def _place(self) -> str:
+        return str(self._address) if isinstance(self._address, Path) else f"{self._address[0]}:{self._address[1]}"
+
+
+def _encode(document: Any) -> bytes:
+    try:
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise EdgeError("model.input-invalid", f"the input cannot be written as JSON: {error}") from error
+
+
+def _json(content: bytes) -> JsonObject:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise EdgeError("network.cut", "the answer is not a JSON object")
+    return value
+
+
+def _error(status: int, content: bytes) -> EdgeError:
+    try:
+        document = _json(content)
+    except EdgeError:
+        document = {}
+    code = str(document.get("code"))
+    text = str(document.get("error") or f"the worker answered with HTTP status {status}")
+    return EdgeError(code if code in CODES else "model.inference-failed", text)
+
+
+def _prediction(answer: http.client.HTTPResponse, content: bytes) -> Prediction:
+    try:
+        length = int(answer.headers.get(_INFERENCE_LENGTH, len(content)))
+        document, place = _json(content[:length]), length
+        outputs: dict[str, Tensor] = {}
+        for item in document["outputs"]:
+            data: list[Any] | bytes
+            if "data" in item:
+                data = item["data"]
+            else:
+                size = item["parameters"]["binary_data_size"]
+                data = content[place : place + size]
+                place += size
+            outputs[item["name"]] = Tensor(item["name"], item["datatype"], tuple(item["shape"]), data)
+        return Prediction(
+            Digest(answer.headers.get("Lighterman-Manifest", "")),
+            document["model_name"],
+            int(document["model_version"]),
+            document.get("id", ""),
+            outputs,
+            document.get("result"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgeError("network.cut", f"the answer is not one of the Open Inference Protocol: {error}") from error
