@@ -1,0 +1,1 @@
+"""Content, trust metadata and certificates of the registry, without HTTP."""
