@@ -29,6 +29,9 @@ CONDITION_TERMS_MAX: Final = 256
 PRIORITY_MAX: Final = 1_000_000
 LABEL_CHARS_MAX: Final = 128
 
+# Devices
+ONLINE_MS: Final = 180_000  # a device counts as online for three report periods
+
 # Tokens
 TOKENS_MAX: Final = 1_000
 TOKEN_CHARS_MAX: Final = 256

@@ -5,7 +5,7 @@ everything that can go wrong in operation; a library's own exceptions never pass
 What the SQL adapter offers to the API alone is in `cloud_registry.stores`.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -466,6 +466,10 @@ class FleetStore(Protocol):
 
     def lake_files(self) -> Sequence[LakeFile]:
         """The whole catalogue, oldest file first."""
+        ...
+
+    def report_rows(self) -> Iterator[JsonObject]:
+        """The newest report of every device that sent one, as rows of the table `reports`, by device."""
         ...
 
     def replace_files(self, old: Sequence[str], new: Sequence[LakeFile]) -> None:

@@ -1,5 +1,6 @@
 """The registry's parts, put together once and handed to the API, the collector and the command line."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cloud_registry.config import RegistryConfig
@@ -42,6 +43,8 @@ class Services:
         deployments: Deployments.
         devices: Devices and enrolment tokens.
         operators: Operator tokens.
+        checks: What has to answer for the registry to be ready, by name; a check raises `EdgeError` if it does not.
+        on_close: Called last, for example to close the database.
     """
 
     config: RegistryConfig
@@ -61,8 +64,11 @@ class Services:
     deployments: DeploymentStore
     devices: DeviceStore
     operators: TokenStore
+    checks: Mapping[str, Callable[[], object]]
+    on_close: Callable[[], object]
 
     def close(self) -> None:
         """Stop what runs in the background; bounded."""
         self.notifier.close()
         self.nudger.close()
+        self.on_close()

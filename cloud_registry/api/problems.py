@@ -1,5 +1,6 @@
 """Problem documents (RFC 9457), and the only place where HTTP status codes stand beside error codes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import Request
@@ -12,6 +13,9 @@ from edge_contract.errors import EdgeError
 
 PROBLEM_TYPE: Final = "application/problem+json"
 TYPE_BASE: Final = "https://lighterman.dev/problems/"
+_NOT_FOUND: Final = 404
+_PLACES_MAX: Final = 10
+_PLACE_CHARS_MAX: Final = 200
 
 _STATUS_BY_CODE: Final[dict[str, int]] = {
     "artifact.not-found": 404,
@@ -28,6 +32,8 @@ _STATUS_BY_CODE: Final[dict[str, int]] = {
     "cloud.unavailable": 503,
     "device.busy": 503,
     "device.disk-full": 507,
+    "network.cut": 400,
+    "network.timeout": 408,
     "trust.root-unknown": 409,
 }
 _STATUS_BY_CATEGORY: Final[dict[Category, int]] = {
@@ -72,3 +78,22 @@ def problem_response(request: Request, error: EdgeError) -> Response:
     return JSONResponse(
         problem_document(error, request.url.path), status_of(error.code), headers=headers, media_type=PROBLEM_TYPE
     )
+
+
+def validation_problem(errors: Sequence[Any]) -> EdgeError:
+    """The error for a body or parameter that does not fit its schema; `errors` says where and why."""
+    found = [
+        {"where": ".".join(str(part) for part in item["loc"])[:_PLACE_CHARS_MAX], "why": str(item["msg"])}
+        for item in errors[:_PLACES_MAX]
+    ]
+    first = found[0] if found else {"where": "request", "why": "is not valid"}
+    detail = f"{first['where']}: {first['why']}"
+    return RegistryError("cloud.bad-request", detail, "See /openapi.json for what is expected.", {"errors": found})
+
+
+def route_problem(request: Request, status: int, detail: str, headers: Mapping[str, str] | None) -> Response:
+    """The answer when the framework refuses a request: no such path, or not with this method."""
+    code = "cloud.not-found" if status == _NOT_FOUND else "cloud.bad-request"
+    error = EdgeError(code, f"{request.method} {request.url.path}: {detail}", "See /openapi.json for what there is.")
+    document = problem_document(error, request.url.path) | {"status": status}
+    return JSONResponse(document, status, headers=dict(headers or {}), media_type=PROBLEM_TYPE)

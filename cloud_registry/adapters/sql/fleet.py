@@ -1,6 +1,7 @@
 """What the collector keeps: reports, watermarks, and the catalogue of the lake's files (`FleetStore`)."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -17,9 +18,11 @@ from cloud_registry.adapters.sql.tables import (
 from cloud_registry.core.progress import TERMINAL, progress_of
 from cloud_registry.ports import LakeFile, Watermark
 from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
 from edge_contract.twin import Report
 
 _BOOTS_KEPT_MAX: Final = 1_000
+_REPORTS_A_PAGE: Final = 200
 
 
 class SqlFleet:
@@ -88,6 +91,20 @@ class SqlFleet:
 
         return self._database.read(work)
 
+    def report_rows(self) -> Iterator[JsonObject]:
+        """The newest reports, read a page at a time: a fleet's reports together may not fit in memory."""
+        after = ""
+        while page := self._report_page(after):
+            for row in page:
+                yield _report_row(row)
+            after = page[-1].name
+
+    def _report_page(self, after: str) -> Sequence[Any]:
+        table = devices
+        query = select(table.c.name, table.c.report, table.c.report_received_ms).where(table.c.name > after)
+        query = query.where(table.c.report.is_not(None)).order_by(table.c.name).limit(_REPORTS_A_PAGE)
+        return self._database.read(lambda connection: list(connection.execute(query)))
+
     def replace_files(self, old: Sequence[str], new: Sequence[LakeFile]) -> None:
         """Exchange catalogue rows."""
 
@@ -100,6 +117,12 @@ class SqlFleet:
                 connection.execute(insert(lake_files).values(_file_values(file)))
 
         self._database.write(work)
+
+
+def _report_row(row: Any) -> JsonObject:
+    report = json.loads(row.report)
+    copied = ("device", "boot", "number", "sent_ms", "platform", "agent_version", "director_version", "bytes_fetched")
+    return {key: report[key] for key in copied} | {"received_ms": row.report_received_ms, "body": row.report}
 
 
 def _file_values(file: LakeFile) -> dict[str, Any]:

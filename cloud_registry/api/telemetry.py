@@ -1,0 +1,24 @@
+"""Queries on the telemetry lake, and the registry's own metrics."""
+
+from fastapi import APIRouter, Depends
+
+from cloud_registry.api import shapes
+from cloud_registry.api.auth import requires
+from cloud_registry.core.roles import Role
+from cloud_registry.limits import QUERY_ROWS_MAX
+from cloud_registry.query import run_query
+from cloud_registry.services import Services
+
+
+def router(services: Services) -> APIRouter:
+    """The routes `POST /api/v1/query` and `GET /metrics`."""
+    routes = APIRouter(tags=["telemetry"])
+    viewer = Depends(requires(services.tokens, Role.VIEWER))
+
+    @routes.post("/api/v1/query", dependencies=[viewer])
+    def query(body: shapes.QueryAsk) -> shapes.QueryAnswer:
+        """Run one SELECT over the tables `telemetry`, `predictions` and `reports`."""
+        result = run_query(services.fleet, services.config.lake_dir, body.sql, QUERY_ROWS_MAX)
+        return shapes.QueryAnswer(columns=result.columns, rows=result.rows, truncated=result.truncated)
+
+    return routes

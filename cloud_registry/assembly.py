@@ -1,0 +1,137 @@
+"""Puts the registry together from its configuration: the one place that knows every adapter."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from cloud_registry.adapters.sql.database import Database
+from cloud_registry.config import RegistryConfig
+from cloud_registry.ports import Clock, Nudger
+from cloud_registry.services import Services
+from edge_contract.errors import EdgeError
+
+_log: Final = logging.getLogger(__name__)
+
+
+class SystemClock:
+    """The system's time (`Clock`)."""
+
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
+
+
+class SilentNudger:
+    """Nudges nobody (`Nudger`): without a broker devices find changes when they poll."""
+
+    def nudge(self, device: str, director_version: int) -> None:
+        """Say so in the log."""
+        _log.debug("no broker: %s is not nudged about director version %d", device, director_version)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def open_database(config: RegistryConfig) -> Database:
+    """The database of a configuration with its schema up to date; close it at the end.
+
+    Raises:
+        EdgeError: `config.invalid`, `cloud.unavailable`, `device.disk-error`.
+    """
+    make_data_dir(config)
+    database = Database(config.sqlalchemy_url)
+    try:
+        database.migrate()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def make_data_dir(config: RegistryConfig) -> None:
+    """Make the data folder, closed to other users.
+
+    Raises:
+        EdgeError: `device.disk-error`.
+    """
+    try:
+        config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgeError("device.disk-error", f"cannot make {config.data_dir}: {error.strerror}") from None
+
+
+def build_services(config: RegistryConfig, clock: Clock | None = None) -> Services:
+    """Everything a router needs, over a migrated database; call `Services.close` at the end.
+
+    Args:
+        config: A checked configuration.
+        clock: The time; the system's unless given.
+
+    Raises:
+        EdgeError: `config.*`, `cloud.unavailable`, `device.*`.
+    """
+    from cloud_registry.adapters.blobs_fs import FileBlobStorage
+    from cloud_registry.adapters.director import TufDirector
+    from cloud_registry.adapters.image_repo import TufImageRepository
+    from cloud_registry.adapters.pki import LocalAuthority
+    from cloud_registry.adapters.sql.deployments import SqlDeployments
+    from cloud_registry.adapters.sql.devices import SqlDevices
+    from cloud_registry.adapters.sql.documents import SqlDocuments
+    from cloud_registry.adapters.sql.fleet import SqlFleet
+    from cloud_registry.adapters.sql.models import SqlModels
+    from cloud_registry.adapters.sql.tokens import SqlTokens
+    from cloud_registry.adapters.tuf_keys import OnlineKeys
+    from cloud_registry.notify import ChangeNotifier
+
+    clock = clock or SystemClock()
+    database = open_database(config)
+    try:
+        documents = SqlDocuments(database)
+        deployments = SqlDeployments(database, clock)
+        devices = SqlDevices(database, clock)
+        tokens = SqlTokens(database, clock)
+        keys = OnlineKeys(config.keys_dir)
+        blobs = FileBlobStorage(config.oci_dir, clock)
+        director = TufDirector(documents, keys, deployments, clock)
+        nudger = _nudger(config)
+        return Services(
+            config=config,
+            clock=clock,
+            tokens=tokens,
+            blobs=blobs,
+            images=TufImageRepository(documents, keys, clock),
+            director=director,
+            authority=LocalAuthority(config.pki_dir, clock),
+            metadata=documents,
+            fleet=SqlFleet(database),
+            enrolments=devices,
+            assignments=deployments,
+            nudger=nudger,
+            notifier=ChangeNotifier(director, nudger),
+            models=SqlModels(database, clock),
+            deployments=deployments,
+            devices=devices,
+            operators=tokens,
+            checks=_checks(config, database),
+            on_close=database.close,
+        )
+    except BaseException:
+        database.close()
+        raise
+
+
+def _nudger(config: RegistryConfig) -> Nudger:
+    if not config.mqtt.host:
+        return SilentNudger()
+    from cloud_registry.adapters.link_mqtt import MqttNudger
+
+    return MqttNudger(config.mqtt)
+
+
+def _checks(config: RegistryConfig, database: Database) -> Mapping[str, Callable[[], object]]:
+    def storage() -> None:
+        if not (config.oci_dir / "oci-layout").is_file():
+            raise EdgeError("device.disk-error", f"{config.oci_dir} is not an OCI layout any more")
+
+    return {"database": database.ping, "storage": storage}
