@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, Final, ParamSpec
 
 import click
 
+from edge_contract import names
 from edge_contract.errors import EdgeError
+from edge_contract.limits import POLL_MS_DEFAULT, REPORT_MS_DEFAULT
 
 _NEGATIVE: Final = 1
 _P = ParamSpec("_P")
@@ -93,3 +98,69 @@ def world(devices: int, steps: int, worlds: int, seed: int, as_json: bool) -> No
             )
     if as_json:
         click.echo(json.dumps({"worlds": results}))
+
+
+@cli.command()
+@click.option("--devices", type=int, default=20, show_default=True, help="How many devices.")
+@click.option("--url", envvar="LIGHTERMAN_URL", required=True, help="Base URL of the registry.  [env: LIGHTERMAN_URL]")
+@click.option("--token", envvar="LIGHTERMAN_TOKEN", default="", help="Operator's token.  [env: LIGHTERMAN_TOKEN]")
+@click.option("--token-file", type=click.Path(path_type=Path), help="File that holds the token.")
+@click.option("--tags", multiple=True, metavar="KEY=VALUE", help="Tag of every device; may be repeated.")
+@click.option("--prefix", default="sim", show_default=True, help="Devices are called PREFIX-0001 and so on.")
+@click.option("--rate", type=float, default=1.0, show_default=True, help="Requests a second of each device's clients.")
+@click.option("--data", type=click.Path(path_type=Path), help="Keep the devices here, and take up those that are.")
+@click.option("--ca", type=click.Path(path_type=Path), help="CA certificate of an https registry.")
+@click.option("--poll-ms", type=click.IntRange(min=1_000), default=POLL_MS_DEFAULT, show_default=True)
+@click.option("--report-ms", type=click.IntRange(min=1_000), default=REPORT_MS_DEFAULT, show_default=True)
+@_SEED
+@_AS_JSON
+@_reporting
+def run(
+    token: str, token_file: Path | None, tags: tuple[str, ...], data: Path | None, as_json: bool, **rest: Any
+) -> None:
+    """Run simulated devices against a real registry and its broker, in one process, until interrupted.
+
+    Each device runs the core, the verification and the storage of the real agent; only its workers are simulated: a
+    model is loaded and proved once for the whole fleet. With --json the last line of output says how the fleet stood.
+    """
+    from device_sim.live.command import run_fleet
+    from device_sim.live.fleet import FleetOptions
+
+    with contextlib.ExitStack() as stack:
+        folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lighterman-fleet-")))
+        options = FleetOptions(
+            devices=rest["devices"],
+            seed=rest["seed"],
+            url=rest["url"],
+            token=_token(token, token_file),
+            data=folder,
+            prefix=rest["prefix"],
+            tags=_tags(tags),
+            rate_per_s=rest["rate"],
+            ca=rest["ca"],
+            poll_ms=rest["poll_ms"],
+            report_ms=rest["report_ms"],
+        )
+        final = run_fleet(options, lambda line: click.echo(line, err=as_json))
+    click.echo(json.dumps(final) if as_json else "the fleet has ended")
+
+
+def _token(token: str, token_file: Path | None) -> str:
+    if token_file is not None:
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeError) as error:
+            raise EdgeError("config.file-missing", f"the token file {token_file} cannot be read: {error}") from None
+    if not token:
+        raise EdgeError("config.invalid", "no token was given", "Use --token-file, --token or LIGHTERMAN_TOKEN.")
+    return token
+
+
+def _tags(texts: tuple[str, ...]) -> dict[str, str]:
+    result = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise EdgeError("config.invalid", f"{text!r} is not a tag", "Write --tags KEY=VALUE.")
+        result[key] = value
+    return names.tags(result)

@@ -42,11 +42,10 @@ class BrokerAddress:
 class MqttLink:
     """Implements `device.AsyncLink`. The event loop's thread."""
 
-    def __init__(self, device: str, broker: BrokerAddress, client_id: str, draw: random.Random) -> None:
+    def __init__(self, device: str, broker: BrokerAddress, draw: random.Random) -> None:
         """Name the device and its broker; `run` connects. `draw` spreads a fleet's reconnections."""
         self._device = device
         self._broker = broker
-        self._client_id = client_id
         self._draw = draw
         self._outbox: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(OUTBOX_MAX)
         self._is_online = False
@@ -94,7 +93,7 @@ class MqttLink:
         return aiomqtt.Client(
             self._broker.host,
             self._broker.port,
-            identifier=self._client_id,
+            identifier=self._device,
             protocol=aiomqtt.ProtocolVersion.V311,
             clean_session=True,
             keepalive=_KEEPALIVE_S,
