@@ -43,6 +43,7 @@ CLOCK_STEP_BACK_MS_MAX: Final = 24 * 3600 * 1000
 # Enrolment
 ENROL_BYTES_MAX: Final = 4 * MIB
 TOKEN_CHARS_MAX: Final = 512
+CERTIFICATE_BYTES_MAX: Final = 256 * KIB  # a chain, a key or a file of authorities
 
 # The link
 LINK_RETRY_MS_FIRST: Final = 1_000
@@ -61,4 +62,4 @@ CONTROL_MS_MAX: Final = 30_000
 CONFIG_BYTES_MAX: Final = 256 * KIB
 PERIOD_MS_MIN: Final = 1_000
 PERIOD_MS_MAX: Final = 24 * 3600 * 1000
-PORTS_MAX: Final = 65_535
+PORT_MAX: Final = 65_535

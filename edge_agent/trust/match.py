@@ -90,41 +90,21 @@ def _disagreement(path: str, what: str) -> EdgeError:
     return EdgeError("trust.repositories-disagree", f"director and image repository differ about the {what} of {path}")
 
 
-def require_fit(assignment: Assignment, platform: str, hardware_id: str | None) -> None:
-    """Require that an artifact is for this platform and hardware.
-
-    Args:
-        assignment: Verified.
-        platform: This device's `os/architecture[/variant]`.
-        hardware_id: This device's hardware identifier, or none.
-
-    Raises:
-        EdgeError: `artifact.platform-mismatch`.
-    """
-    artifact = assignment.artifact
-    what = f"{artifact.model} version {artifact.version}"
-    if artifact.platform != platform:
-        raise EdgeError("artifact.platform-mismatch", f"{what} is for {artifact.platform}, this device is {platform}")
-    if artifact.hardware_ids and hardware_id not in artifact.hardware_ids:
-        wanted = ", ".join(artifact.hardware_ids)
-        raise EdgeError("artifact.platform-mismatch", f"{what} is for hardware {wanted}, this device is {hardware_id}")
-
-
 def require_counter(assignment: Assignment, installed: Mapping[str, int]) -> None:
-    """Require that a model's release counter does not fall, unless the director signed a permit.
+    """Require that a module's release counter does not fall, unless the director signed a permit.
 
     Args:
         assignment: Verified.
-        installed: The release counter installed now, by model name.
+        installed: Release counter of what is installed now, by module.
 
     Raises:
         EdgeError: `trust.release-rollback`.
     """
-    artifact = assignment.artifact
-    floor = installed.get(artifact.model, 0)
-    if artifact.release_counter < floor and not assignment.policy.allow_release_rollback:
+    floor = installed.get(assignment.module, 0)
+    counter = assignment.artifact.release_counter
+    if counter < floor and not assignment.policy.allow_release_rollback:
         raise EdgeError(
             "trust.release-rollback",
-            f"the release counter of {artifact.model} would fall from {floor} to {artifact.release_counter}",
+            f"the release counter of module {assignment.module} would fall from {floor} to {counter}",
             "To go back on purpose, deploy with the policy allow_release_rollback.",
         )

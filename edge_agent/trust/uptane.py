@@ -1,7 +1,7 @@
 """Brings both repositories' metadata up to date and gives what they assign to this device: I/O around the pure rest.
 
 Order of a refresh: clock, director (root chain, timestamp, snapshot, targets, device), then, only when something is
-assigned, the image repository (the same chain, and for each assignment the bin that holds it), then agreement, fit
+assigned, the image repository (the same chain, and for each assignment the bin that holds it), then agreement
 and counters.
 
 A repository's timestamp, snapshot and targets are written only when the whole chain has held, for the director
@@ -62,8 +62,6 @@ class UptaneVerifier:
         self,
         folder: Path,
         device: str,
-        platform: str,
-        hardware_id: str | None,
         director: FetchMetadata,
         image: FetchMetadata,
         installed: Callable[[], Mapping[str, int]],
@@ -74,16 +72,12 @@ class UptaneVerifier:
         Args:
             folder: For example `<data>/trust`; `director/` and `image/` below it hold trusted metadata.
             device: Name of this device.
-            platform: This device's `os/architecture[/variant]`.
-            hardware_id: This device's hardware identifier, or none.
             director: Fetches files of this device's director repository.
             image: Fetches files of the image repository.
-            installed: The release counter installed now by model name; asked once a refresh.
+            installed: Gives the release counter of what is installed now, by module; asked once a refresh.
             floor: The floor under the clock.
         """
         self._device = device
-        self._platform = platform
-        self._hardware_id = hardware_id
         self._installed = installed
         self._floor = floor
         self._director = _Repository("director", MetadataStore(folder / "director"), director)
@@ -101,9 +95,11 @@ class UptaneVerifier:
     def refresh(self, wall_ms: int) -> Desired:
         """See `ports.MetadataVerifier.refresh`.
 
+        Whether an artifact is for this platform and hardware is signed too, and judged for each deployment by itself
+        when its bundle is resolved, so that one wrong assignment does not hold up the others.
+
         Raises:
-            EdgeError: `trust.*`, `network.*`, `cloud.*`, `device.*`; `artifact.platform-mismatch` for an assignment
-                to other hardware.
+            EdgeError: `trust.*`, `network.*`, `cloud.*`, `device.*`.
         """
         from edge_agent.trust import match
 
@@ -119,7 +115,6 @@ class UptaneVerifier:
                 match.require_agreement(assignment, target, genuine)
             installed = self._installed()
             for assignment, _ in assigned:
-                match.require_fit(assignment, self._platform, self._hardware_id)
                 match.require_counter(assignment, installed)
         self._floor.confirm(wall_ms)
         return Desired(director.targets.version, tuple(assignment for assignment, _ in assigned))

@@ -1,0 +1,340 @@
+"""The command line `edge-agent`. What a command needs is imported when it runs, so that `--help` is quick."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
+
+if TYPE_CHECKING:
+    from edge_agent.config import AgentConfig
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_JSON: Final = "edge_agent.cli.json"
+_LOG_FORMAT: Final = "%(levelname)s %(name)s: %(message)s"
+
+_EPILOG: Final = """\b
+Exit codes: 0 done, 1 no, 2 configuration, 3 trust, 4 artifact, 5 model, 6 device, 7 network, 8 cloud, 70 a bug.
+
+\b
+Shell completion, for this shell or at the end of ~/.bashrc or ~/.zshrc:
+  eval "$(_EDGE_AGENT_COMPLETE=bash_source edge-agent)"
+  eval "$(_EDGE_AGENT_COMPLETE=zsh_source edge-agent)"
+  _EDGE_AGENT_COMPLETE=fish_source edge-agent | source
+"""
+
+
+class _Group(click.Group):
+    """Turns operating errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgeError as error:
+            if ctx.meta.get(_JSON):
+                click.echo(json.dumps({"error": error.to_json()}, indent=2))
+            else:
+                click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+def _remember_json(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    ctx.meta[_JSON] = value
+    return value
+
+
+def _json_option(command: _F) -> _F:
+    return click.option(
+        "--json", "as_json", is_flag=True, is_eager=True, callback=_remember_json, help="Print JSON instead of text."
+    )(command)
+
+
+def _config_options(command: _F) -> _F:
+    for decorate in (
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            envvar="LIGHTERMAN_AGENT_CONFIG",
+            help="Configuration file; /etc/lighterman/edge-agent.toml when it exists.",
+        ),
+        click.option(
+            "--run-dir",
+            type=click.Path(path_type=Path),
+            envvar="LIGHTERMAN_AGENT_RUN",
+            help="Directory of the agent's sockets; DATA/run by default.",
+        ),
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            envvar="LIGHTERMAN_AGENT_DATA",
+            help="Data directory; /var/lib/lighterman by default.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lighterman", prog_name="edge-agent")
+def main() -> None:
+    """Runs models on this device: pulls what the registry assigns, verifies it, swaps it in, answers predictions.
+
+    \b
+    Begin with:
+      edge-agent enroll --url https://registry.example --token-file token.txt
+      edge-agent run
+    and ask, from another terminal:
+      edge-agent status
+      echo '[[0.1, 0.2]]' | edge-agent infer --module digits --input -
+    """  # noqa: D301 (click's mark for a paragraph that keeps its lines)
+
+
+@main.command()
+@click.option("--url", required=True, help="Base URL of the registry, for example https://registry.example:8400.")
+@click.option(
+    "--token",
+    envvar="LIGHTERMAN_ENROL_TOKEN",
+    help="One-time token. Others may see it in the process list: prefer a file.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="File that holds the token; - reads it from stdin.",
+)
+@click.option(
+    "--hardware-id", default="", help="For bundles that are for certain hardware alone, for example jetson-nano-b01."
+)
+@click.option("--ca", type=click.Path(path_type=Path), help="Certificates to trust for https; the system's by default.")
+@click.option("--force", is_flag=True, help="Replace the identity this device has.")
+@_config_options
+@_json_option
+def enroll(
+    url: str,
+    token: str | None,
+    token_file: Path | None,
+    hardware_id: str,
+    ca: Path | None,
+    force: bool,
+    config_file: Path | None,
+    data: Path | None,
+    run_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Give this device an identity, with a one-time token from an operator.
+
+    The operator gets the token with `cloud-registry devices enrol-token NAME`. The device makes its own key, which
+    never leaves it; the token decides the device's name. Also read from the environment: LIGHTERMAN_ENROL_TOKEN.
+
+    \b
+    Example:
+      edge-agent enroll --url https://registry.example --token-file token.txt --data /var/lib/lighterman
+    """  # noqa: D301
+    from edge_agent.enroll import enroll as enroll_device
+
+    config = _config(config_file, data, run_dir)
+    secret = _token(token, token_file)
+    identity = enroll_device(url, secret, config.data, hardware_id=hardware_id, ca=ca, is_forced=force)
+    if as_json:
+        _print({"device": identity.device, "platform": identity.platform, "data": str(config.data)})
+    else:
+        click.echo(f"enrolled as {identity.device} ({identity.platform}); next: edge-agent run --data {config.data}")
+
+
+def _token(token: str | None, file: Path | None) -> str:
+    from edge_agent.limits import TOKEN_CHARS_MAX
+
+    if file is not None:
+        try:
+            with click.open_file(str(file), encoding="utf-8") as source:
+                return str(source.read(TOKEN_CHARS_MAX + 1))
+        except (OSError, UnicodeError) as error:
+            raise EdgeError("config.file-missing", f"the token file {file} cannot be read: {error}") from None
+    if not token:
+        raise EdgeError("config.invalid", "no enrolment token was given", "Give --token-file FILE or --token TOKEN.")
+    return token
+
+
+@main.command()
+@_config_options
+def run(config_file: Path | None, data: Path | None, run_dir: Path | None) -> None:
+    """Run the agent in the foreground until SIGTERM or SIGINT.
+
+    Started by systemd it tells it when it is ready and that it is alive (see deploy/systemd). Logs go to standard
+    error.
+    """
+    config = _config(config_file, data, run_dir)
+    logging.basicConfig(level=config.log_level.upper(), format=_LOG_FORMAT, stream=sys.stderr)
+    from edge_agent.shell.main import run as run_agent
+
+    click.get_current_context().exit(run_agent(config))
+
+
+@main.command()
+@_config_options
+@_json_option
+def status(config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool) -> None:
+    """Show what is live, what is under way, and how much telemetry waits."""
+    from edge_agent.control import ask
+
+    found: JsonObject = ask(_config(config_file, data, run_dir).run, {"op": "status"})["status"]
+    if as_json:
+        _print(found)
+    else:
+        click.echo(_status_text(found))
+
+
+@main.command()
+@click.option("--module", required=True, help="Which module to ask; `edge-agent status` lists them.")
+@click.option("--model", help="Which of the module's models; not needed when it has one.")
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    type=click.File("rb"),
+    help="File with the input as JSON; - reads standard input.",
+)
+@_config_options
+@_json_option
+def infer(
+    module: str,
+    model: str | None,
+    source: Any,
+    config_file: Path | None,
+    data: Path | None,
+    run_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask a live model for a prediction, over the module's unix socket.
+
+    The input is a request of the Open Inference Protocol, or simply the tensor of a model with one input, or an object
+    of tensors by input name, or whatever a script model takes.
+
+    \b
+    Examples:
+      echo '[[0.1, 0.2, 0.3]]' | edge-agent infer --module digits --input -
+      echo '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [0.1, 0.2, 0.3]}]}' \\
+        | edge-agent infer --module digits --input - --json
+    """  # noqa: D301
+    from edge_agent.predict import predict
+
+    answer = predict(_config(config_file, data, run_dir).run, module, model or module, source.read())
+    if as_json:
+        _print(answer)
+        return
+    click.echo(f"{answer['model']}:{answer['version']}  {answer['manifest']}")
+    for name, output in answer["outputs"].items():
+        click.echo(f"{name}  {output['datatype']}{output['shape']}  {json.dumps(output['data'])}")
+    if answer["result"] is not None:
+        click.echo(json.dumps(answer["result"]))
+
+
+@main.command()
+@click.option("--all", "is_all", is_flag=True, help="Also blobs that no bundle needs, and the journal.")
+@_config_options
+@_json_option
+def verify(is_all: bool, config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool) -> None:
+    """Read every bundle on this device again and compare every byte with its signed digest.
+
+    Nothing is changed; the agent may run meanwhile. Exit code 6 when something is damaged: the agent fetches it again.
+    """
+    from edge_agent.audit import audit
+
+    findings = audit(_config(config_file, data, run_dir).data, is_all)
+    bad = [finding.error for finding in findings if finding.error is not None]
+    if as_json:
+        _print({"findings": [finding.to_json() for finding in findings], "damaged": len(bad)})
+    else:
+        for finding in findings:
+            click.echo(f"{finding.kind:8} {finding.name:32} {'ok' if finding.error is None else finding.error}")
+        click.echo(f"{len(findings)} read, {len(bad)} damaged")
+    if bad:
+        click.get_current_context().exit(bad[0].exit_code)
+
+
+@main.command()
+@click.argument("module")
+@_config_options
+@_json_option
+def rollback(module: str, config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool) -> None:
+    """Make MODULE answer with its previous bundle again.
+
+    The bundle that is live now is not tried again on this device; a newer deployment is.
+    """
+    from edge_agent.control import ask
+
+    reply = ask(_config(config_file, data, run_dir).run, {"op": "rollback", "module": module})
+    if as_json:
+        _print({"module": module, "fallback": reply.get("fallback")})
+    else:
+        click.echo(f"{module} goes back to {reply.get('fallback')}; `edge-agent status` shows when it is live")
+
+
+@main.group()
+def config() -> None:
+    """Look at configuration files."""
+
+
+@config.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@_json_option
+def config_check(file: Path, as_json: bool) -> None:
+    """Check FILE and show what the agent would use."""
+    from dataclasses import asdict
+
+    from edge_agent.config import load_config
+
+    values = asdict(load_config(file))
+    if as_json:
+        _print(values)
+        return
+    click.echo(f"{file} is valid")
+    for key, value in values.items():
+        click.echo(f"  {key} = {value}")
+
+
+def _config(file: Path | None, data: Path | None, run_dir: Path | None) -> "AgentConfig":
+    from edge_agent.config import load_config
+
+    return load_config(file, data, run_dir)
+
+
+def _print(value: JsonObject) -> None:
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def _status_text(found: JsonObject) -> str:
+    spool = found["spool"]
+    online = "online" if found["online"] else "offline"
+    lines = [
+        f"{found['device']}  {online}  director version {found['director_version']}",
+        f"telemetry waiting: {spool['records']} records, {spool['bytes']} bytes; dropped: {spool['dropped']}",
+    ]
+    if found.get("error"):
+        lines.append(f"error: {found['error']['detail']} [{found['error']['code']}]")
+    if not found["modules"]:
+        lines.append("no modules yet: nothing is assigned to this device")
+    for name, module in found["modules"].items():
+        live = (
+            "nothing live"
+            if module["live"] is None
+            else f"{module['model']}:{module['version']} {module['live'][7:19]}"
+        )
+        serving = "serving" if module["serving"] else "not serving"
+        lines.append(f"{name}: {live}, {serving}, {module['phase']}  {module.get('unix', '')} {module.get('tcp', '')}")
+        deployment = module.get("deployment")
+        if deployment and deployment.get("error"):
+            problem = deployment["error"]
+            outcome = deployment["outcome"] or "waiting"
+            lines.append(f"  {deployment['deployment']} {outcome}: {problem['detail']} [{problem['code']}]")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The agent's configuration: a TOML file, overridden by flags. Every mistake is named with its key and file."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from edge_agent.limits import (
+    CONFIG_BYTES_MAX,
+    PERIOD_MS_MAX,
+    PERIOD_MS_MIN,
+    PORT_MAX,
+    RESERVE_BYTES_DEFAULT,
+    SPOOL_BYTES_DEFAULT,
+    SPOOL_BYTES_MIN,
+)
+from edge_contract.errors import ContractError, EdgeError
+from edge_contract.limits import BLOB_BYTES_MAX, MODULES_MAX, POLL_MS_DEFAULT, REPORT_MS_DEFAULT
+from edge_contract.names import model_name
+
+SYSTEM_FILE: Final = Path("/etc/lighterman/edge-agent.toml")
+"""Read when no file is named and it exists."""
+
+DATA_DEFAULT: Final = Path("/var/lib/lighterman")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """Where predictions are answered, beside the unix socket that every module has.
+
+    Attributes:
+        host: Address to listen on; anything but loopback lets the network ask for predictions.
+        ports: TCP port by module; a module that is not named gets any free port.
+    """
+
+    host: str = "127.0.0.1"
+    ports: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MqttConfig:
+    """What overrides the broker's address from enrolment; none keeps what enrolment said.
+
+    Attributes:
+        host: Host name or address.
+        port: TCP port.
+        tls: Whether to use TLS.
+        ca: Certificates to trust.
+        username: For brokers that ask for one; empty for none.
+        password_file: File that holds the password, or none.
+        persistent: Let the broker keep messages for this device while it is away.
+    """
+
+    host: str | None = None
+    port: int | None = None
+    tls: bool | None = None
+    ca: Path | None = None
+    username: str = ""
+    password_file: Path | None = None
+    persistent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Everything an agent process is told.
+
+    Attributes:
+        data: Data directory; all durable state lies below it.
+        run: Directory of the sockets.
+        poll_ms: How often metadata is refreshed without being nudged.
+        report_ms: How often a report is sent without a change.
+        spool_bytes_max: Byte budget of telemetry that waits.
+        reserve_bytes: Free space that no download may touch.
+        serve: Where predictions are answered.
+        mqtt: Overrides of the broker's address.
+        log_level: One of `LOG_LEVELS`.
+    """
+
+    data: Path = DATA_DEFAULT
+    run: Path = DATA_DEFAULT / "run"
+    poll_ms: int = POLL_MS_DEFAULT
+    report_ms: int = REPORT_MS_DEFAULT
+    spool_bytes_max: int = SPOOL_BYTES_DEFAULT
+    reserve_bytes: int = RESERVE_BYTES_DEFAULT
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    mqtt: MqttConfig = field(default_factory=MqttConfig)
+    log_level: str = "info"
+
+
+def load_config(file: Path | None = None, data: Path | None = None, run: Path | None = None) -> AgentConfig:
+    """Read a configuration file, if there is one, and let flags override it.
+
+    Args:
+        file: The file; `SYSTEM_FILE` when none and that exists, else defaults.
+        data: Overrides the data directory.
+        run: Overrides the run directory; `<data>/run` when neither file nor flag names one.
+
+    Returns:
+        The configuration; paths from the file are relative to its folder.
+
+    Raises:
+        EdgeError: `config.file-missing`, `config.invalid`.
+    """
+    if file is None and SYSTEM_FILE.is_file():
+        file = SYSTEM_FILE
+    config = AgentConfig(run=Path()) if file is None else parse_config(_read(file), file)
+    if data is not None:
+        config = replace(config, data=data.absolute())
+    if run is not None:
+        config = replace(config, run=run.absolute())
+    return replace(config, run=config.data / "run") if config.run == Path() else config
+
+
+def parse_config(text: str, file: Path) -> AgentConfig:
+    """Read the text of a configuration file.
+
+    Args:
+        text: TOML.
+        file: Where it is from, for messages and relative paths.
+
+    Returns:
+        The configuration; `run` is the empty path when the file names none.
+
+    Raises:
+        EdgeError: `config.invalid`.
+    """
+    try:
+        table = _Table(tomllib.loads(text), file, "")
+    except tomllib.TOMLDecodeError as error:
+        raise EdgeError("config.invalid", f"{file} is not valid TOML: {error}") from None
+    serve = table.table("serve")
+    mqtt = table.table("mqtt")
+    config = AgentConfig(
+        data=table.path("data") or DATA_DEFAULT,
+        run=table.path("run") or Path(),
+        poll_ms=table.integer("poll_ms", PERIOD_MS_MIN, PERIOD_MS_MAX, POLL_MS_DEFAULT),
+        report_ms=table.integer("report_ms", PERIOD_MS_MIN, PERIOD_MS_MAX, REPORT_MS_DEFAULT),
+        spool_bytes_max=table.integer("spool_bytes_max", SPOOL_BYTES_MIN, BLOB_BYTES_MAX, SPOOL_BYTES_DEFAULT),
+        reserve_bytes=table.integer("reserve_bytes", 0, BLOB_BYTES_MAX, RESERVE_BYTES_DEFAULT),
+        serve=ServeConfig(host=serve.text("host", "127.0.0.1"), ports=_ports(serve.table("ports"))),
+        mqtt=MqttConfig(
+            host=mqtt.text("host", "") or None,
+            port=mqtt.integer("port", 1, PORT_MAX, 0) or None,
+            tls=mqtt.flag("tls"),
+            ca=mqtt.path("ca"),
+            username=mqtt.text("username", ""),
+            password_file=mqtt.path("password_file"),
+            persistent=mqtt.flag("persistent") or False,
+        ),
+        log_level=table.choice("log_level", LOG_LEVELS, "info"),
+    )
+    for part in (table, serve, mqtt):
+        part.close()
+    return config
+
+
+def _read(file: Path) -> str:
+    try:
+        with file.open("rb") as source:
+            data = source.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EdgeError("config.file-missing", f"the configuration {file} cannot be read: {reason}") from None
+    if len(data) > CONFIG_BYTES_MAX:
+        raise EdgeError("config.invalid", f"{file} is longer than {CONFIG_BYTES_MAX} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise EdgeError("config.invalid", f"{file} is not UTF-8 text") from None
+
+
+def _ports(table: "_Table") -> dict[str, int]:
+    result: dict[str, int] = {}
+    for name in table.keys()[: MODULES_MAX + 1]:
+        try:
+            model_name(name)
+        except ContractError as error:
+            raise table.error(name, f"is no name of a module. {error.hint}") from None
+        result[name] = table.integer(name, 1, PORT_MAX, 0)
+    if len(result) > MODULES_MAX:
+        raise table.error(next(iter(result)), f"is one of more than {MODULES_MAX} modules")
+    if len(set(result.values())) != len(result):
+        raise table.error(next(reversed(result)), "has the same port as another module")
+    return result
+
+
+class _Table:
+    """Typed access to one table of the file; `close` refuses keys that nobody asked for."""
+
+    def __init__(self, value: Any, file: Path, prefix: str) -> None:
+        self._value: dict[str, Any] = value
+        self._file = file
+        self._prefix = prefix
+        self._known: set[str] = set()
+
+    def keys(self) -> list[str]:
+        return list(self._value)
+
+    def error(self, key: str, problem: str) -> EdgeError:
+        return EdgeError("config.invalid", f"{self._file}: {self._prefix}{key} {problem}")
+
+    def take(self, key: str) -> Any:
+        self._known.add(key)
+        return self._value.get(key)
+
+    def table(self, key: str) -> "_Table":
+        value = self.take(key)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise self.error(key, f"has to be a table: [{self._prefix}{key}]")
+        return _Table(value, self._file, f"{self._prefix}{key}.")
+
+    def text(self, key: str, default: str) -> str:
+        value = self.take(key)
+        if value is None:
+            return default
+        if not isinstance(value, str) or not value:
+            raise self.error(key, "has to be a string that is not empty")
+        return value
+
+    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+        value = self.text(key, default)
+        if value not in allowed:
+            raise self.error(key, f"is {value!r}, it has to be one of: {', '.join(allowed)}")
+        return value
+
+    def path(self, key: str) -> Path | None:
+        value = self.text(key, "")
+        return (self._file.parent / value).absolute() if value else None
+
+    def flag(self, key: str) -> bool | None:
+        value = self.take(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(key, "has to be true or false")
+        return value
+
+    def integer(self, key: str, low: int, high: int, default: int) -> int:
+        value = self.take(key)
+        if value is None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.error(key, f"is {value!r}, it has to be a whole number from {low} to {high}")
+        return value
+
+    def close(self) -> None:
+        for key in self._value:
+            if key not in self._known:
+                near = difflib.get_close_matches(key, self._known, 1)
+                hint = f" Did you mean {self._prefix}{near[0]}?" if near else ""
+                raise self.error(key, f"is not a key of this file.{hint}")
