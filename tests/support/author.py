@@ -1,4 +1,4 @@
-"""An author of trust metadata: makes offline keys, roots, targets and bins as the packager does, for tests of the registry."""
+"""An author of trust metadata for tests: offline keys, roots, targets and bins, as the packager makes them."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ class Author:
             changed.add(role)
         return {role: self.bump(role) for role in changed}
 
-    def bump(self, role: str, by: int = 1, signers: Sequence[CryptoSigner] | None = None) -> bytes:
+    def bump(self, role: str, by: int = 1, signers: Sequence[CryptoSigner] | None = None, days: float = 90) -> bytes:
         """A role's metadata with a higher version, signed."""
         content = self.contents[role]
         content.version += by
-        content.expires = in_days(90)
+        content.expires = in_days(days)
         return sign(content, [self.targets_signer] if signers is None else signers)
 
 

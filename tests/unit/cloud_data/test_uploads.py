@@ -148,7 +148,7 @@ def test_a_full_disk_keeps_what_was_whole(storage: FileBlobStorage, monkeypatch:
             raise OSError(errno.ENOSPC, "full")
         return real(descriptor, bytes(data)[:answer])
 
-    monkeypatch.setattr(uploads_module.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     assert code_of(storage.append, upload, 3, [b"defgh"]) == "device.disk-full"
     monkeypatch.undo()
     assert storage.upload_offset("a", upload) == 3
