@@ -131,7 +131,7 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
     HeavyLibrary("iotcore", ("device_sim/**",)),
     HeavyLibrary("httptools", ("edge_agent/worker/**",)),
     HeavyLibrary(
-        "httpx", ("cloud_registry/client.py", "cloud_registry/adapters/**", "packager/**", "device_sim/**"), 2
+        "httpx", ("cloud_registry/client/**", "cloud_registry/adapters/**", "packager/**", "device_sim/**"), 2
     ),
     HeavyLibrary("requests", ()),
     # the cloud
