@@ -1,0 +1,171 @@
+"""Puts one agent process together: adapters behind the ports, the core from its record, the loop around both."""
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+from edge_agent import ports
+from edge_agent.config import AgentConfig
+from edge_agent.core import inputs
+from edge_agent.core.agent import Agent
+from edge_agent.fetch import HttpBundleFetcher
+from edge_agent.identity import DeviceIdentity, load_identity
+from edge_agent.link.mqtt import MqttAddress, MqttLink, MqttTls
+from edge_agent.serving.supervisor import WorkerSupervisor
+from edge_agent.shell.clock import SystemClock
+from edge_agent.shell.control import ControlServer
+from edge_agent.shell.dispatch import Dispatcher, Ports
+from edge_agent.shell.runner import Identity, Runner
+from edge_agent.store.blobs import FileBlobStore
+from edge_agent.store.durable import disk_errors, make_folder
+from edge_agent.store.journal import FileJournal
+from edge_agent.store.lock import DataLock
+from edge_agent.store.slots import FileSlotStore
+from edge_agent.store.spool import SqliteSpool
+from edge_agent.systemd import SystemdSupervisor
+from edge_agent.trust.source import HttpMetadataSource
+from edge_agent.trust.timefloor import TimeFloor
+from edge_agent.trust.uptane import UptaneVerifier
+from edge_agent.version import agent_version
+from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
+
+_log = logging.getLogger("edge_agent")
+
+
+def run(config: AgentConfig, clock: ports.Clock | None = None) -> int:
+    """Run an agent until SIGTERM or SIGINT. Called once, from the main thread.
+
+    Args:
+        config: What the agent is told.
+        clock: Another clock than the system's.
+
+    Returns:
+        The exit code of the process, 0.
+
+    Raises:
+        EdgeError: `device.not-enrolled`, `device.busy`, `device.disk-*`, `config.*`: whatever keeps it from starting.
+    """
+    with DataLock(config.data / "lock"):
+        _Process(config, load_identity(config.data), clock or SystemClock()).run()
+    return 0
+
+
+class _Process:
+    """The parts of one process and the order in which they begin and end."""
+
+    def __init__(self, config: AgentConfig, who: DeviceIdentity, clock: ports.Clock) -> None:
+        with disk_errors(f"making {config.run}"):
+            make_folder(config.run)
+        journal = FileJournal(config.data / "journal.json")
+        core = _restore(journal, who.device, config)
+        self._spool = SqliteSpool(config.data / "spool.db", who.device, config.spool_bytes_max)
+        self._server = WorkerSupervisor(
+            config.run,
+            on_sample=lambda module, record: self._runner.sample_taken(module, record),
+            on_exit=self._worker_exited,
+            ports=config.serve.ports,
+            host=config.serve.host,
+        )
+        blobs = FileBlobStore(config.data, config.reserve_bytes)
+        outside = Ports(
+            clock=clock,
+            verifier=self._verifier(config.data / "trust", who),
+            fetcher=HttpBundleFetcher(who.url, who.token, blobs, who.registry_ca),
+            blobs=blobs,
+            slots=FileSlotStore(config.data, blobs),
+            server=self._server,
+        )
+        self._runner = Runner(
+            core,
+            Identity(who.device, self._spool.boot, who.platform, agent_version()),
+            Dispatcher(who.platform, who.hardware_id, outside),
+            clock,
+            journal,
+            MqttLink(_broker(config, who), who.device, is_persistent=config.mqtt.persistent),
+            self._spool,
+            SystemdSupervisor(),
+        )
+        self._control = ControlServer(config.run / "agent.sock", self._runner, self._addresses)
+
+    def run(self) -> None:
+        def stop(signum: int, frame: FrameType | None) -> None:
+            # Not from here: the handler interrupts the loop, which may hold the lock of its own queue.
+            threading.Thread(target=self._runner.stop, name="stop", daemon=True).start()
+
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, stop)
+        self._control.start()
+        try:
+            self._runner.run()
+        finally:
+            self._control.stop()
+            self._server.close()
+            self._spool.close()
+
+    def _verifier(self, folder: Path, who: DeviceIdentity) -> UptaneVerifier:
+        def source(prefix: str) -> HttpMetadataSource:
+            return HttpMetadataSource(who.url, prefix, who.token, who.registry_ca)
+
+        verifier = UptaneVerifier(
+            folder,
+            who.device,
+            who.platform,
+            who.hardware_id or None,
+            director=source(f"/tuf/director/{who.device}"),
+            image=source("/tuf/image"),
+            installed=lambda: self._runner.release_counters,
+            floor=TimeFloor(folder / "time.json"),
+        )
+        verifier.seed(*who.roots())
+        return verifier
+
+    def _worker_exited(self, module: str, manifest: Digest) -> None:
+        self._runner.post(inputs.WorkerExited(module, manifest))
+
+    def _addresses(self, module: str) -> JsonObject:
+        try:
+            unix, host, port = self._server.addresses(module)
+        except EdgeError:
+            return {"unix": None, "tcp": None}  # it has not served anything yet
+        return {"unix": str(unix), "tcp": f"{host}:{port}"}
+
+
+def _restore(journal: FileJournal, device: str, config: AgentConfig) -> Agent:
+    """The core from its record. A record that nobody can read is given up: what is assigned is installed again."""
+    try:
+        record = journal.load()
+        if record is not None:
+            return Agent.restore(record, device, config.poll_ms, config.report_ms)
+    except EdgeError as error:
+        if error.code.startswith("device."):
+            raise
+        _log.error("the record is lost, the device starts anew from signed metadata: %s", error)
+    return Agent(device, config.poll_ms, config.report_ms)
+
+
+def _broker(config: AgentConfig, who: DeviceIdentity) -> MqttAddress:
+    told, said = config.mqtt, who.broker
+    host = told.host or (said.host if said else "")
+    if not host:
+        raise EdgeError(
+            "config.invalid",
+            "no MQTT broker is known: the registry named none at enrolment",
+            "Set mqtt.host (and mqtt.port, mqtt.tls) in the agent's configuration.",
+        )
+    uses_tls = told.tls if told.tls is not None else bool(said and said.tls)
+    port = told.port or (said.port if said else 8883 if uses_tls else 1883)
+    tls = MqttTls(told.ca or who.broker_ca, who.certificate, who.key) if uses_tls else None
+    return MqttAddress(host, port, tls, told.username, _password(told.password_file))
+
+
+def _password(file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise EdgeError("config.file-missing", f"the password file {file} cannot be read: {error}") from None
