@@ -36,6 +36,7 @@ from edge_contract.manifest import (
 )
 from edge_contract.runtime import GOLDEN_PATH, RUNTIME_PATH, WHEELS_FOLDER, Golden, Member, Probation, Runtime
 from packager import golden
+from packager.bundle import HARDWARE_IDS, RELEASE_COUNTER
 from packager.layout import LayoutWriter, building
 from packager.modelpack import config_bytes
 from packager.progress import Reporter
@@ -90,13 +91,23 @@ class BuiltBundle:
 
 
 @dataclass(frozen=True, slots=True)
-class _Material:
-    """Everything that was read and proved, before a byte is written."""
+class Material:
+    """Everything that was read and proved, before a byte is written.
+
+    Attributes:
+        spec: The description, with the files that the models brought along.
+        facts: What was read of each member.
+        members: Members with their tensor signatures.
+        wheels: Wheels that were looked through.
+        golden: Bytes of the golden file, or none.
+        vectors: Golden vectors by member.
+        error: Largest difference from given golden outputs, or none.
+        trial: What running the models here showed, or none.
+    """
 
     spec: Spec
     facts: tuple[ModelFacts, ...]
     members: tuple[Member, ...]
-    sources: tuple[Path, ...]
     wheels: tuple[Wheel, ...]
     golden: bytes | None
     vectors: dict[str, int]
@@ -119,25 +130,41 @@ def build(spec: Spec, out: Path, reporter: Reporter, created_s: int | None = Non
     if spec.version < 1:
         raise EdgeError("config.invalid", "the bundle has no version", "Give --version, or register the model first.")
     with ExitStack() as stack:
-        material = _read(spec, reporter, stack)
-        with building(out) as folder:
-            return _write(material, folder, out, reporter, created_s)
+        return assemble(prepare(spec, reporter, stack), spec.version, out, reporter, created_s)
 
 
-def _read(spec: Spec, reporter: Reporter, stack: ExitStack) -> _Material:
+def assemble(
+    material: Material, version: int, out: Path, reporter: Reporter, created_s: int | None = None
+) -> BuiltBundle:
+    """Write what was prepared as a bundle of this version; see `build`."""
+    material = replace(material, spec=replace(material.spec, version=version))
+    with building(out) as folder:
+        return _write(material, folder, out, reporter, created_s)
+
+
+def prepare(spec: Spec, reporter: Reporter, stack: ExitStack) -> Material:
+    """Read and prove the models; needs no version yet.
+
+    Args:
+        spec: What to build.
+        reporter: Shows progress.
+        stack: Keeps downloaded wheels until it is closed.
+
+    Raises:
+        EdgeError: as `build`.
+    """
     facts = tuple(read_facts(member.entry.source, member.engine) for member in spec.members)
     spec = replace(
         spec,
-        members=tuple(_with_extra_files(member, fact) for member, fact in zip(spec.members, facts, strict=True)),
+        members=tuple(with_extra_files(member, fact) for member, fact in zip(spec.members, facts, strict=True)),
     )
     members = tuple(_member(member, fact) for member, fact in zip(spec.members, facts, strict=True))
-    sources = tuple(member.entry.source for member in spec.members)
     wheels = _wheels(spec, reporter, stack)
-    material = _Material(spec, facts, members, sources, wheels, None, {}, None, None)
+    material = Material(spec, facts, members, wheels, None, {}, None, None)
     return _prove(material, reporter)
 
 
-def _with_extra_files(member: MemberSpec, facts: ModelFacts) -> MemberSpec:
+def with_extra_files(member: MemberSpec, facts: ModelFacts) -> MemberSpec:
     """External data keep their place beside the model."""
     folder = member.entry.path.rpartition("/")[0]
     known = {file.path for file in member.files}
@@ -175,7 +202,7 @@ def _wheels(spec: Spec, reporter: Reporter, stack: ExitStack) -> tuple[Wheel, ..
     return wheels
 
 
-def _prove(material: _Material, reporter: Reporter) -> _Material:
+def _prove(material: Material, reporter: Reporter) -> Material:
     """Meet the golden vectors, or make them, by running the models here."""
     spec = material.spec
     given: golden.Tensors = {}
@@ -189,7 +216,7 @@ def _prove(material: _Material, reporter: Reporter) -> _Material:
         return replace(material, golden=golden.to_safetensors(given) if given else None, vectors=_vectors(given))
     with reporter.task("running the model on its golden vectors"):
         trial = run_trial(
-            list(zip(material.members, material.sources, strict=True)),
+            [(member, each.entry.source) for member, each in zip(material.members, spec.members, strict=True)],
             inputs,
             _staged(spec),
             [wheel.source for wheel in _wheels_here(material.wheels)],
@@ -224,7 +251,7 @@ def _wheels_here(wheels: Sequence[Wheel]) -> Sequence[Wheel]:
     return [wheel for wheel in wheels if wheel.platforms is None or mine in wheel.platforms]
 
 
-def _runtime(material: _Material) -> Runtime:
+def _runtime(material: Material) -> Runtime:
     spec, serving = material.spec, material.spec.serving
     peak = serving.load_peak_bytes
     if serving.is_peak_measured and material.trial is not None:
@@ -248,7 +275,7 @@ def _runtime(material: _Material) -> Runtime:
 class _Writer:
     """Turns material into blobs and descriptors."""
 
-    def __init__(self, material: _Material, layout: LayoutWriter, reporter: Reporter) -> None:
+    def __init__(self, material: Material, layout: LayoutWriter, reporter: Reporter) -> None:
         self._material = material
         self._layout = layout
         self._reporter = reporter
@@ -311,7 +338,7 @@ class _Writer:
         return Descriptor(MANIFEST_TYPE, digest, size, platform=platform)
 
 
-def _write(material: _Material, folder: Path, out: Path, reporter: Reporter, created_s: int | None) -> BuiltBundle:
+def _write(material: Material, folder: Path, out: Path, reporter: Reporter, created_s: int | None) -> BuiltBundle:
     spec = material.spec
     layout = LayoutWriter(folder)
     writer = _Writer(material, layout, reporter)
@@ -320,7 +347,10 @@ def _write(material: _Material, folder: Path, out: Path, reporter: Reporter, cre
     for platform in spec.platforms:
         mine = [wheels[wheel.source] for wheel in for_platform(material.wheels, platform)]
         manifests.append(writer.manifest(platform, [*common, *mine], created_s))
-    index = Index(tuple(manifests), {MODEL: spec.name, VERSION: str(spec.version)})
+    notes = {MODEL: spec.name, VERSION: str(spec.version)}
+    notes |= {HARDWARE_IDS: ",".join(sorted(spec.hardware_ids))} if spec.hardware_ids else {}
+    notes |= {RELEASE_COUNTER: str(spec.release_counter)} if spec.release_counter else {}
+    index = Index(tuple(manifests), notes)
     digest = layout.finish(index.to_bytes(), str(spec.version), spec.name)
     return BuiltBundle(
         folder=out,
@@ -336,7 +366,7 @@ def _write(material: _Material, folder: Path, out: Path, reporter: Reporter, cre
     )
 
 
-def _warnings(material: _Material) -> tuple[str, ...]:
+def _warnings(material: Material) -> tuple[str, ...]:
     warnings = []
     if material.golden is None:
         warnings.append("no golden vectors: devices can only check that the model loads and gives finite numbers")

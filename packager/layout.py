@@ -12,18 +12,17 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError, EdgeError
-from edge_contract.jsonio import JsonObject, dump, parse_object
-from edge_contract.limits import BLOB_BYTES_MAX, MANIFEST_BYTES_MAX, RUNTIME_BYTES_MAX
-from edge_contract.manifest import INDEX_TYPE, MODEL, REF_NAME, VERSION, Descriptor, Index, Manifest, Role
-from edge_contract.names import model_name, relative_path
-from edge_contract.runtime import Runtime
+from edge_contract.jsonio import dump, parse_object
+from edge_contract.limits import MANIFEST_BYTES_MAX
+from edge_contract.manifest import FILEPATH, INDEX_TYPE, MODEL, REF_NAME, Descriptor
+from edge_contract.names import relative_path
 from edge_contract.stream import VerifyingStream, verify_bytes
+from packager.bundle import BundleSet
 from packager.files import Advance, chunks_of, disk_errors, quiet, replace_folder, sync_folder, write_durably
 from packager.limits import CODE_FILES_MAX, COPY_BYTES
 
@@ -182,29 +181,7 @@ def building(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """One platform of a bundle in a layout.
-
-    Attributes:
-        descriptor: Names the manifest; has the platform.
-        data: Exact bytes of the manifest.
-        manifest: The manifest.
-        runtime: Its runtime descriptor.
-    """
-
-    descriptor: Descriptor
-    data: bytes
-    manifest: Manifest
-    runtime: Runtime
-
-    @property
-    def platform(self) -> str:
-        """`os/architecture[/variant]`."""
-        return self.descriptor.platform or ""
-
-
-class Layout:
+class Layout(BundleSet):
     """A layout that was opened: its index and manifests have been verified and parsed."""
 
     def __init__(self, folder: Path, tag: str = "") -> None:
@@ -221,18 +198,12 @@ class Layout:
         if not (folder / LAYOUT_FILE).is_file():
             hint = "Build one with `packager build … --out DIR`."
             raise EdgeError("config.file-missing", f"{folder} is not an OCI layout", hint)
-        entry = self._entry(tag)
-        self.index_digest = Digest(entry["digest"])
-        self.tag = str(entry.get("annotations", {}).get(REF_NAME, ""))
-        self.index_data = self.read(self.index_digest, int(entry["size"]), MANIFEST_BYTES_MAX)
-        self.index = Index.parse(self.index_data)
-        self.model = model_name(self.index.annotations.get(MODEL, ""))
-        self.version = _version(self.index.annotations.get(VERSION, ""))
-        self.bundles = tuple(self._bundle(item) for item in self.index.manifests)
+        digest, size = self._entry(tag)
+        super().__init__(self.read(digest, size, MANIFEST_BYTES_MAX))
 
-    def _entry(self, tag: str) -> JsonObject:
-        with disk_errors(self.folder):
-            data = (self.folder / INDEX_FILE).read_bytes()
+    def _entry(self, tag: str) -> tuple[Digest, int]:
+        with disk_errors(self.folder), (self.folder / INDEX_FILE).open("rb") as file:
+            data = file.read(MANIFEST_BYTES_MAX + 1)
         document = parse_object(data, INDEX_FILE, MANIFEST_BYTES_MAX)
         items = document.get("manifests")
         entries = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
@@ -240,47 +211,29 @@ class Layout:
             item
             for item in entries
             if item.get("mediaType") == INDEX_TYPE
-            and (not tag or (item.get("annotations") or {}).get(REF_NAME) == tag)
             and isinstance(item.get("size"), int)
+            and (not tag or (item.get("annotations") or {}).get(REF_NAME) == tag)
         ]
         if len(found) != 1:
             what = f"the tag {tag!r}" if tag else "one bundle"
             raise EdgeError("artifact.manifest-invalid", f"{self.folder} does not hold {what}: {len(found)} are there")
-        return found[0]
-
-    def _bundle(self, descriptor: Descriptor) -> Bundle:
-        data = self.read(descriptor.digest, descriptor.size, MANIFEST_BYTES_MAX)
-        manifest = Manifest.parse(data)
-        layer = manifest.with_role(Role.RUNTIME)[0]
-        return Bundle(descriptor, data, manifest, Runtime.parse(self.read(layer.digest, layer.size, RUNTIME_BYTES_MAX)))
+        return Digest(str(found[0].get("digest"))), int(found[0]["size"])
 
     def blob_path(self, digest: Digest) -> Path:
         """Where a blob's file is, if it is there."""
         return self.folder / "blobs" / "sha256" / digest.hex
 
     def read(self, digest: Digest, size: int, bytes_max: int) -> bytes:
-        """The verified bytes of a small blob.
-
-        Raises:
-            EdgeError: `artifact.not-found`, `artifact.document-too-large`, `artifact.digest-mismatch`,
-                `artifact.size-mismatch`.
-        """
-        if size > bytes_max:
-            raise EdgeError(
-                "artifact.document-too-large", f"{digest} has {size} bytes, at most {bytes_max} are allowed"
-            )
-        path = self.blob_path(digest)
+        """See `BundleSet.read`."""
+        if not 0 <= size <= bytes_max:
+            why = f"{digest} has {size} bytes, at most {bytes_max} are allowed"
+            raise EdgeError("artifact.document-too-large", why)
         try:
-            with path.open("rb") as file:
+            with self.blob_path(digest).open("rb") as file:
                 data = file.read(size + 1)
         except OSError:
             raise EdgeError("artifact.not-found", f"{self.folder} lacks the blob {digest}", "Build it again.") from None
         return verify_bytes(data, digest, size)
-
-    @property
-    def blobs(self) -> tuple[Descriptor, ...]:
-        """Every configuration and layer, each digest once, in the order of the manifests."""
-        return tuple({blob.digest: blob for item in self.bundles for blob in item.manifest.blobs}.values())
 
     def verify_blob(self, blob: Descriptor, advance: Advance = quiet) -> None:
         """Read a blob and require its size and digest.
@@ -289,8 +242,9 @@ class Layout:
             EdgeError: `artifact.not-found`, `artifact.digest-mismatch`, `artifact.size-mismatch`.
         """
         path = self.blob_path(blob.digest)
-        if not path.is_file() or blob.size > BLOB_BYTES_MAX:
-            raise EdgeError("artifact.not-found", f"{self.folder} lacks the blob {blob.digest}", "Build it again.")
+        name = blob.annotations.get(FILEPATH, "the configuration")
+        if not path.is_file():
+            raise EdgeError("artifact.not-found", f"{self.folder} lacks {name}, {blob.digest}", "Build it again.")
         stream = VerifyingStream(blob.digest, blob.size)
         try:
             for chunk in chunks_of(path):
@@ -298,11 +252,4 @@ class Layout:
                 advance(len(chunk))
             stream.finish()
         except ContractError as error:
-            name = blob.annotations.get("org.cncf.model.filepath", "the configuration")
             raise EdgeError(error.code, f"{name}: {error.detail}", "Build the bundle again.") from None
-
-
-def _version(text: str) -> int:
-    if not text.isdecimal() or len(text) > 15 or int(text) < 1:
-        raise EdgeError("artifact.manifest-invalid", f"the index has the version {text!r}, not a number from 1")
-    return int(text)

@@ -35,6 +35,7 @@ DOWNLOAD_SECONDS_MAX: Final = 1_800.0
 KEY_FILE_BYTES_MAX: Final = 64 * KIB
 KEYRING_BYTES_MAX: Final = 1 * MIB
 KEYS_PER_ROLE_MAX: Final = 16
+PASSPHRASE_CHARS_MIN: Final = 8
 METADATA_BYTES_MAX: Final = 16 * MIB
 ROOT_STEPS_MAX: Final = 256
 """New roots accepted in one go (python-tuf uses the same bound)."""

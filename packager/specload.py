@@ -1,9 +1,10 @@
 """Brings a description file and the command line together into one checked `Spec`."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from edge_contract.errors import EdgeError
 from edge_contract.names import model_name, platform_name, relative_path, tags
@@ -13,15 +14,17 @@ from packager.spec import Flags, GoldenSpec, MemberSpec, SourceFile, Spec
 from packager.specfile import read_spec_file
 
 _T = TypeVar("_T")
+_HARDWARE_ID: Final = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 
 
-def load_spec(file: Path | None, flags: Flags, root: Path | None = None) -> Spec:
+def load_spec(file: Path | None, flags: Flags, root: Path | None = None, base: Spec | None = None) -> Spec:
     """Bring a description file and flags together.
 
     Args:
         file: A `lighterman.toml`, or none when flags say everything.
         flags: From the command line.
         root: Folder that paths of the file may not leave; its own folder when none.
+        base: What flags complete when there is no file, for example a version from a registry.
 
     Returns:
         The checked description; every file it names exists.
@@ -29,7 +32,7 @@ def load_spec(file: Path | None, flags: Flags, root: Path | None = None) -> Spec
     Raises:
         EdgeError: `config.invalid`, `config.file-missing`, `artifact.path-unsafe`, `cloud.name-invalid`.
     """
-    base = read_spec_file(file, root) if file is not None else None
+    base = read_spec_file(file, root) if file is not None else base
     spec = _with_flags(base, flags)
     _check(spec)
     return spec
@@ -144,6 +147,10 @@ def _check(spec: Spec) -> None:
         paths[folded] = what
     if len(set(spec.hardware_ids)) != len(spec.hardware_ids):
         raise EdgeError("config.invalid", f"{where}: a hardware id stands twice")
+    for item in spec.hardware_ids:
+        if not _HARDWARE_ID.fullmatch(item):
+            hint = "Use 1 to 128 letters, digits, '.', '_', '-', ':' and '/'."
+            raise EdgeError("config.invalid", f"{where}: {item!r} is not a hardware id", hint)
     dependencies = spec.dependencies
     if dependencies.requirements and not dependencies.is_resolved:
         raise EdgeError(

@@ -1,0 +1,1 @@
+"""The commands of `packager`, by theme; `packager.cli` puts them together."""
