@@ -1,8 +1,8 @@
 """A small client for the inference endpoint of a module, on its unix socket or its TCP port. Standard library only.
 
-Speaks the Open Inference Protocol v2, with tensors as JSON or as bytes, over one connection that is kept alive. Inference
-is pure, so a request whose connection was reset is repeated once: the agent keeps the listening sockets, and a worker that
-crashed is replaced.
+Speaks the Open Inference Protocol v2, with tensors as JSON or as bytes, over one connection that is kept alive.
+Inference is pure, so a request whose connection was reset is repeated once: the agent keeps the listening sockets, and
+a worker that crashed is replaced.
 """
 
 import http.client

@@ -136,8 +136,9 @@ def from_bytes(name: str, datatype: str, shape: tuple[int, ...], data: memoryvie
     """
     count = prod(shape)
     if datatype == "BYTES":
+        elements = _elements(name, count, data)  # before there is room for as many as the shape claims
         array = np.empty(count, dtype=object)
-        array[:] = _elements(name, count, data)
+        array[:] = elements
         return array.reshape(shape)
     if count * ITEM_BYTES[datatype] != len(data):
         raise invalid(f"{name!r} of shape {list(shape)} wants {count * ITEM_BYTES[datatype]} bytes, {len(data)} came")

@@ -63,6 +63,11 @@ class Door:
         """Open connections."""
         return len(self._connections)
 
+    @property
+    def receiving_bytes(self) -> int:
+        """Bytes of request bodies being received or answered."""
+        return self._receiving_bytes
+
     # --- coming in
 
     def listen(self, kind: str, sock: socket.socket) -> None:

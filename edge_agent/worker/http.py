@@ -49,6 +49,7 @@ class Head:
     __slots__ = (
         "_count",
         "_is_complete",
+        "_parser",
         "_target",
         "body_bytes",
         "expects_continue",
@@ -67,8 +68,9 @@ class Head:
         self._count = 0
         self._target = b""
         self._is_complete = False
+        self.is_keep_alive = False
         self.headers: dict[bytes, bytes] = {}
-        parser = httptools.HttpRequestParser(self)
+        parser = self._parser = httptools.HttpRequestParser(self)
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -81,7 +83,7 @@ class Head:
         if parser.get_http_version() not in ("1.1", "1.0"):
             raise BadRequestError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.1 and 1.0 are spoken here")
         self.method: str = parser.get_method().decode("ascii")
-        self.is_keep_alive: bool = parser.should_keep_alive()
+        del self._parser  # it refers to this object
         self.path = self._path()
         self.body_bytes = self._body_bytes()
         self.expects_continue = self.headers.get(b"expect", b"").lower() == b"100-continue"
@@ -98,6 +100,8 @@ class Head:
     def on_headers_complete(self) -> None:
         """Called by the parser at the empty line."""
         self._is_complete = True
+        # Asked now: of a message without body the parser forgets it at once.
+        self.is_keep_alive = self._parser.should_keep_alive()
 
     def _path(self) -> str:
         target = self._target
