@@ -168,12 +168,14 @@ class WorkerSupervisor:
             with contextlib.suppress(EdgeError):  # it crashed this moment, which is reported elsewhere
                 live.command("sampling", ratio=ratio)
 
-    def close(self) -> None:
-        """Drain and end all workers; see `ModelServer`."""
-        for module in list(self._candidates):
-            self.discard(module)
+    def stop(self, module: str) -> None:
+        """Drain and end a module's workers; see `ModelServer`. Its sockets stay: what connects then waits in the kernel."""
+        self.discard(module)
         with self._lock:
-            workers, self._live = list(self._live.values()), {}
+            live = self._live.pop(module, None)
+        self._end([] if live is None else [live])
+
+    def _end(self, workers: list[WorkerProcess]) -> None:
         for worker in workers:
             worker.is_expected_to_end = True
             with contextlib.suppress(EdgeError):
@@ -182,6 +184,14 @@ class WorkerSupervisor:
             with contextlib.suppress(EdgeError):
                 worker.expect("drained", self._limits.drained_ms, "to finish")
             worker.stop()
+
+    def close(self) -> None:
+        """Drain and end all workers; see `ModelServer`."""
+        for module in list(self._candidates):
+            self.discard(module)
+        with self._lock:
+            workers, self._live = list(self._live.values()), {}
+        self._end(workers)
         for listeners in self._listeners.values():
             listeners.close()
         self._listeners.clear()

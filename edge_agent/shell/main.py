@@ -28,7 +28,7 @@ from edge_agent.systemd import SystemdSupervisor
 from edge_agent.trust.source import HttpMetadataSource
 from edge_agent.trust.timefloor import TimeFloor
 from edge_agent.trust.uptane import UptaneVerifier
-from edge_agent.version import agent_version
+from edge_agent.about import agent_version
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
@@ -92,7 +92,7 @@ class _Process:
         self._control = ControlServer(config.run / "agent.sock", self._runner, self._addresses)
 
     def run(self) -> None:
-        def stop(signum: int, frame: FrameType | None) -> None:
+        def stop(_signum: int, _frame: FrameType | None) -> None:
             # Not from here: the handler interrupts the loop, which may hold the lock of its own queue.
             threading.Thread(target=self._runner.stop, name="stop", daemon=True).start()
 
@@ -113,8 +113,6 @@ class _Process:
         verifier = UptaneVerifier(
             folder,
             who.device,
-            who.platform,
-            who.hardware_id or None,
             director=source(f"/tuf/director/{who.device}"),
             image=source("/tuf/image"),
             installed=lambda: self._runner.release_counters,

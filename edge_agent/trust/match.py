@@ -95,16 +95,18 @@ def require_counter(assignment: Assignment, installed: Mapping[str, int]) -> Non
 
     Args:
         assignment: Verified.
-        installed: Release counter of what is installed now, by module.
+        installed: Highest release counter that is live, by model; a module may change its model, and counters of two
+            models do not compare.
 
     Raises:
         EdgeError: `trust.release-rollback`.
     """
-    floor = installed.get(assignment.module, 0)
+    model = assignment.artifact.model
+    floor = installed.get(model, 0)
     counter = assignment.artifact.release_counter
     if counter < floor and not assignment.policy.allow_release_rollback:
         raise EdgeError(
             "trust.release-rollback",
-            f"the release counter of module {assignment.module} would fall from {floor} to {counter}",
+            f"the release counter of model {model} would fall from {floor} to {counter}",
             "To go back on purpose, deploy with the policy allow_release_rollback.",
         )

@@ -74,7 +74,7 @@ class UptaneVerifier:
             device: Name of this device.
             director: Fetches files of this device's director repository.
             image: Fetches files of the image repository.
-            installed: Gives the release counter of what is installed now, by module; asked once a refresh.
+            installed: Gives the highest release counter that is live, by model; asked once a refresh.
             floor: The floor under the clock.
         """
         self._device = device
