@@ -169,10 +169,12 @@ class WorkerSupervisor:
                 live.command("sampling", ratio=ratio)
 
     def stop(self, module: str) -> None:
-        """Drain and end a module's workers; see `ModelServer`. Its sockets stay: what connects then waits in the kernel."""
+        """Drain and end a module's workers; see `ModelServer`. Its sockets close, so that clients are refused at once."""
         self.discard(module)
         with self._lock:
             live = self._live.pop(module, None)
+        if (listeners := self._listeners.pop(module, None)) is not None:
+            listeners.close()
         self._end([] if live is None else [live])
 
     def _end(self, workers: list[WorkerProcess]) -> None:

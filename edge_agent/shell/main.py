@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 
 from edge_agent import ports
+from edge_agent.about import agent_version
 from edge_agent.config import AgentConfig
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
@@ -28,7 +29,6 @@ from edge_agent.systemd import SystemdSupervisor
 from edge_agent.trust.source import HttpMetadataSource
 from edge_agent.trust.timefloor import TimeFloor
 from edge_agent.trust.uptane import UptaneVerifier
-from edge_agent.about import agent_version
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
