@@ -169,7 +169,7 @@ class WorkerSupervisor:
                 live.command("sampling", ratio=ratio)
 
     def stop(self, module: str) -> None:
-        """Drain and end a module's workers; see `ModelServer`. Its sockets close, so that clients are refused at once."""
+        """Drain and end a module's workers; see `ModelServer`. Its sockets close: clients are refused at once."""
         self.discard(module)
         with self._lock:
             live = self._live.pop(module, None)
