@@ -9,8 +9,8 @@ from typing import Any
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError
 from edge_contract.jsonio import Fields, JsonObject
-from edge_contract.limits import PROBATION_MS_MAX
-from edge_contract.names import model_name, platform_name
+from edge_contract.limits import MANIFEST_BYTES_MAX, PROBATION_MS_MAX
+from edge_contract.names import model_name, platform_name, repository_name
 
 _CODE = "trust.metadata-invalid"
 _PPM = 1_000_000
@@ -65,7 +65,7 @@ class Artifact:
             platform=platform_name(fields.text("platform")),
             hardware_ids=fields.texts("hardware_ids", 64, 128),
             release_counter=fields.integer("release_counter"),
-            repository=fields.text("repository", chars_max=255),
+            repository=repository_name(fields.text("repository")),
         )
 
     @classmethod
@@ -75,7 +75,10 @@ class Artifact:
         Raises:
             ContractError: `trust.metadata-invalid`.
         """
-        return cls._from_fields(Fields(value, "target custom", _CODE))
+        try:
+            return cls._from_fields(Fields(value, "target custom", _CODE))
+        except ContractError as error:
+            raise ContractError(_CODE, error.detail) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,8 @@ class Assignment:
             ContractError: `trust.metadata-invalid`.
         """
         fields = Fields(value, "assignment", _CODE)
+        if not 0 < manifest_bytes <= MANIFEST_BYTES_MAX:
+            raise ContractError(_CODE, f"a manifest has 1 to {MANIFEST_BYTES_MAX} bytes, not {manifest_bytes}")
         try:
             return cls(
                 module=model_name(fields.text("module")),

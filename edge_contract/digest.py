@@ -22,7 +22,8 @@ class Digest:
 
     def __post_init__(self) -> None:
         """Refuse any other form with `artifact.digest-invalid`."""
-        if not _FORM.fullmatch(str(self.value)):
+        value: object = self.value
+        if not isinstance(value, str) or not _FORM.fullmatch(value):
             raise ContractError(
                 "artifact.digest-invalid",
                 f"{str(self.value)[:80]!r} is not a digest",

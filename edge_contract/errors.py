@@ -4,6 +4,11 @@ from edge_contract.codes import CODES, EXIT_BY_CATEGORY, Category, Disposition
 from edge_contract.limits import DETAIL_CHARS_MAX
 
 
+def _plain(text: str) -> str:
+    """Within its bound, and free of lone surrogates, which file names bring and no message can carry."""
+    return text[:DETAIL_CHARS_MAX].encode("utf-8", "replace").decode("utf-8")
+
+
 class EdgeError(Exception):
     """An operating error: data with a stable code, not a bug.
 
@@ -26,8 +31,8 @@ class EdgeError(Exception):
         """
         self._code = CODES[code]
         self.code = code
-        self.detail = detail[:DETAIL_CHARS_MAX]
-        self.hint = hint[:DETAIL_CHARS_MAX]
+        self.detail = _plain(detail)
+        self.hint = _plain(hint)
         super().__init__(code, self.detail, self.hint)
 
     @property

@@ -27,6 +27,7 @@ CHUNK_BYTES: Final = 256 * KIB
 
 # Names
 NAME_CHARS_MAX: Final = 64
+REPOSITORY_CHARS_MAX: Final = 255
 PATH_CHARS_MAX: Final = 255
 PATH_DEPTH_MAX: Final = 16
 TAGS_MAX: Final = 64
@@ -43,6 +44,7 @@ NUDGE_BYTES_MAX: Final = 1 * KIB
 BATCH_BYTES_MAX: Final = 256 * KIB
 BATCH_SAMPLES_MAX: Final = 2_000
 SAMPLE_BYTES_MAX: Final = 64 * KIB
+SAMPLE_DEPTH_MAX: Final = 24  # of a sample's body; a batch around it stays within `JSON_DEPTH_MAX`
 DETAIL_CHARS_MAX: Final = 500
 MODULES_MAX: Final = 16
 

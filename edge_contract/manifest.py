@@ -21,6 +21,7 @@ from edge_contract.limits import (
     MANIFEST_LAYERS_MAX,
 )
 from edge_contract.names import platform_name, relative_path
+from edge_contract.runtime import RUNTIME_PATH
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
@@ -184,7 +185,7 @@ class Manifest:
         return manifest
 
     def check(self) -> None:
-        """Require what a device counts on: known roles and media types, one runtime descriptor, safe and unique paths.
+        """Require what a device counts on: known roles and media types, safe and unique paths, one runtime descriptor.
 
         Raises:
             ContractError: `artifact.manifest-invalid`, `artifact.layer-unsupported` or `artifact.path-unsafe`.
@@ -205,10 +206,20 @@ class Manifest:
             parts = path.split("/")
             if any("/".join(parts[:n]) in paths for n in range(1, len(parts))):
                 raise ContractError("artifact.manifest-invalid", f"{path!r} lies below a path that is a file")
-        if len(self.with_role(Role.RUNTIME)) != 1 or len(self.with_role(Role.GOLDEN)) > 1:
+        runtime, golden = self.with_role(Role.RUNTIME), self.with_role(Role.GOLDEN)
+        if len(runtime) != 1 or len(golden) > 1 or any(layer.media_type in TAR_TYPES for layer in (*runtime, *golden)):
             raise ContractError(
                 "artifact.manifest-invalid", "a bundle has one runtime descriptor and at most one golden file"
             )
+        # The agent finds it by its role and the worker by its path; both have to find the same.
+        if runtime[0].path != RUNTIME_PATH:
+            raise ContractError(
+                "artifact.manifest-invalid", f"the runtime descriptor is at {RUNTIME_PATH}, not {runtime[0].path!r}"
+            )
+        sizes: dict[Digest, int] = {}
+        for blob in (self.config, *self.layers):
+            if sizes.setdefault(blob.digest, blob.size) != blob.size:
+                raise ContractError("artifact.manifest-invalid", f"blob {blob.digest} is given two different sizes")
 
     def with_role(self, role: str) -> tuple[Descriptor, ...]:
         """The layers that have a role, in order."""
@@ -263,7 +274,8 @@ class Index:
         annotations = _annotations(fields)
         fields.close()
         platforms = [item.platform for item in manifests]
-        if not manifests or None in platforms or len(set(platforms)) != len(platforms):
+        is_plain = all(item.media_type == MANIFEST_TYPE for item in manifests)
+        if not manifests or not is_plain or None in platforms or len(set(platforms)) != len(platforms):
             raise ContractError("artifact.manifest-invalid", "an index lists one manifest for each platform")
         return cls(manifests, annotations)
 

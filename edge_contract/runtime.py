@@ -166,6 +166,9 @@ def _member(value: Any) -> Member:
         options=fields.mapping("options", 64),
     )
     fields.close()
+    for signature in (member.inputs, member.outputs):
+        if len({tensor.name for tensor in signature}) != len(signature):
+            raise ContractError(_CODE, f"member {member.name!r} names the same tensor twice")
     return member
 
 

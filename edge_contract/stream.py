@@ -37,11 +37,12 @@ class VerifyingStream:
         Raises:
             ContractError: `artifact.size-mismatch`, before the chunk is used, if it holds more than is expected.
         """
-        if self._count + len(chunk) > self._size:
+        count = memoryview(chunk).nbytes
+        if count > self.remaining:
             raise ContractError(
                 "artifact.size-mismatch", f"{self._digest} was declared with {self._size} bytes, but more came"
             )
-        self._count += len(chunk)
+        self._count += count
         self._hash.update(chunk)
 
     def finish(self) -> None:

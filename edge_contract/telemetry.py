@@ -12,13 +12,20 @@ from typing import Any, Final
 
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError
-from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
-from edge_contract.limits import BATCH_BYTES_MAX, BATCH_SAMPLES_MAX, NUDGE_BYTES_MAX, SAMPLE_BYTES_MAX
+from edge_contract.jsonio import Fields, JsonObject, dump, is_nested_deeper, parse_object
+from edge_contract.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_SAMPLES_MAX,
+    NUDGE_BYTES_MAX,
+    SAMPLE_BYTES_MAX,
+    SAMPLE_DEPTH_MAX,
+)
 from edge_contract.names import device_name, model_name
 
 BATCH_SCHEMA: Final = "lighterman.batch/1"
 ACK_SCHEMA: Final = "lighterman.ack/1"
 KINDS: Final = ("prediction", "metric", "event")
+"""What this version writes. Other words are read as well: refusing a newer device's kind would hold up its batches."""
 _CODE: Final = "artifact.document-invalid"
 
 
@@ -28,7 +35,7 @@ class Sample:
 
     Attributes:
         seq: Number within the boot, from 1.
-        kind: One of `KINDS`.
+        kind: One of `KINDS`, or a word of a newer device.
         module: Module it belongs to, or empty for the device.
         model: Model name, empty when none.
         version: Model version, 0 when none.
@@ -67,15 +74,14 @@ class Sample:
             ContractError: with an `artifact.` or `cloud.name-invalid` code.
         """
         fields = Fields(value, "sample", _CODE)
-        kind = fields.text("kind", chars_max=32)
-        if kind not in KINDS:
-            raise ContractError(_CODE, f"{kind!r} is not a kind of sample")
         module, manifest, body = fields.text("module"), fields.take("manifest"), fields.take("body")
-        if not isinstance(body, dict) or len(dump(body)) > SAMPLE_BYTES_MAX:
+        if not isinstance(body, dict) or len(data := dump(body)) > SAMPLE_BYTES_MAX:
             raise ContractError(_CODE, f"the body of a sample is a JSON object of at most {SAMPLE_BYTES_MAX} bytes")
+        if is_nested_deeper(data, SAMPLE_DEPTH_MAX):
+            raise ContractError(_CODE, f"the body of a sample is nested deeper than {SAMPLE_DEPTH_MAX} levels")
         return cls(
             seq=fields.integer("seq", low=1),
-            kind=kind,
+            kind=model_name(fields.text("kind", chars_max=32)),
             module=model_name(module) if module else "",
             model=fields.text("model", "", chars_max=64),
             version=fields.integer("version", 0),

@@ -4,8 +4,7 @@ Only signed metadata decides.
 """
 
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from edge_contract.codes import CODES
 from edge_contract.digest import Digest
@@ -18,7 +17,7 @@ from edge_contract.phases import Outcome, Phase
 NUDGE_SCHEMA: Final = "lighterman.nudge/1"
 REPORT_SCHEMA: Final = "lighterman.report/1"
 _CODE: Final = "artifact.document-invalid"
-_E = TypeVar("_E", bound=StrEnum)
+WORD_CHARS_MAX: Final = 32  # of a phase or an outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +53,13 @@ class ReportedError:
     Attributes:
         code: Stable code.
         detail: Redacted, at most `DETAIL_CHARS_MAX` characters.
-        phase: Phase the module was in.
+        phase: Phase the module was in; a plain text when it is one of a newer device.
         attempt: Number of the attempt, from 1.
     """
 
     code: str
     detail: str
-    phase: Phase
+    phase: Phase | str
     attempt: int
 
     def to_json(self) -> JsonObject:
@@ -78,7 +77,7 @@ class ReportedError:
         return cls(
             code=fields.text("code", chars_max=64),
             detail=fields.text("detail", chars_max=DETAIL_CHARS_MAX),
-            phase=_enum(Phase, fields.text("phase")),
+            phase=_phase(fields),
             attempt=fields.integer("attempt"),
         )
 
@@ -95,7 +94,7 @@ class ReportedDeployment:
     Attributes:
         deployment: Identifier from the assignment.
         manifest: The bundle it installs.
-        outcome: How it ended; none while it runs.
+        outcome: How it ended; none while it runs, and for an outcome of a newer device, which nobody here can judge.
         error: Why it was refused or rolled back, or what it waits for.
     """
 
@@ -125,7 +124,7 @@ class ReportedDeployment:
         return cls(
             deployment=fields.text("deployment", chars_max=128),
             manifest=Digest(fields.text("manifest")),
-            outcome=None if outcome is None else _enum(Outcome, fields.text("outcome")),
+            outcome=None if outcome is None else _outcome(fields.text("outcome", chars_max=WORD_CHARS_MAX)),
             error=None if error is None else ReportedError.from_json(error),
         )
 
@@ -135,7 +134,7 @@ class ReportedModule:
     """One module as it is.
 
     Attributes:
-        phase: Where the update machine is.
+        phase: Where the update machine is; a plain text when it is a phase of a newer device.
         live: Digest of the bundle that answers predictions, or none.
         model: Name of the live model, empty when none.
         version: Its version, 0 when none.
@@ -145,7 +144,7 @@ class ReportedModule:
         deployment: The latest deployment, or none.
     """
 
-    phase: Phase
+    phase: Phase | str
     live: Digest | None = None
     model: str = ""
     version: int = 0
@@ -177,7 +176,7 @@ class ReportedModule:
         fields = Fields(value, "reported module", _CODE)
         deployment = fields.take("deployment")
         return cls(
-            phase=_enum(Phase, fields.text("phase")),
+            phase=_phase(fields),
             live=_digest(fields.take("live")),
             model=fields.text("model", "", chars_max=64),
             version=fields.integer("version", 0),
@@ -270,8 +269,10 @@ def _digest(value: Any) -> Digest | None:
     return None if value is None else Digest(value)
 
 
-def _enum(kind: type[_E], value: str) -> _E:
-    try:
-        return kind(value)
-    except ValueError:
-        raise ContractError(_CODE, f"{value!r} is not a {kind.__name__.lower()}") from None
+def _phase(fields: Fields) -> Phase | str:
+    value = fields.text("phase", chars_max=WORD_CHARS_MAX)
+    return Phase(value) if value in set(Phase) else value
+
+
+def _outcome(value: str) -> Outcome | None:
+    return Outcome(value) if value in set(Outcome) else None

@@ -38,14 +38,14 @@ class Progress:
 
     Attributes:
         standing: The summary.
-        phase: Phase of the module.
+        phase: Phase of the module; a plain text when it is one of a newer device.
         outcome: How it ended; none while it runs.
         error_code: Code of the reported error, or none.
         error_detail: Its detail.
     """
 
     standing: Standing
-    phase: Phase
+    phase: Phase | str
     outcome: Outcome | None = None
     error_code: str | None = None
     error_detail: str = ""

@@ -190,7 +190,7 @@ def _write_progress(connection: Connection, report: Report, received_ms: int) ->
             .where(table.c.manifest == row.manifest)  # an operator may have changed it since it was read
             .values(
                 standing=progress.standing.value,
-                phase=progress.phase.value,
+                phase=str(progress.phase),
                 outcome=None if progress.outcome is None else progress.outcome.value,
                 error_code=progress.error_code,
                 error_detail=progress.error_detail,

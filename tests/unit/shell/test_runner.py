@@ -70,7 +70,7 @@ class Device:
     @property
     def module(self) -> ReportedModule:
         """Module `digits` in the newest report."""
-        return self.link.reports[-1].modules.get("digits") or ReportedModule("idle")  # type: ignore[arg-type]
+        return self.link.reports[-1].modules.get("digits") or ReportedModule("idle")
 
     @property
     def ended(self) -> tuple[str | None, str | None]:

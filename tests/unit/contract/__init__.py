@@ -1,0 +1,1 @@
+"""The contract: what one side writes the other reads as the same, and nothing else is accepted."""
