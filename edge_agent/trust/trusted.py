@@ -15,12 +15,16 @@ ngclient, python-tuf's own client, is not used: it asks the system for the time,
 networking stack this process has no other use for.
 """
 
+import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
+from securesystemslib.exceptions import FormatError
+from securesystemslib.formats import encode_canonical
+from securesystemslib.signer import Signature
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
-from tuf.api.serialization import DeserializationError, SerializationError
 
 from edge_agent.limits import DELEGATIONS_MAX
 from edge_contract.errors import EdgeError
@@ -28,6 +32,22 @@ from edge_contract.errors import EdgeError
 _WALL_MS_MAX: Final = 253_402_300_799_000  # the end of the year 9999, which is as far as metadata can be valid
 _MINUTE: Final = "%Y-%m-%dT%H:%MZ"
 _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
+
+
+_UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, FormatError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read(Generic[_T]):
+    """Metadata that was read and not verified yet.
+
+    `content` is the canonical form of the bytes that came, not of what python-tuf made of them: it fills in defaults,
+    and what is verified has to be what was sent.
+    """
+
+    signed: _T
+    content: bytes
+    signatures: dict[str, Signature]
 
 
 class TrustedSet:
@@ -46,9 +66,9 @@ class TrustedSet:
         """
         self._repository = repository
         self._now = datetime.fromtimestamp(min(max(wall_ms, 0), _WALL_MS_MAX) / 1000, UTC)
-        metadata = self._parse(Root, root, "root")
-        self._require_signatures(metadata.signed, metadata, "root")
-        self._root = metadata.signed
+        read = self._parse(Root, root, "root")
+        self._require_signatures(read.signed, read, "root")
+        self._root = read.signed
         self._timestamp: Timestamp | None = None
         self._snapshot: Snapshot | None = None
         self._targets: dict[str, Targets] = {}
@@ -85,14 +105,14 @@ class TrustedSet:
             EdgeError: `trust.metadata-invalid`, `trust.signature-invalid`, `trust.metadata-rollback`,
                 `trust.metadata-mismatch`.
         """
-        metadata = self._parse(Root, data, "root")
-        new, old = metadata.signed, self._root
+        read = self._parse(Root, data, "root")
+        new, old = read.signed, self._root
         if new.version <= old.version:
             raise self._error("metadata-rollback", f"root version {new.version} does not follow {old.version}")
         if new.version != old.version + 1:
             raise self._error("metadata-mismatch", f"root version {new.version} does not follow {old.version}")
-        self._require_signatures(old, metadata, "root")
-        self._require_signatures(new, metadata, "root")
+        self._require_signatures(old, read, "root")
+        self._require_signatures(new, read, "root")
         self._root = new
         return any(_keys(old, role) != _keys(new, role) for role in ("timestamp", "snapshot"))
 
@@ -178,13 +198,13 @@ class TrustedSet:
         """
         meta = self.targets_meta(role)
         self._require_content(data, meta, role)
-        metadata = self._parse(Targets, data, role)
-        self._require_signatures(self._root if delegator is None else self._targets[delegator], metadata, role)
-        self._require_version(metadata.signed, meta, role)
-        self._require_fresh(metadata.signed, role)
-        self._targets[role] = metadata.signed
+        read = self._parse(Targets, data, role)
+        self._require_signatures(self._root if delegator is None else self._targets[delegator], read, role)
+        self._require_version(read.signed, meta, role)
+        self._require_fresh(read.signed, role)
+        self._targets[role] = read.signed
         self._delegations.add((role, delegator))
-        return metadata.signed
+        return read.signed
 
     def search(self, path: str) -> "Search":
         """Begin the search for a target through the delegations (TUF 5.6.7); the top-level targets are trusted."""
@@ -199,9 +219,9 @@ class TrustedSet:
         return _present(self._targets.get(role))
 
     def _verified(self, kind: type[_T], data: bytes, role: str) -> _T:
-        metadata = self._parse(kind, data, role)
-        self._require_signatures(self._root, metadata, role)
-        return metadata.signed
+        read = self._parse(kind, data, role)
+        self._require_signatures(self._root, read, role)
+        return read.signed
 
     def _measure(self, kind: type[_T], data: bytes | None, role: str) -> _T | None:
         """Metadata from disk that only serves to notice a rollback: may be expired; none if damaged or of old keys."""
@@ -212,22 +232,24 @@ class TrustedSet:
         except EdgeError:
             return None
 
-    def _parse(self, kind: type[_T], data: bytes, role: str) -> Metadata[_T]:
+    def _parse(self, kind: type[_T], data: bytes, role: str) -> "_Read[_T]":
         try:
-            metadata = cast(Metadata[_T], Metadata.from_bytes(data))
-        except DeserializationError as error:
-            raise self._error("metadata-invalid", f"{role} cannot be read: {error.__cause__ or error}") from None
+            document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+            content = (encode_canonical(document["signed"]) or "").encode("utf-8")
+            metadata = cast(Metadata[_T], Metadata.from_dict(document))
+        except _UNREADABLE as error:
+            raise self._error("metadata-invalid", f"{role} cannot be read: {error!r}") from None
         if not isinstance(metadata.signed, kind):
             raise self._error("metadata-invalid", f"{role} is {metadata.signed.type} metadata")
-        return metadata
+        return _Read(metadata.signed, content, metadata.signatures)
 
-    def _require_signatures(self, delegator: Root | Targets, metadata: Metadata[_T], role: str) -> None:
+    def _require_signatures(self, delegator: Root | Targets, read: "_Read[_T]", role: str) -> None:
         try:
-            delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+            delegator.verify_delegate(role, read.content, read.signatures)
         except RepositoryError as error:
             raise self._error("signature-invalid", f"{role} has too few valid signatures: {error}") from None
-        except (SerializationError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise self._error("metadata-invalid", f"{role} cannot be checked: {error}") from None
+        except _UNREADABLE as error:
+            raise self._error("metadata-invalid", f"{role} cannot be checked: {error!r}") from None
 
     def _require_content(self, data: bytes, meta: MetaFile, role: str) -> None:
         try:
@@ -300,6 +322,13 @@ class Search:
                 self._pending.clear()  # nothing outside this delegation may answer any more
                 break
         self._pending.extend(reversed(children))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return result
 
 
 def _present(value: _T | None) -> _T:

@@ -1,0 +1,1 @@
+"""Parts of the agent, each by itself."""
