@@ -71,4 +71,5 @@ class Services:
         """Stop what runs in the background; bounded."""
         self.notifier.close()
         self.nudger.close()
+        self.blobs.close()
         self.on_close()
