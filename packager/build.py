@@ -221,6 +221,7 @@ def _prove(material: Material, reporter: Reporter) -> Material:
             _staged(spec),
             [wheel.source for wheel in _wheels_here(material.wheels)],
             spec.serving.config,
+            spec.serving.allow_pickle,
         )
     if spec.golden is None:
         return replace(material, trial=trial)

@@ -213,15 +213,16 @@ def _check_member(member: Member, tensors: Mapping[str, Array]) -> None:
         return
     missing = [spec.name for spec in member.inputs if f"{member.name}/input/{spec.name}" not in tensors]
     if missing or not member.inputs:
-        raise EdgeError(
-            _CODE, f"golden vectors of {member.name!r} lack the inputs {', '.join(missing) or '(none declared)'}"
-        )
+        lacking = ", ".join(missing) or "(none declared)"
+        raise EdgeError(_CODE, f"golden vectors of {member.name!r} lack the inputs {lacking}")
+    is_finite_wanted = member.options.get("allow_nonfinite", "false") != "true"
     for name in mine:
         array = tensors[name]
         if array.size == 0 or (array.ndim and array.shape[0] > GOLDEN_ROWS_MAX):
             raise EdgeError(_CODE, f"{name!r} has the shape {list(array.shape)}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise EdgeError(_CODE, f"{name!r} holds numbers that are not finite")
+        if is_finite_wanted and array.dtype.kind == "f" and not np.isfinite(array).all():
+            hint = 'If that is meant, set the option allow_nonfinite = "true" of the member.'
+            raise EdgeError(_CODE, f"{name!r} holds numbers that are not finite", hint)
 
 
 def inputs_of(tensors: Mapping[str, Array]) -> Tensors:
@@ -235,7 +236,7 @@ def outputs_of(tensors: Mapping[str, Array]) -> Tensors:
 
 
 def compare(want: Mapping[str, Array], got: Mapping[str, Array], rtol: float, atol: float) -> Comparison:
-    """Require `|got - want| <= atol + rtol * |want|` of every number.
+    """Require `|got - want| <= atol + rtol * |want|` of every number; what is not finite has to be equal.
 
     Args:
         want: Golden outputs by whole name.
@@ -252,26 +253,32 @@ def compare(want: Mapping[str, Array], got: Mapping[str, Array], rtol: float, at
         actual = got.get(name)
         if actual is None:
             raise EdgeError("model.golden-mismatch", f"the model gives no output {name!r}")
-        if actual.dtype.kind == "f" and not np.isfinite(actual).all():
-            raise EdgeError("model.output-invalid", f"the output {name!r} holds numbers that are not finite")
         if actual.shape != expected.shape:
             raise EdgeError(
                 "model.golden-mismatch",
                 f"the output {name!r} has the shape {list(actual.shape)}, the golden one {list(expected.shape)}",
             )
-        wide, reference = actual.astype(np.float64), expected.astype(np.float64)
-        error = np.abs(wide - reference)
-        bad = error > atol + rtol * np.abs(reference)
-        if bad.any():
-            place = [int(n) for n in np.unravel_index(int(np.argmax(np.where(bad, error, -1.0))), error.shape)]
-            raise EdgeError(
-                "model.golden-mismatch",
-                f"{int(bad.sum())} of {error.size} numbers of {name!r} differ from the golden vectors; at {place} the "
-                f"model gives {wide[tuple(place)]:.7g}, wanted {reference[tuple(place)]:.7g} "
-                f"(rtol {rtol:g}, atol {atol:g})",
-                "Check that the vectors belong to this model; for another runtime or precision widen the tolerance.",
-            )
-        worst = max(worst, float(error.max(initial=0.0)))
+        worst = max(worst, _compare_one(name, actual.astype(np.float64), expected.astype(np.float64), rtol, atol))
         member = name.split("/", 1)[0]
         vectors[member] = expected.shape[0] if expected.ndim else 1
     return Comparison(vectors, worst)
+
+
+def _compare_one(name: str, got: Array, want: Array, rtol: float, atol: float) -> float:
+    is_plain = np.isfinite(want)
+    if not np.isfinite(got[is_plain]).all():
+        raise EdgeError("model.output-invalid", f"the output {name!r} has NaN or infinity where golden has a number")
+    error = np.zeros_like(want)
+    np.abs(np.subtract(got, want, out=error, where=is_plain), out=error)
+    is_equal = (got == want) | (np.isnan(got) & np.isnan(want))
+    is_bad = np.where(is_plain, error > atol + rtol * np.abs(np.where(is_plain, want, 0.0)), ~is_equal)
+    if is_bad.any():
+        place = np.unravel_index(int(np.argmax(np.where(is_bad, error, -1.0))), error.shape)
+        raise EdgeError(
+            "model.golden-mismatch",
+            f"{int(is_bad.sum())} of {error.size} numbers of {name!r} differ from the golden vectors; at "
+            f"{[int(n) for n in place]} the model gives {got[place]:.7g}, wanted {want[place]:.7g} "
+            f"(rtol {rtol:g}, atol {atol:g})",
+            "Check that the vectors belong to this model; for another runtime or precision widen the tolerance.",
+        )
+    return float(error.max(initial=0.0))

@@ -22,30 +22,27 @@ from packager.golden import NUMPY_BY_TYPE, Array, Tensors, from_safetensors, to_
 
 _JOB_BYTES_MAX: Final = 4 * MIB
 Run = Callable[[Tensors], Tensors]
+Row = tuple[str, str, tuple[int, ...]]
 
 
-def litert_signature(
-    path: Path,
-) -> tuple[list[tuple[str, str, tuple[int, ...]]], list[tuple[str, str, tuple[int, ...]]]]:
+def litert_signature(path: Path) -> tuple[list[Row], list[Row]]:
     """Names, numpy datatypes and shapes (-1 free) of a TFLite model's inputs and outputs.
 
     Raises:
         EdgeError: `artifact.not-a-model`.
     """
     interpreter = _litert(path)
-
-    def rows(details: Any) -> list[tuple[str, str, tuple[int, ...]]]:
-        result = []
-        for item in details:
+    sides = []
+    for names, details in zip(_litert_names(interpreter), _litert_details(interpreter), strict=True):
+        rows = []
+        for name, item in zip(names, details, strict=True):
             shape = item["shape_signature"] if len(item["shape_signature"]) else item["shape"]
-            name = np.dtype(item["dtype"]).name
-            result.append((str(item["name"]), name, tuple(int(dim) for dim in shape)))
-        return result
-
-    return rows(interpreter.get_input_details()), rows(interpreter.get_output_details())
+            rows.append((name, np.dtype(item["dtype"]).name, tuple(int(dim) for dim in shape)))
+        sides.append(rows)
+    return sides[0], sides[1]
 
 
-def _litert(path: Path) -> Any:
+def _litert(path: Path, threads: int = 1) -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -55,9 +52,29 @@ def _litert(path: Path) -> Any:
             "Install ai-edge-litert, or trust the golden vectors with --trust-golden.",
         ) from None
     try:
-        return Interpreter(model_path=str(path))
+        interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise EdgeError("artifact.not-a-model", f"{path} cannot be loaded: {error}") from None
+    return interpreter
+
+
+def _litert_details(interpreter: Any) -> tuple[Any, Any]:
+    return interpreter.get_input_details(), interpreter.get_output_details()
+
+
+def _litert_names(interpreter: Any) -> tuple[list[str], list[str]]:
+    """Names of inputs and outputs: those of the model's first signature where it has one, as devices do it."""
+    signatures = interpreter.get_signature_list()
+    sides: list[list[str]] = []
+    runner = interpreter.get_signature_runner(next(iter(signatures))) if signatures else None
+    for number, details in enumerate(_litert_details(interpreter)):
+        known: dict[int, str] = {}
+        if runner is not None:
+            named = runner.get_output_details() if number else runner.get_input_details()
+            known = {int(item["index"]): str(name) for name, item in named.items()}
+        sides.append([known.get(int(item["index"]), str(item["name"])) for item in details])
+    return sides[0], sides[1]
 
 
 def _load_onnx(entry: Path, options: Mapping[str, str]) -> Run:
@@ -72,7 +89,7 @@ def _load_onnx(entry: Path, options: Mapping[str, str]) -> Run:
         ) from None
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
-    settings.intra_op_num_threads = int(options.get("intra_op_threads", "1"))
+    settings.intra_op_num_threads = int(options.get("threads", "1"))
     try:
         session = ort.InferenceSession(str(entry), settings, providers=["CPUExecutionProvider"])
     # The runtime's exceptions share no base class but this one.
@@ -86,30 +103,47 @@ def _load_onnx(entry: Path, options: Mapping[str, str]) -> Run:
     return run
 
 
-def _load_litert(entry: Path, options: Mapping[str, str]) -> Run:
-    if options:
-        raise EdgeError("config.invalid", f"the litert engine knows no option {sorted(options)[0]!r}")
-    interpreter = _litert(entry)
+def _load_litert(entry: Path, options: Mapping[str, str], declared: list[str]) -> Run:
+    interpreter = _litert(entry, int(options.get("threads", "1")))
+    details = _litert_details(interpreter)
+    names = _litert_names(interpreter)
+    # A description may also use the tensors' own names.
+    places = [
+        {str(item["name"]): int(item["index"]) for item in side}
+        | {name: int(item["index"]) for name, item in zip(called, side, strict=True)}
+        for called, side in zip(names, details, strict=True)
+    ]
 
     def run(feed: Tensors) -> Tensors:
-        details = {item["name"]: item["index"] for item in interpreter.get_input_details()}
         for name, array in feed.items():
-            interpreter.resize_tensor_input(details[name], array.shape)
+            interpreter.resize_tensor_input(places[0][name], array.shape)
         interpreter.allocate_tensors()
         for name, array in feed.items():
-            interpreter.set_tensor(details[name], array)
+            interpreter.set_tensor(places[0][name], array)
         interpreter.invoke()
-        return {item["name"]: interpreter.get_tensor(item["index"]) for item in interpreter.get_output_details()}
+        return {name: interpreter.get_tensor(places[1][name]) for name in declared}
 
     return run
 
 
-def _load_script(entry: Path, outputs: list[str]) -> Run:
-    spec = importlib.util.spec_from_file_location("lighterman_entry", entry)
+def _refuse_pickles() -> None:
+    """Let unpickling fail, as it will on devices unless the author allows it."""
+
+    def watch(event: str, _arguments: tuple[Any, ...]) -> None:
+        if event == "pickle.find_class":
+            raise RuntimeError("the bundle does not allow pickles; see serving.allow_pickle")
+
+    sys.addaudithook(watch)
+
+
+def _load_script(entry: Path, name: str, outputs: list[str]) -> Run:
+    sys.path.insert(0, str(entry.parent))
+    module_name = "lighterman_member_" + "".join(c if c.isalnum() else "_" for c in name)
+    spec = importlib.util.spec_from_file_location(module_name, entry)
     if spec is None or spec.loader is None:
         raise EdgeError("artifact.not-a-model", f"{entry.name} is not a Python script")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
         if hasattr(module, "init"):
@@ -122,9 +156,8 @@ def _load_script(entry: Path, outputs: list[str]) -> Run:
         answer = module.run(dict(feed))
         if not isinstance(answer, Mapping):
             if len(outputs) != 1:
-                raise EdgeError(
-                    "model.output-invalid", f"run() of {entry.name} has to give a dict of its {len(outputs)} outputs"
-                )
+                why = f"run() of {entry.name} has to give a dict of its {len(outputs)} outputs"
+                raise EdgeError("model.output-invalid", why)
             answer = {outputs[0]: answer}
         return {str(name): np.asarray(value) for name, value in answer.items()}
 
@@ -161,18 +194,29 @@ def _prove(member: JsonObject, run: Run, feed: Tensors) -> Tensors:
     result: Tensors = {}
     for spec in member["outputs"]:
         name = spec["name"]
+        if spec["datatype"] not in NUMPY_BY_TYPE:
+            continue  # text has no place in golden vectors
         missing = [part for part in parts if name not in part]
         if missing:
             raise EdgeError("model.output-invalid", f"{member['name']} gives no output {name!r}")
         array: Array = parts[0][name] if len(parts) == 1 else np.concatenate([part[name] for part in parts])
-        wanted = NUMPY_BY_TYPE.get(spec["datatype"])
-        if wanted is None or array.dtype.newbyteorder("<") != np.dtype(wanted):
-            raise EdgeError(
-                "model.output-invalid",
-                f"{member['name']}: {name!r} has the datatype {array.dtype}, not {spec['datatype']}",
-            )
-        result[f"{member['name']}/output/{name}"] = array
+        result[f"{member['name']}/output/{name}"] = _cast(array, spec, member["name"])
     return result
+
+
+def _cast(array: Array, spec: JsonObject, member: str) -> Array:
+    """An output in its declared datatype, as devices do it: nothing but the precision of floats may be lost."""
+    wanted = np.dtype(NUMPY_BY_TYPE[spec["datatype"]])
+    if array.dtype == wanted:
+        return array
+    if wanted.kind == "f" and array.dtype.kind in "fiub":
+        return array.astype(wanted)
+    if wanted.kind in "iu" and array.dtype.kind in "iub":
+        cast = array.astype(wanted)
+        if np.array_equal(cast, array):
+            return cast
+    why = f"{member}: {spec['name']!r} has the datatype {array.dtype}, not {spec['datatype']}"
+    raise EdgeError("model.output-invalid", why)
 
 
 def peak_bytes() -> int:
@@ -190,9 +234,14 @@ def run_job(folder: Path) -> JsonObject:
         EdgeError: `model.*`, `artifact.*`, `config.dependency-missing`.
     """
     job = parse_object((folder / "job.json").read_bytes(), "job", _JOB_BYTES_MAX)
+    if not job["allow_pickle"]:
+        _refuse_pickles()
+    sys.dont_write_bytecode = True
     sys.path[:0] = job["import_folders"]
-    os.environ.update(job["config"])
+    os.environ.update({key: value for key, value in job["config"].items() if key != "ORT_DISABLE_TELEMETRY"})
+    os.environ.setdefault("AZUREML_MODEL_DIR", job["import_folders"][0])
     inputs = from_safetensors((folder / "inputs.safetensors").read_bytes()) if job["has_inputs"] else {}
+    outputs_of = {member["name"]: [spec["name"] for spec in member["outputs"]] for member in job["members"]}
     began = time.monotonic()
     loaded: dict[str, Run] = {}
     for member in job["members"]:
@@ -200,9 +249,9 @@ def run_job(folder: Path) -> JsonObject:
         if member["engine"] == "onnx":
             loaded[member["name"]] = _load_onnx(entry, member["options"])
         elif member["engine"] == "litert":
-            loaded[member["name"]] = _load_litert(entry, member["options"])
+            loaded[member["name"]] = _load_litert(entry, member["options"], outputs_of[member["name"]])
         else:
-            loaded[member["name"]] = _load_script(entry, [spec["name"] for spec in member["outputs"]])
+            loaded[member["name"]] = _load_script(entry, member["name"], outputs_of[member["name"]])
     load_ms = int((time.monotonic() - began) * 1000)
     peak = peak_bytes()
     outputs: Tensors = {}

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,7 @@ from packager.limits import SCRIPT_BYTES_MAX
 from packager.protoscan import read_skeleton
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import onnx
 
@@ -26,6 +27,17 @@ _ONNX_TYPES: Final = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES", 9: "BOOL",
     10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64",
 }  # fmt: skip
+OPTIONS_BY_ENGINE: Final = {
+    "onnx": frozenset({"allow_nonfinite", "spinning", "threads"}),
+    "litert": frozenset({"allow_nonfinite", "threads"}),
+    "script": frozenset({"allow_nonfinite"}),
+}
+"""Engine options that devices know; any other makes a device refuse the bundle."""
+_OPTION_FORMS: Final = {
+    "allow_nonfinite": re.compile(r"true|false"),
+    "spinning": re.compile(r"on|off"),
+    "threads": re.compile(r"[1-9]|[1-5][0-9]|6[0-4]"),
+}
 _PRECISIONS: Final = {
     "FP16": "float16", "FP32": "float32", "FP64": "float64", "INT8": "int8", "INT16": "int16", "INT32": "int32",
     "INT64": "int64", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "BOOL": "bool",
@@ -71,6 +83,21 @@ def engine_for(path: Path) -> str:
             f"Known endings: {', '.join(sorted(ENGINE_BY_SUFFIX))}; or give the engine; other formats need a score.py.",
         )
     return engine
+
+
+def check_options(options: "Mapping[str, str]", engine: str, where: str) -> None:
+    """Refuse engine options that a device would refuse.
+
+    Raises:
+        EdgeError: `config.invalid`.
+    """
+    for key, value in options.items():
+        if key not in OPTIONS_BY_ENGINE[engine]:
+            hint = f"Known: {', '.join(sorted(OPTIONS_BY_ENGINE[engine]))}."
+            raise EdgeError("config.invalid", f"{where}: the {engine} engine has no option {key!r}", hint)
+        if not _OPTION_FORMS[key].fullmatch(value):
+            hint = f"It has to match {_OPTION_FORMS[key].pattern}."
+            raise EdgeError("config.invalid", f"{where}: the option {key} cannot be {value!r}", hint)
 
 
 def read_facts(path: Path, engine: str) -> ModelFacts:
@@ -148,7 +175,7 @@ def _onnx_facts(path: Path) -> ModelFacts:
     }
     return ModelFacts(
         inputs=_signature(path, inputs),
-        outputs=_signature(path, model.graph.output),
+        outputs=_signature(path, model.graph.output, skip_others=True),
         extra_files=_external_files(path, tensors),
         parameters=sum(counts),
         precision=tuple(sorted(kinds - {""})),
@@ -186,7 +213,7 @@ def _node_tensors(node: "onnx.NodeProto") -> "Iterator[onnx.TensorProto]":
             yield from _tensors(graph)
 
 
-def _signature(path: Path, values: Any) -> tuple[TensorSpec, ...]:
+def _signature(path: Path, values: Any, skip_others: bool = False) -> tuple[TensorSpec, ...]:
     if len(values) > TENSORS_MAX:
         raise EdgeError(
             "config.invalid", f"{path} has {len(values)} inputs or outputs, at most {TENSORS_MAX} can be served"
@@ -194,6 +221,8 @@ def _signature(path: Path, values: Any) -> tuple[TensorSpec, ...]:
     result = []
     for value in values:
         if not value.type.HasField("tensor_type"):
+            if skip_others:
+                continue
             raise EdgeError(
                 "config.invalid",
                 f"{path}: {value.name!r} is not a tensor",

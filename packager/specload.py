@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from edge_contract.errors import EdgeError
 from edge_contract.names import model_name, platform_name, relative_path, tags
 from edge_contract.runtime import ENGINES
-from packager.signature import engine_for
+from packager.signature import check_options, engine_for
 from packager.spec import Flags, GoldenSpec, MemberSpec, SourceFile, Spec
 from packager.specfile import read_spec_file
 
@@ -151,6 +151,8 @@ def _check(spec: Spec) -> None:
         if not _HARDWARE_ID.fullmatch(item):
             hint = "Use 1 to 128 letters, digits, '.', '_', '-', ':' and '/'."
             raise EdgeError("config.invalid", f"{where}: {item!r} is not a hardware id", hint)
+    for member in spec.members:
+        check_options(member.options, member.engine, f"{where}: member {member.name!r}")
     dependencies = spec.dependencies
     if dependencies.requirements and not dependencies.is_resolved:
         raise EdgeError(

@@ -42,6 +42,7 @@ def run_trial(
     files: Sequence[SourceFile],
     wheels: Sequence[Path],
     config: Mapping[str, str],
+    allow_pickle: bool = False,
     timeout_s: float = PROBE_SECONDS_DEFAULT,
 ) -> Trial:
     """Load every member, and run those that `inputs` has tensors for.
@@ -52,6 +53,7 @@ def run_trial(
         files: All files and code folders with their paths in the bundle; staged as links, so that scripts find them.
         wheels: Unpacked for scripts to import from.
         config: Environment of the scripts.
+        allow_pickle: Whether scripts may load pickles.
         timeout_s: After that the child is ended.
 
     Raises:
@@ -69,6 +71,7 @@ def run_trial(
             "members": [_job_member(member, source, root) for member, source in members],
             "import_folders": [str(root), str(site)],
             "config": dict(config),
+            "allow_pickle": allow_pickle,
             "has_inputs": bool(inputs),
         }
         (folder / "job.json").write_bytes(dump(job))

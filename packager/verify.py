@@ -179,6 +179,7 @@ def _golden_run(layout: Layout) -> str:
             [file for file in files if not file.path.startswith("wheels/")],
             wheels,
             item.runtime.config,
+            item.runtime.allow_pickle,
         )
     comparison = golden.compare(golden.outputs_of(tensors), trial.outputs, vectors.rtol, vectors.atol)
     return f"within tolerance here; largest difference {comparison.max_error:.3g}"
