@@ -28,6 +28,7 @@ class MqttConfig:
         username: User name, or empty.
         password_file: File with the password, or none.
         shared_group: Group of the shared subscription `$share/<group>/…`; empty for a plain subscription.
+        keeps_roster: Whether the registry keeps the broker's list of devices (mosquitto's dynamic-security plugin).
     """
 
     host: str = ""
@@ -38,6 +39,7 @@ class MqttConfig:
     username: str = ""
     password_file: Path | None = None
     shared_group: str = ""
+    keeps_roster: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ _CURVES: Final = (ec.SECP256R1, ec.SECP384R1)
 # RFC 1123: what a host name may be made of; a leading wildcard label is allowed in certificates.
 _HOST: Final = re.compile(r"(?:\*\.)?(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _HOST_CHARS_MAX: Final = 253
+_SERVICE: Final = re.compile(r"cloud:[a-z][a-z0-9-]{0,31}")
 _HINT: Final = "Send a PKCS#10 request (PEM) with an EC P-256, P-384, Ed25519 or RSA key."
 
 _DeviceKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
@@ -94,6 +95,23 @@ class LocalAuthority:
         builder = self._builder(
             _common_name(names[0][:64]), key.public_key(), SERVER_CERTIFICATE_DAYS, ExtendedKeyUsageOID.SERVER_AUTH
         ).add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        return _private_pem(key).decode(), self._sign(builder)
+
+    def issue_service(self, name: str) -> tuple[str, str]:
+        """Key and certificate (PEM) by which a part of the cloud shows the broker who it is.
+
+        Args:
+            name: The common name; it holds a ':', so that it can never be the name of a device.
+
+        Raises:
+            EdgeError: `config.invalid`.
+        """
+        if not _SERVICE.fullmatch(name):
+            raise EdgeError("config.invalid", f"{name[:80]!r} is not the name of a service", "Use cloud:<name>.")
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = self._builder(
+            _common_name(name), key.public_key(), SERVER_CERTIFICATE_DAYS, ExtendedKeyUsageOID.CLIENT_AUTH
+        )
         return _private_pem(key).decode(), self._sign(builder)
 
     def ca_pem(self) -> str:
