@@ -1,0 +1,1 @@
+"""Code that the entry script imports; the bundle carries the folder."""
