@@ -1,4 +1,4 @@
-"""A worker's door and service in this process, on an event loop in a thread of its own, with engines made for the test."""
+"""A worker's door and service in this process, on an event loop in its own thread, with engines made for the test."""
 
 from __future__ import annotations
 

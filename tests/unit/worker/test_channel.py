@@ -14,10 +14,11 @@ from edge_agent.serving.limits import CONTROL_LINE_BYTES_MAX, UNIX_PATH_BYTES_MA
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.sockets import Listeners
 from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
 
 
 def test_messages_come_whole_whatever_the_pieces() -> None:
-    messages = [{"op": "prove"}, {"op": "sampling", "ratio": 0.5}, {"op": "stats", "id": 1}]
+    messages: list[JsonObject] = [{"op": "prove"}, {"op": "sampling", "ratio": 0.5}, {"op": "stats", "id": 1}]
     stream = b"".join(encode_message(message) for message in messages)
     for step in (1, 2, 5, len(stream)):
         reader = MessageReader()

@@ -25,7 +25,7 @@ def _y(reply: Reply | None) -> float:
     return value
 
 
-def _begin_swap(old: Worker, new: Worker, deadline_ms: int = 5_000) -> "Future[None]":
+def _begin_swap(old: Worker, new: Worker, deadline_ms: int = 5_000) -> Future[None]:
     """Drain the old worker into the new one, as the agent does by way of the control channel."""
 
     def hand_over(fd: int, kind: str, pending: bytes) -> None:
@@ -175,7 +175,11 @@ def test_a_drain_can_be_taken_back(tmp_path: Path) -> None:
 def test_without_a_successor_requests_are_finished_and_connections_ended(tmp_path: Path) -> None:
     gate = threading.Event()
     engine = Adder(OLD, gate=gate)
-    with running_worker(tmp_path, engine, WorkerLimits(), name="old") as old, old.connect() as busy, old.connect() as idle:
+    with (
+        running_worker(tmp_path, engine, WorkerLimits(), name="old") as old,
+        old.connect() as busy,
+        old.connect() as idle,
+    ):
         busy.sendall(infer_bytes(1))
         assert engine.started.acquire(timeout=5)
         end = asyncio.run_coroutine_threadsafe(old.door.drain(5_000, None), old.loop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge_agent.worker.limits import HEAD_BYTES_MAX, WorkerLimits
 from tests.support.net import wait_until
-from tests.unit.worker.server import MANIFEST, Adder, Reply, Worker, infer_bytes, read_reply, running_worker
+from tests.unit.worker.server import MANIFEST, Adder, Array, Reply, Worker, infer_bytes, read_reply, running_worker
 
 QUICK = WorkerLimits(
     body_bytes_max=10_000,
@@ -291,7 +292,7 @@ def test_mistakes_of_clients_are_not_counted_as_failures(tmp_path: Path) -> None
 
 
 class _Broken(Adder):
-    def run(self, inputs: object, wanted: object) -> dict[str, object]:  # type: ignore[override]
+    def run(self, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         raise ZeroDivisionError
 
 

@@ -55,13 +55,19 @@ def test_an_offer_to_upgrade_is_ignored() -> None:
             id="smuggling with length and chunks",
         ),
         pytest.param(
-            b"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", HTTPStatus.BAD_REQUEST, id="two lengths"
+            b"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
+            HTTPStatus.BAD_REQUEST,
+            id="two lengths",
         ),
         pytest.param(b"POST / HTTP/1.1\r\nContent-Length: -3\r\n\r\n", HTTPStatus.BAD_REQUEST, id="negative length"),
-        pytest.param(b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\n", HTTPStatus.BAD_REQUEST, id="huge"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\n", HTTPStatus.BAD_REQUEST, id="huge"
+        ),
         pytest.param(b"POST / HTTP/1.1\r\nHost : d\r\n\r\n", HTTPStatus.BAD_REQUEST, id="space before the colon"),
         pytest.param(
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", HTTPStatus.NOT_IMPLEMENTED, id="other coding"
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            HTTPStatus.NOT_IMPLEMENTED,
+            id="other coding",
         ),
         pytest.param(
             b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * (HEADERS_MAX + 1) + b"\r\n",
