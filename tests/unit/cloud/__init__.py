@@ -1,0 +1,1 @@
+"""The registry's cores, configuration and database."""
