@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -82,6 +83,17 @@ class HttpBundleFetcher:
 
     def _receive(self, path: str, blob: Descriptor, partial: PartialBlob, is_cancelled: Callable[[], bool]) -> int:
         """Ask for what is missing and take it; returns the bytes that came."""
+        with ExitStack() as strangers:
+            return self._follow(path, blob, partial, is_cancelled, strangers)
+
+    def _follow(
+        self,
+        path: str,
+        blob: Descriptor,
+        partial: PartialBlob,
+        is_cancelled: Callable[[], bool],
+        strangers: ExitStack,
+    ) -> int:
         origin = self._origin
         for _ in range(REDIRECTS_MAX + 1):
             headers = {"Accept": f"{blob.media_type}, */*"}
@@ -92,6 +104,7 @@ class HttpBundleFetcher:
             ) as answer:
                 if answer.status in (301, 302, 303, 307, 308):
                     origin, path = origin.elsewhere(answer.header("Location"))
+                    strangers.callback(origin.close)
                     continue
                 if answer.status == 416 and partial.count:
                     partial.restart()
