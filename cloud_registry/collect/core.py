@@ -11,6 +11,7 @@ So a record is in exactly one catalogued file however often, by however many col
 has to be restored after a restart: what is not in the database was not acknowledged, and its device sends it again.
 """
 
+import re
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ from edge_contract.telemetry import Batch, Sample
 from edge_contract.topics import device_of, telemetry
 
 _COMMIT_CONFLICTS_MAX: Final = 3
+_BOOT: Final = re.compile(r"[0-9a-f]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +362,16 @@ def backoff_ms(failures: int) -> int:
     return min(limits.STORE_RETRY_MS_MAX, limits.STORE_RETRY_MS << min(failures - 1, 16))
 
 
+def check_boot(boot: str) -> None:
+    """Require a boot that any database can hold.
+
+    Raises:
+        ContractError: `artifact.document-invalid`.
+    """
+    if not _BOOT.fullmatch(boot):
+        raise ContractError("artifact.document-invalid", f"{boot!r} does not name a boot: hexadecimal digits do")
+
+
 def _read(event: MessageReceived) -> Batch:
     """Parse a batch, from the device that its topic belongs to.
 
@@ -370,6 +382,7 @@ def _read(event: MessageReceived) -> Batch:
         raise ContractError("artifact.document-too-large", f"a batch has {len(event.content)} bytes")
     device = device_of(event.topic)
     batch = Batch.parse(event.content)
+    check_boot(batch.boot)
     if batch.device != device:
         raise ContractError("artifact.document-invalid", f"a batch of {batch.device!r} came on the topic of {device!r}")
     return batch

@@ -6,9 +6,10 @@ told of all of them once that is durable.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from cloud_registry import limits
-from cloud_registry.collect.core import backoff_ms
+from cloud_registry.collect.core import backoff_ms, check_boot
 from cloud_registry.collect.inputs import (
     ApplyReport,
     LinkLost,
@@ -25,6 +26,9 @@ from cloud_registry.collect.release import Delivery, ReleaseOrder
 from edge_contract.errors import ContractError
 from edge_contract.topics import device_of, report
 from edge_contract.twin import Report
+
+# As JSON has to write it. Some databases cannot store it in any text, and would refuse the report for ever.
+_NUL: Final = b"\\u0000"
 
 
 @dataclass(slots=True)
@@ -104,6 +108,9 @@ class ReportCore:
         delivery = self._order.add(event.token)
         try:
             found = Report.parse(event.content)
+            check_boot(found.boot)
+            if _NUL in event.content:
+                raise ContractError("artifact.document-invalid", "a report holds the character U+0000")
             if found.device != (device := device_of(event.topic)):
                 raise ContractError(
                     "artifact.document-invalid", f"a report of {found.device!r} came on the topic of {device!r}"

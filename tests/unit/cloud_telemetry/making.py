@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cloud_registry.ports import LakeFile, LakeRow
@@ -70,6 +70,6 @@ class Catalogue:
         """See `FleetStore.lake_files`."""
         return list(self.files)
 
-    def report_rows(self) -> list[dict[str, Any]]:
+    def report_rows(self) -> Iterator[dict[str, Any]]:
         """See `QuerySource.report_rows`."""
-        return list(self.reports)
+        return iter(self.reports)
