@@ -95,6 +95,11 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
         blobs = FileBlobStorage(config.oci_dir, clock)
         director = TufDirector(documents, keys, deployments, clock)
         nudger = _nudger(config)
+
+        def close() -> None:
+            blobs.close()
+            database.close()
+
         return Services(
             config=config,
             clock=clock,
@@ -114,7 +119,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
             devices=devices,
             operators=tokens,
             checks=_checks(config, database),
-            on_close=database.close,
+            on_close=close,
         )
     except BaseException:
         database.close()

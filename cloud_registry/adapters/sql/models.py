@@ -64,8 +64,8 @@ class SqlModels:
 
         def work(connection: Connection) -> Model:
             dialect = sqlite if self._database.is_sqlite else postgresql
-            added = connection.execute(dialect.insert(models).values(values).on_conflict_do_nothing())
-            if added.rowcount == 0:
+            adding = dialect.insert(models).values(values).on_conflict_do_nothing()
+            if connection.execute(adding.returning(models.c.name)).first() is None:
                 raise EdgeError("cloud.conflict", f"there is a model {name!r} already")
             connection.execute(dialect.insert(model_numbers).values(name=name, last=0).on_conflict_do_nothing())
             rows.write_labels(connection, name, 0, changes)
