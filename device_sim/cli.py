@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -18,6 +20,7 @@ from edge_contract.errors import EdgeError
 from edge_contract.limits import POLL_MS_DEFAULT, REPORT_MS_DEFAULT
 
 _NEGATIVE: Final = 1
+_INTERRUPTED: Final = 130
 _P = ParamSpec("_P")
 
 
@@ -164,3 +167,46 @@ def _tags(texts: tuple[str, ...]) -> dict[str, str]:
             raise EdgeError("config.invalid", f"{text!r} is not a tag", "Write --tags KEY=VALUE.")
         result[key] = value
     return names.tags(result)
+
+
+@cli.command()
+@click.option("--devices", type=int, default=20, show_default=True, help="Simulated devices beside the real one.")
+@click.option(
+    "--broker",
+    type=click.Choice(["auto", "mosquitto", "embedded"]),
+    default="auto",
+    show_default=True,
+    help="MQTT broker; auto takes mosquitto where it is installed.",
+)
+@click.option("--folder", type=click.Path(path_type=Path), help="Put everything here and keep it.")
+@click.option("--keep", "is_kept", is_flag=True, help="Leave everything running at the end, until Ctrl-C.")
+@_SEED
+@_AS_JSON
+@_reporting
+def demo(devices: int, broker: str, folder: Path | None, is_kept: bool, seed: int, as_json: bool) -> None:
+    """See all of Lighterman work on this machine, in about a minute.
+
+    Starts a broker, a registry, one real device and many simulated ones; ships a model step by step, a better one with
+    one command under load, and a damaged one that the devices refuse. Exits with 1 when a promise was broken.
+    """
+    from device_sim.demo.story import DemoOptions, run_demo
+    from device_sim.demo.view import SilentView, TerminalView
+
+    def show_and_wait(document: dict[str, Any]) -> None:
+        if as_json:
+            click.echo(json.dumps(document, indent=2))
+            click.echo("everything is left running; Ctrl-C ends it", err=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = DemoOptions(devices=devices, seed=seed, broker=broker, is_kept=is_kept, folder=folder)
+    try:
+        document = run_demo(options, SilentView() if as_json else TerminalView(), show_and_wait)
+    except KeyboardInterrupt:
+        click.echo("interrupted; everything that was started has ended", err=True)
+        sys.exit(_INTERRUPTED)
+    if as_json and not is_kept:
+        click.echo(json.dumps(document, indent=2))
+    if not document["ok"]:
+        sys.exit(_NEGATIVE)

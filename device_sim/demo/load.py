@@ -132,6 +132,7 @@ class Load:
                     connection.close()
             due = max(due + 1 / RATE_PER_S, time.monotonic() - 1)
             self._is_stopping.wait(max(0.0, due - time.monotonic()))
+        connect().close()
 
     def _ask(self, connection: http.client.HTTPConnection, body: bytes) -> tuple[int, str, int]:
         connection.request("POST", self._path, body, {"Content-Type": "application/json"})

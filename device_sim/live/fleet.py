@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +20,7 @@ from device_sim.live.models import ModelRoom, Prediction
 from device_sim.live.server import RoomServer
 from device_sim.live.spool import MemorySpool
 from device_sim.rng import stream
+from edge_agent.about import agent_version
 from edge_agent.core.agent import Agent
 from edge_agent.enroll import enroll
 from edge_agent.fetch import HttpBundleFetcher
@@ -277,7 +277,7 @@ class Fleet:
         )
         device = LiveDevice(
             core=core,
-            identity=Identity(identity.device, boot, identity.platform, version("lighterman")),
+            identity=Identity(identity.device, boot, identity.platform, agent_version()),
             dispatcher=Dispatcher(identity.platform, identity.hardware_id, outside),
             server=server,
             clock=clock,
