@@ -93,7 +93,9 @@ def spawn(name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | No
     return Child(name, popen, log)
 
 
-def wait_until(is_ready: Callable[[], bool], deadline_s: float, what: str, child: Child | None = None) -> None:
+def wait_until(
+    is_ready: Callable[[], bool], deadline_s: float, what: str, child: Child | None = None, poll_s: float = _POLL_S
+) -> None:
     """Poll a condition until it holds.
 
     Args:
@@ -101,6 +103,7 @@ def wait_until(is_ready: Callable[[], bool], deadline_s: float, what: str, child
         deadline_s: Give up after this many seconds.
         what: What is waited for, for the message.
         child: When this process ends meanwhile, waiting is over.
+        poll_s: How long to wait between two looks.
 
     Raises:
         EdgeError: `network.timeout`, with the end of the child's log.
@@ -114,7 +117,7 @@ def wait_until(is_ready: Callable[[], bool], deadline_s: float, what: str, child
             if child is not None and (tail := child.tail()):
                 detail += f"; the log of {child.name} ends: {tail[-300:]}"
             raise EdgeError("network.timeout", detail)
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
 
 
 def is_listening(port: int, host: str = LOOPBACK) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import secrets
 from pathlib import Path
@@ -12,7 +13,7 @@ from cloud_registry.client import RegistryClient
 from device_sim import broker
 from device_sim.demo.tools import Ran, program, run_tool, shown
 from device_sim.demo.view import View
-from device_sim.processes import LOOPBACK, Child, spawn, wait_until
+from device_sim.processes import LOOPBACK, Child, free_port, spawn, wait_until
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 
@@ -39,6 +40,7 @@ class Plant:
         self._children: list[Child] = []
         self._environment: dict[str, str] = {}
         self._mqtt: dict[str, str] = {}
+        self._config: list[str] = []
         self.token_file = folder / "admin-token"
         self.keys = folder / "keys"
         self.agent_data = folder / "device"
@@ -65,7 +67,16 @@ class Plant:
         self._children.append(running.child)
 
     def _configure_mosquitto(self, port: int) -> Path:
-        raise NotImplementedError
+        """Let the registry write its broker's configuration, for devices on this port."""
+        out = self.folder / "broker"
+        cloud_port = free_port()
+        while cloud_port == port:
+            cloud_port = free_port()
+        arguments = ["broker-config", str(out), "--name", LOOPBACK, "--device-bind", LOOPBACK]
+        arguments += ["--device-port", str(port), "--cloud-port", str(cloud_port), "--user", _own_name()]
+        self.tool("cloud-registry", *arguments, "--data-dir", str(self.folder / "cloud"))
+        self._config = ["--config", str(out / "cloud-registry.toml")]
+        return out / "mosquitto.conf"
 
     def start_registry(self) -> None:
         """Start the registry with its collector and wait until it is ready.
@@ -74,7 +85,8 @@ class Plant:
             EdgeError: `network.timeout` with the end of its log.
         """
         environment = {**self._mqtt, "LIGHTERMAN_DATA_DIR": str(self.folder / "cloud")}
-        arguments = ["serve", "--port", "0", "--admin-token-file", str(self.token_file)]
+        arguments = ["serve", "--port", "0", "--admin-token-file", str(self.token_file), *self._config]
+        self._view.command(shown("cloud-registry", [self._short(item) for item in arguments]) + " &")
         log = self.folder / "registry.log"
         child = spawn("the registry", [program("cloud-registry"), *arguments], log, environment)
         self._children.append(child)
@@ -102,7 +114,7 @@ class Plant:
         data = ["--data", str(self.agent_data)]
         self.tool("edge-agent", "enroll", "--url", self.url, "--token-file", "-", *data, secret_input=str(token))
         arguments = ["run", *data]
-        self._view.command(shown("edge-agent", arguments) + " &")
+        self._view.command(shown("edge-agent", [self._short(item) for item in arguments]) + " &")
         child = spawn("the agent", [program("edge-agent"), *arguments], self.folder / "agent.log")
         self._children.append(child)
         wait_until(lambda: self.agent_status() is not None, _START_S, "the agent", child)
@@ -162,3 +174,8 @@ class Plant:
     def _short(self, argument: str) -> str:
         """A path of the demonstration's folder without that folder, which is only noise."""
         return argument.replace(f"{self.folder}{os.sep}", "")
+
+
+def _own_name() -> str:
+    """The user who runs this; a broker that root starts would drop to another, who may not enter our folder."""
+    return pwd.getpwuid(os.geteuid()).pw_name

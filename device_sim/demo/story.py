@@ -214,7 +214,7 @@ class _Story:
                 self._watch.counts = {"enrolled": len(known), "reporting": reporting}
                 return reporting == found.devices
 
-            wait_until(all_report, deadline_s, "reports of all devices")
+            wait_until(all_report, deadline_s, "reports of all devices", poll_s=_POLL_S)
         self._watch.counts = {}
         view.tell(f"{found.devices} devices enrolled and reporting")
 

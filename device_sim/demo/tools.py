@@ -52,7 +52,14 @@ class Ran:
 
 def shown(name: str, arguments: Sequence[str]) -> str:
     """A command line as a user would type it."""
-    return shlex.join([name, *arguments])
+    return " ".join([name, *(_quoted(argument) for argument in arguments)])
+
+
+def _quoted(argument: str) -> str:
+    # A condition holds single quotes; between double ones it stays readable.
+    if "'" in argument and not any(mark in argument for mark in '"$`\\!'):
+        return f'"{argument}"'
+    return shlex.quote(argument)
 
 
 def run_tool(
