@@ -118,24 +118,49 @@ class SqliteSpool:
 
     def next_batch(self) -> Batch | None:
         """See `ports.Spool.next_batch`. Asked again before the acknowledgement, it gives the same records."""
+        while True:
+            batch, unreadable = self._read_batch()
+            if batch is not None or not unreadable:
+                return batch
+
+    def _read_batch(self) -> tuple[Batch | None, int]:
+        """The oldest records as a batch, and how many had to be dropped because the disk spoiled them."""
+        unreadable: list[tuple[int, int]] = []
+        samples: list[Sample] = []
         with self._transaction() as database:
             head = database.execute(
                 "SELECT id, boot, dropped FROM boots WHERE id = (SELECT min(boot_id) FROM records)"
             ).fetchone()
             if head is None:
-                return None
+                return None, 0
             boot_id, boot, dropped = head
-            samples: list[Sample] = []
             left = BATCH_BYTES_MAX - _ENVELOPE_BYTES
             rows = database.execute(
-                "SELECT sample FROM records WHERE boot_id = ? ORDER BY seq LIMIT ?", (boot_id, BATCH_SAMPLES_MAX)
+                "SELECT seq, sample FROM records WHERE boot_id = ? ORDER BY seq LIMIT ?", (boot_id, BATCH_SAMPLES_MAX)
             )
-            for (data,) in rows:
+            for seq, data in rows:
                 left -= len(data) + 1
                 if left < 0:
                     break
-                samples.append(Sample.from_json(parse_object(data, "sample", _STORED_BYTES_MAX)))
-        return Batch(self._device, boot, tuple(samples), dropped)
+                try:
+                    samples.append(Sample.from_json(parse_object(data, "sample", _STORED_BYTES_MAX)))
+                except ContractError:
+                    # One spoiled record must not hold up all that follow.
+                    unreadable.append((seq, len(data)))
+            if unreadable:
+                self._drop_unreadable(database, boot_id, unreadable)
+        return Batch(self._device, boot, tuple(samples), dropped) if samples else None, len(unreadable)
+
+    def _drop_unreadable(self, database: sqlite3.Connection, boot_id: int, unreadable: list[tuple[int, int]]) -> None:
+        count = len(unreadable)
+        database.executemany(
+            "DELETE FROM records WHERE boot_id = ? AND seq = ?", [(boot_id, seq) for seq, _ in unreadable]
+        )
+        database.execute("UPDATE boots SET dropped = dropped + ? WHERE id = ?", (count, boot_id))
+        database.execute("UPDATE totals SET value = value + ? WHERE name = 'dropped'", (count,))
+        self._records -= count
+        self._bytes -= sum(size + SPOOL_RECORD_OVERHEAD_BYTES for _, size in unreadable)
+        _LOG.warning("%d records of the spool were dropped because the disk spoiled them", count)
 
     def acknowledge(self, ack: Ack) -> int:
         """See `ports.Spool.acknowledge`. Boots and numbers this spool does not know are passed over."""
