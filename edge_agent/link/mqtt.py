@@ -179,7 +179,8 @@ class MqttLink:
                 connection.open()
                 self._serve(connection)
             except EdgeError as error:
-                self._error = error
+                # Without the traceback, which would keep the dead connection alive.
+                self._error = EdgeError(error.code, error.detail, error.hint)
                 if attempt == 0 or connection.is_subscribed:
                     _LOG.warning("the link to %s is down: %s", connection.name, error)
             finally:
@@ -375,8 +376,20 @@ class _Connection:
         self._on_message(message.topic, bytes(message.payload))
 
 
+class _ClosingSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails; paho forgets it then."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 def _context(tls: MqttTls) -> ssl.SSLContext:
     context = tls_context(tls.ca)
+    context.sslsocket_class = _ClosingSocket
     if tls.certificate is not None:
         try:
             context.load_cert_chain(str(tls.certificate), None if tls.key is None else str(tls.key))
