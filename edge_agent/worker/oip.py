@@ -6,7 +6,7 @@ Pure functions, any thread. See https://github.com/kserve/open-inference-protoco
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from edge_agent.worker.arrays import (
     DTYPES,
@@ -69,6 +69,11 @@ def _no_constants(name: str) -> Any:
     raise invalid(f"{name} is not a JSON number")
 
 
+# Made once: json.loads and json.dumps make new ones for each call with options, which costs as much as a tiny model.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def read_json(data: bytes | bytearray | memoryview) -> Any:
     """Parse a request's JSON strictly.
 
@@ -78,10 +83,10 @@ def read_json(data: bytes | bytearray | memoryview) -> Any:
     Raises:
         EdgeError: `model.input-invalid`.
     """
-    text = bytes(data)
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
-        if b"\\u" in text:
+        text = str(data, "utf-8")
+        value = _DECODER.decode(text)
+        if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair fails here and not in an answer
         return value
     except RecursionError:
@@ -231,8 +236,12 @@ def write_answer(request: InferRequest, model: str, version: str, outputs: Mappi
     return Answer([head, *parts], len(head) if parts else None)
 
 
-def write_json(document: JsonObject, default: Callable[[Any], Any] | None = None) -> bytes:
+def write_json(document: Any, default: Callable[[Any], Any] | None = None) -> bytes:
     """Write an answer's JSON.
+
+    Args:
+        document: What to write.
+        default: Turns values that JSON does not know into ones that it does.
 
     Raises:
         EdgeError: `model.output-invalid` for NaN, infinities and what is not JSON.

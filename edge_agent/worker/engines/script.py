@@ -7,6 +7,7 @@ declared inputs, anything that JSON can say, numpy values included. One call at 
 """
 
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -93,6 +94,8 @@ class ScriptEngine:
         run = getattr(module, "run", None)
         if not callable(run):
             raise EdgeError("model.load-failed", f"{member.name!r}: {member.entry!r} has no function run(data)")
+        if inspect.iscoroutinefunction(run):
+            raise EdgeError("model.load-failed", f"{member.name!r}: run(data) of {member.entry!r} must not be async")
         init = getattr(module, "init", None)
         if init is not None:
             init()

@@ -244,6 +244,7 @@ def test_a_script_without_signature_takes_and_gives_any_json(tmp_path: Path) -> 
         pytest.param("def run(data): return", "SyntaxError", id="syntax"),
         pytest.param("1/0", "ZeroDivisionError", id="error on import"),
         pytest.param("def init(): raise OSError('no weights')\ndef run(d): pass", "no weights", id="error in init"),
+        pytest.param("async def run(data): return data", "async", id="async"),
         pytest.param("import sys; sys.exit(3)", "SystemExit", id="exit"),
     ],
 )
