@@ -302,6 +302,7 @@ class _Publication:
                 metadata = following_bin(content, self._expires)
                 files[name] = signed(metadata, needs, self._ring, name)
         self._client.submit_metadata(files)
+        self._reader.remember({name: view.versions[name] + 1 for name in files})
 
     def director(self, chosen: frozenset[str], is_renewal: bool = False) -> None:
         """The root of the director repository, which the author keeps a copy of."""

@@ -64,6 +64,7 @@ def sign_targets(
                 files = _signed_bins(view, ring, targets, expires_days)
                 if files:
                     client.submit_metadata(files)
+                    reader.remember({name: view.versions[name] + 1 for name in files})
                 return len(files)
         except _OutpacedError:
             raise

@@ -7,7 +7,7 @@ taken as it comes, and the caller is told.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,7 +185,7 @@ class ImageReader:
         if self._folder is None:
             return
         now = {"timestamp": timestamp.version, "snapshot": snapshot.version}
-        now |= {name: meta.version for name, meta in snapshot.meta.items()}
+        now |= {name.removesuffix(".json"): meta.version for name, meta in snapshot.meta.items()}
         path = self._folder / SEEN_FILE
         if path.is_file():
             with disk_errors(path):
@@ -200,6 +200,17 @@ class ImageReader:
             if seen == now:
                 return
         write_durably(path, dump(now), 0o600)
+
+    def remember(self, versions: Mapping[str, int]) -> None:
+        """Note what was published from here, so that nothing older is taken later."""
+        if self._folder is None:
+            return
+        path = self._folder / SEEN_FILE
+        seen: dict[str, Any] = {}
+        if path.is_file():
+            with disk_errors(path):
+                seen = parse_object(path.read_bytes(), str(path), METADATA_BYTES_MAX)
+        write_durably(path, dump(seen | dict(versions)), 0o600)
 
     def _forget_seen(self) -> None:
         if self._folder is not None:

@@ -21,7 +21,7 @@ from packager.spec import Flags, Spec
 from packager.specload import load_spec
 from tests.unit.cloud_data.support import MemoryTable
 
-WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
+WEIGHT = (np.arange(12).reshape(4, 3) / 7).astype(np.float32)
 
 
 def model_proto(*, batch: str | int = "n", weight: NDArray[np.float32] = WEIGHT) -> onnx.ModelProto:
@@ -88,7 +88,7 @@ def write_wheel(folder: Path, name: str, files: Mapping[str, str]) -> Path:
     path = folder / name
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for entry, text in files.items():
-            archive.writestr(zipfile.ZipInfo(entry), text)
+            archive.writestr(zipfile.ZipInfo(entry), text, zipfile.ZIP_DEFLATED)
     return path
 
 

@@ -13,11 +13,11 @@ import pytest
 from edge_contract.errors import EdgeError
 from edge_contract.runtime import Member
 from edge_contract.tensors import TensorSpec, read_safetensors_header
-from packager.golden import compare, fit, from_safetensors, load_tensors, to_safetensors
+from packager.golden import Array, Tensors, compare, fit, from_safetensors, load_tensors, to_safetensors
 
 MEMBER = Member("m", "onnx", "m.onnx", (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "INT64", (-1,)),))
-X = np.array([[1, 2], [3, 4]], np.float32)
-Y = np.array([1, 0], np.int64)
+X: Array = np.array([[1, 2], [3, 4]], np.float32)
+Y: Array = np.array([1, 0], np.int64)
 
 
 def code_of(call: Any, *arguments: Any) -> str:
@@ -83,7 +83,7 @@ def test_several_rows_fit_a_model_of_fixed_batch() -> None:
 
 
 def test_the_file_has_the_same_bytes_whatever_the_order() -> None:
-    tensors = {"b": X, "a": Y, "c": np.ones(3, np.uint8), "d": np.float16(1.5).reshape(1)}
+    tensors: Tensors = {"b": X, "a": Y, "c": np.ones(3, np.uint8), "d": np.float16(1.5).reshape(1)}
     data = to_safetensors(tensors)
     assert data == to_safetensors(dict(reversed(tensors.items())))
     assert data == to_safetensors({name: np.asfortranarray(array) for name, array in tensors.items()})
@@ -99,7 +99,7 @@ def test_the_file_has_the_same_bytes_whatever_the_order() -> None:
 def test_the_reference_library_reads_what_is_written() -> None:
     from safetensors.numpy import load, save
 
-    tensors = {"m/input/x": X, "m/output/y": Y, "flag": np.array([True, False])}
+    tensors: Tensors = {"m/input/x": X, "m/output/y": Y, "flag": np.array([True, False])}
     assert all(np.array_equal(load(to_safetensors(tensors))[name], array) for name, array in tensors.items())
     assert all(np.array_equal(from_safetensors(save(tensors))[name], array) for name, array in tensors.items())
 
