@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from cloud_registry.adapters.sql.database import Database
 from cloud_registry.config import RegistryConfig
-from cloud_registry.ports import Clock, Nudger
+from cloud_registry.ports import BrokerRoster, Clock, Nudger
 from cloud_registry.services import Services
 from edge_contract.errors import EdgeError
 
@@ -28,6 +28,21 @@ class SilentNudger:
     def nudge(self, device: str, director_version: int) -> None:
         """Say so in the log."""
         _log.debug("no broker: %s is not nudged about director version %d", device, director_version)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class OpenRoster:
+    """Keeps no list (`BrokerRoster`): the broker lets in whom its own configuration says."""
+
+    def admit(self, device: str) -> None:
+        """Say so in the log."""
+        _log.debug("the broker's list is not kept here: %s is not added", device)
+
+    def remove(self, device: str) -> None:
+        """Say so in the log."""
+        _log.debug("the broker's list is not kept here: %s is not removed", device)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -82,6 +97,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
     from cloud_registry.adapters.sql.models import SqlModels
     from cloud_registry.adapters.sql.tokens import SqlTokens
     from cloud_registry.adapters.tuf_keys import OnlineKeys
+    from cloud_registry.core.condition import parse_condition
     from cloud_registry.notify import ChangeNotifier
 
     clock = clock or SystemClock()
@@ -113,6 +129,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
             enrolments=devices,
             assignments=deployments,
             nudger=nudger,
+            roster=_roster(config, lambda: devices.matching(parse_condition("*"))),
             notifier=ChangeNotifier(director, nudger),
             models=SqlModels(database, clock),
             deployments=deployments,
@@ -132,6 +149,14 @@ def _nudger(config: RegistryConfig) -> Nudger:
     from cloud_registry.adapters.link_mqtt import MqttNudger
 
     return MqttNudger(config.mqtt)
+
+
+def _roster(config: RegistryConfig, devices: Callable[[], Sequence[str]]) -> BrokerRoster:
+    if not config.mqtt.host or not config.mqtt.keeps_roster:
+        return OpenRoster()
+    from cloud_registry.adapters.broker_roster import MosquittoRoster
+
+    return MosquittoRoster(config.mqtt, devices)
 
 
 def _checks(config: RegistryConfig, database: Database) -> Mapping[str, Callable[[], object]]:

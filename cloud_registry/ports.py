@@ -586,6 +586,10 @@ class BrokerRoster(Protocol):
         """Close the broker to a device and end its connection. Never blocks, never raises."""
         ...
 
+    def close(self) -> None:
+        """Disconnect; bounded."""
+        ...
+
 
 class Nudger(Protocol):
     """Tells devices that something changed. Only a hint: devices also poll."""

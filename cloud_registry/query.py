@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,10 @@ def run_query(
         raise EdgeError("cloud.query-invalid", f"a query has 1 to {QUERY_CHARS_MAX} characters; this has {len(sql)}")
     if not 1 <= rows_max <= QUERY_ROWS_MAX:
         raise EdgeError("cloud.query-invalid", f"rows_max is {rows_max}", f"Use 1 to {QUERY_ROWS_MAX}.")
+    from cloud_registry.metrics import METRICS
+
+    began = time.monotonic()
+    outcome = "refused"
     if not _running.acquire(timeout=seconds_max):
         raise EdgeError("cloud.unavailable", "too many queries run at the same time", "Try again in a moment.")
     try:
@@ -97,11 +102,14 @@ def run_query(
             files = [str(lake_dir.absolute() / file.path) for file in source.lake_files()]
             request = {"files": files, "reports": reports, "sql": sql, "rows_max": rows_max, "seconds": seconds_max}
             answer = _ask_child(json.dumps(request).encode(), seconds_max)
+        if "error" in answer:
+            error = answer["error"]
+            raise EdgeError(error["code"], error["detail"], error["hint"])
+        outcome = "answered"
     finally:
         _running.release()
-    if "error" in answer:
-        error = answer["error"]
-        raise EdgeError(error["code"], error["detail"], error["hint"])
+        METRICS.queries.labels(outcome).inc()
+        METRICS.query_seconds.observe(time.monotonic() - began)
     return QueryResult(answer["columns"], answer["rows"], answer["truncated"])
 
 

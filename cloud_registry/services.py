@@ -9,6 +9,7 @@ from cloud_registry.ports import (
     AssignmentSource,
     Authenticator,
     BlobStorage,
+    BrokerRoster,
     CertificateAuthority,
     Clock,
     Director,
@@ -38,6 +39,7 @@ class Services:
         enrolments: Spends enrolment tokens.
         assignments: What each device should run.
         nudger: Tells devices that something changed.
+        roster: Which devices the broker lets in.
         notifier: Has devices nudged behind a request's back.
         models: Models, versions, aliases, bundles.
         deployments: Deployments.
@@ -59,6 +61,7 @@ class Services:
     enrolments: EnrolmentStore
     assignments: AssignmentSource
     nudger: Nudger
+    roster: BrokerRoster
     notifier: ChangeNotifier
     models: ModelStore
     deployments: DeploymentStore
@@ -71,5 +74,6 @@ class Services:
         """Stop what runs in the background; bounded."""
         self.notifier.close()
         self.nudger.close()
+        self.roster.close()
         self.blobs.close()
         self.on_close()

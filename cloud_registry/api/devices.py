@@ -70,5 +70,6 @@ def router(services: Services) -> APIRouter:
         """Forget a device; its token stops working. Its telemetry stays."""
         devices.delete(checked_device(device))
         services.director.forget(device)
+        services.roster.remove(device)
 
     return routes

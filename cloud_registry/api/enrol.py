@@ -97,6 +97,7 @@ def _enrol(services: Services, wanted: EnrolRequest) -> EnrolAnswer:
     broker = _broker(services)
     token = DEVICE_TOKEN_PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
     enrolled = services.enrolments.redeem(wanted.token, key, wanted.platform, wanted.hardware_id, token)
+    services.roster.admit(enrolled.device)
     return EnrolAnswer(
         device=enrolled.device,
         certificate_pem=services.authority.issue(enrolled.device, wanted.csr_pem),

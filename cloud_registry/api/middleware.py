@@ -14,11 +14,13 @@ from cloud_registry.api.auth import authenticate
 from cloud_registry.api.problems import problem_response
 from cloud_registry.core.roles import Principal, Role
 from cloud_registry.limits import METADATA_REQUEST_BYTES_MAX, REQUEST_BYTES_MAX, UPLOAD_SILENCE_S_MAX
+from cloud_registry.metrics import METRICS
 from cloud_registry.ports import Authenticator
 from edge_contract.errors import EdgeError
 
 METADATA_PATH: Final = "/api/v1/trust/metadata"
 _API: Final = "/api/"
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _log: Final = logging.getLogger("cloud_registry.access")
 
 
@@ -95,6 +97,9 @@ class AccessLog:
         try:
             await self._app(scope, receive, watched)
         finally:
+            seconds = time.monotonic() - started
+            METRICS.requests.labels(_method(scope["method"]), f"{status // 100}xx").inc()
+            METRICS.request_seconds.observe(seconds)
             principal = scope.get("state", {}).get("principal")
             _log.info(
                 "%s %s %s %d %dms",
@@ -102,5 +107,10 @@ class AccessLog:
                 scope["method"],
                 quote(scope["path"]),
                 status,
-                (time.monotonic() - started) * 1000,
+                seconds * 1000,
             )
+
+
+def _method(method: str) -> str:
+    """A method for a metric's label: whoever makes up methods makes up no labels."""
+    return method if method in _METHODS else "other"

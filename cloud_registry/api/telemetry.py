@@ -1,11 +1,13 @@
 """Queries on the telemetry lake, and the registry's own metrics."""
 
 from fastapi import APIRouter, Depends
+from starlette.responses import Response
 
 from cloud_registry.api import shapes
 from cloud_registry.api.auth import requires
 from cloud_registry.core.roles import Role
 from cloud_registry.limits import QUERY_ROWS_MAX
+from cloud_registry.metrics import render
 from cloud_registry.query import run_query
 from cloud_registry.services import Services
 
@@ -20,5 +22,11 @@ def router(services: Services) -> APIRouter:
         """Run one SELECT over the tables `telemetry`, `predictions` and `reports`."""
         result = run_query(services.fleet, services.config.lake_dir, body.sql, QUERY_ROWS_MAX)
         return shapes.QueryAnswer(columns=result.columns, rows=result.rows, truncated=result.truncated)
+
+    @routes.get("/metrics")
+    def metrics() -> Response:
+        """Metrics of this process in the text format of Prometheus; they name no device, model or person."""
+        text, content_type = render()
+        return Response(text, media_type=content_type)
 
     return routes

@@ -1,8 +1,9 @@
 """Commands that run the registry, or work on its own machine."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from cloud_registry.config import RegistryConfig
     from cloud_registry.services import Services
 
-_LEVELS: Final = ("debug", "info", "warning", "error")
+LEVELS: Final = ("debug", "info", "warning", "error")
+"""Levels of logging."""
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -52,8 +54,10 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--collector/--no-collector", "is_collecting", default=True, help="Collect telemetry in this process too."
 )
 @click.option("--admin-token-file", type=click.Path(path_type=Path), help="Where the first admin token goes (0600).")
-@click.option("--log-level", type=click.Choice(_LEVELS), default="info", show_default=True, help="What is logged.")
-def serve(config_file: Path | None, admin_token_file: Path | None, log_level: str, **settings: Any) -> None:
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What is logged.")
+def serve(
+    config_file: Path | None, admin_token_file: Path | None, log_level: str, is_collecting: bool, **settings: Any
+) -> None:
     """Run the registry until SIGTERM or SIGINT.
 
     The first start makes an admin token and prints it once; lose it, and `tokens recover` makes another. A line
@@ -63,8 +67,8 @@ def serve(config_file: Path | None, admin_token_file: Path | None, log_level: st
     from cloud_registry.assembly import build_services
     from cloud_registry.serving import listen, run_server, url_of
 
-    _start_logging(log_level)
-    config = _load(config_file, settings)
+    start_logging(log_level)
+    config = read_config(config_file, settings)
     listener = listen(config)
     try:
         url = url_of(config, listener)
@@ -72,12 +76,26 @@ def serve(config_file: Path | None, admin_token_file: Path | None, log_level: st
         try:
             _first_admin(services, admin_token_file)
             app = create_app(services)
-            run_server(app, config, listener, lambda: click.echo(f"listening on {url}"))
+            with _collecting(services) if is_collecting and config.mqtt.host else contextlib.nullcontext():
+                run_server(app, config, listener, lambda: click.echo(f"listening on {url}"))
         finally:
             services.close()
     finally:
         listener.close()
     click.echo("stopped")
+
+
+@contextlib.contextmanager
+def _collecting(services: "Services") -> Iterator[None]:
+    """A collector in the background."""
+    from cloud_registry.collect.service import Collector
+
+    collector = Collector(services.config, services.fleet, services.clock)
+    try:
+        collector.start()
+        yield
+    finally:
+        collector.close()
 
 
 @click.command()
@@ -86,7 +104,7 @@ def migrate(config_file: Path | None, **settings: Any) -> None:
     """Bring the database's schema up to date; `serve` does it too."""
     from cloud_registry.assembly import open_database
 
-    database = open_database(_load(config_file, settings))
+    database = open_database(read_config(config_file, settings))
     try:
         click.echo(f"the database has schema {database.migrate()}")
     finally:
@@ -123,7 +141,7 @@ def query(
         with RegistryClient(url, read_token(token, token_file), ca_file=ca_file) as client:
             result = client.query(sql)
     else:
-        result = _query_locally(_load(config_file, settings), sql, rows)
+        result = _query_locally(read_config(config_file, settings), sql, rows)
     if as_json:
         print_json(result)
         return
@@ -147,7 +165,12 @@ def _query_locally(config: "RegistryConfig", sql: str, rows: int) -> dict[str, A
         database.close()
 
 
-def _load(config_file: Path | None, settings: dict[str, Any]) -> "RegistryConfig":
+def read_config(config_file: Path | None, settings: dict[str, Any]) -> "RegistryConfig":
+    """The configuration with the options of `config_options` laid over it.
+
+    Raises:
+        EdgeError: `config.*`.
+    """
     from cloud_registry.config import load_config
 
     renamed = {
@@ -161,7 +184,8 @@ def _load(config_file: Path | None, settings: dict[str, Any]) -> "RegistryConfig
     return load_config(config_file, overrides=overrides)
 
 
-def _start_logging(level: str) -> None:
+def start_logging(level: str) -> None:
+    """Log to standard error."""
     logging.basicConfig(level=level.upper(), format=_LOG_FORMAT)
     if level != "debug":
         # httpx and alembic tell of every request and every table at "info".

@@ -66,15 +66,6 @@ class Collector:
         self._reports.start()
         self._telemetry.start()
 
-    def check(self) -> None:
-        """For readiness.
-
-        Raises:
-            EdgeError: `network.unreachable` while the broker cannot be reached.
-        """
-        if not self.is_ready:
-            raise EdgeError("network.unreachable", "the collector has no connection to the broker")
-
     def close(self) -> None:
         """End; bounded. What was not stored was not acknowledged and comes again."""
         self._telemetry.close()

@@ -142,7 +142,7 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
     HeavyLibrary("alembic", ("cloud_registry/adapters/**",), files_max=ANY),
     HeavyLibrary("psycopg", ("cloud_registry/adapters/**",)),
     HeavyLibrary("duckdb", ("cloud_registry/adapters/**",)),
-    HeavyLibrary("prometheus_client", ("cloud_registry/adapters/**", "cloud_registry/api/**")),
+    HeavyLibrary("prometheus_client", ("cloud_registry/metrics.py",)),
     # trust
     HeavyLibrary(
         "tuf",
