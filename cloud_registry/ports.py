@@ -552,11 +552,7 @@ class LakeWriter(Protocol):
         ...
 
     def merge(self, files: Sequence[LakeFile]) -> LakeFile:
-        """Write one new file with the records of several, durable under its final name on return.
-
-        Raises:
-            EdgeError: as `write`.
-        """
+        """Write one new file with the records of several, as `write` does."""
         ...
 
     def retire(self, files: Sequence[LakeFile]) -> None:
@@ -564,11 +560,7 @@ class LakeWriter(Protocol):
         ...
 
     def sweep(self, catalogue: Callable[[], Sequence[LakeFile]]) -> int:
-        """Remove files that are neither in the catalogue nor in their grace nor a living collector's.
-
-        Returns:
-            How many were removed.
-        """
+        """Remove files neither in the catalogue nor in their grace nor a living collector's; how many."""
         ...
 
 
