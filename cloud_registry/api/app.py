@@ -24,7 +24,7 @@ Authentication: `Authorization: Bearer TOKEN`, or HTTP Basic with the token as p
 operator, admin; each may what those before it may. Errors are problem documents (RFC 9457) with a stable `code`.
 Blobs and bundles are served below `/v2/` as the OCI distribution specification 1.1 says.
 """
-_OPEN: Final = ("/health/", "/api/v1/enrol", "/metrics")
+_OPEN: Final = frozenset({"/health/live", "/health/ready", "/api/v1/enrol", "/metrics"})
 
 
 def create_app(services: Services) -> FastAPI:
@@ -105,7 +105,7 @@ def _document(app: FastAPI) -> JsonObject:
         for operation in operations.values():
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = error
-            if not path.startswith(_OPEN):
+            if path not in _OPEN:
                 operation["security"] = [{"bearer": []}, {"basic": []}]
     app.openapi_schema = document
     return document

@@ -79,6 +79,9 @@ class Transport:
             raise EdgeError(
                 "config.invalid", f"{url!r} is not a URL of a registry", "Use http://HOST:PORT or https://…."
             )
+        if token and not (token.isascii() and token.isprintable() and " " not in token):
+            hint = "A token is one line of printable ASCII characters without blanks."
+            raise EdgeError("config.invalid", "the token holds characters that no token has", hint)
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=timeout_s,
