@@ -356,7 +356,7 @@ class _Story:
                 f"{row['model']}:{row['version']}" if row["live"] else "-",
                 str(row["live"] or "-")[7:19],
                 str(row["phase"] or "-"),
-                f"{row['outcome']}: {row['code']}" if row["code"] else str(row["outcome"] or "-"),
+                f"{row['outcome']} {row['code']}" if row["code"] else str(row["outcome"] or "-"),
                 str(row["reported_at"] or "-")[11:19],
             )
             for row in found.fleet

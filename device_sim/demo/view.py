@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 _REFRESH_PER_S = 5
+_WIDTH_OF_A_FILE = 120
 
 
 class View(Protocol):
@@ -92,6 +94,8 @@ class TerminalView:
     def __init__(self) -> None:
         """Write to standard output."""
         self._console = Console(highlight=False, soft_wrap=True)
+        if not self._console.is_terminal:
+            self._console.width = _WIDTH_OF_A_FILE
         self._chapters = 0
 
     def chapter(self, title: str) -> None:
@@ -110,13 +114,13 @@ class TerminalView:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """See `View.table`."""
-        table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+        table = Table(title=f"   {title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self._console.print()
-        self._console.print(table)
+        self._console.print(table, soft_wrap=False)
 
     def promise(self, text: str, is_kept: bool, seen: str) -> None:
         """See `View.promise`."""
