@@ -4,6 +4,7 @@ import json
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -76,7 +77,7 @@ class SqlDeployments:
             detail = {
                 "version": content.version,
                 "condition": content.condition,
-                "policy": content.policy.to_json(),
+                "policy": asdict(content.policy),
                 "priority": content.priority,
             }
             _note(connection, deployment, "created", detail, now, by)
@@ -293,7 +294,8 @@ def _differences(row: Any, changes: DeploymentChanges) -> tuple[dict[str, Any], 
         detail["condition"] = {"from": row.condition, "to": changes.condition}
     if changes.policy is not None and changes.policy != Policy.from_json(json.loads(row.policy)):
         values["policy"] = json.dumps(changes.policy.to_json())
-        detail["policy"] = {"from": json.loads(row.policy), "to": changes.policy.to_json()}
+        before = Policy.from_json(json.loads(row.policy))
+        detail["policy"] = {"from": asdict(before), "to": asdict(changes.policy)}
     return values, detail
 
 

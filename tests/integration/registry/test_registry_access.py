@@ -294,6 +294,8 @@ def test_the_access_log_names_the_token_and_holds_no_secret(
     with caplog.at_level(logging.INFO, logger="cloud_registry.access"):
         local_registry.request("GET", "/api/v1/models?name=secret-model")
         local_registry.request("GET", "/api/v1/models/a%0Ab", "lmo_guess")
+        # The log follows the answer.
+        wait_until(lambda: " 401 " in caplog.text and " 200 " in caplog.text, 10, what="the log to tell of both")
     assert "admin GET /api/v1/models 200" in caplog.text
     assert "- GET /api/v1/models/a%0Ab 401" in caplog.text
     for secret in (local_registry.admin_token, "lmo_guess", "secret-model"):

@@ -177,7 +177,9 @@ def test_a_changed_policy_reaches_the_assignments_and_starts_nothing_anew(fleet:
     assert assigned(fleet, "cam-1")[0].policy.sampling_ratio == 0.25
     assert client.deployment(made)["counts"]["confirmed"] == 1
     client.update_deployment(made, {"policy": {"sampling_ratio": 0.25}})
-    assert len(client.deployment_history(made)) == 2
+    created, updated = client.deployment_history(made)
+    assert created["detail"]["policy"]["sampling_ratio"] is None
+    assert updated["detail"]["policy"]["to"]["sampling_ratio"] == 0.25
 
 
 def test_a_cancelled_deployment_is_not_changed(fleet: Registry) -> None:
