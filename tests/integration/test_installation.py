@@ -121,7 +121,7 @@ def test_an_installation_serves_its_devices_and_keeps_roles_apart(site: Site) ->
     site.tool("packager", "ship", "m2.onnx", *ship, "--condition", "tags.site = 'north'", "--wait")
     assert _answer(site) == [3.0, 6.0]
 
-    # Going back is refused without a permit, and done with one.
+    # On the device itself, the fallback is one command away.
     site.tool("edge-agent", "rollback", "scale", "--data", "press-07")
     wait_until(lambda: _answer(site) == [2.0, 4.0], 30, what="the fallback")
 
