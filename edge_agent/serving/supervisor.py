@@ -251,7 +251,7 @@ class WorkerSupervisor:
         """Move every connection from the live worker to the candidate, which accepts already, and end the live one.
 
         Raises:
-            EdgeError: `model.worker-crashed` when the candidate died meanwhile; the live worker serves on.
+            EdgeError: `model.worker-crashed` when the candidate died or got stuck; the live worker serves on.
         """
         live.is_expected_to_end = True
         live.successor = candidate
@@ -260,14 +260,14 @@ class WorkerSupervisor:
             live.expect("drained", self._limits.drained_ms, "to finish what it had begun")
         except EdgeError as error:
             _log.warning("module %s: the worker that is replaced: %s", live.module, error)
-        if candidate.has_ended:
+        if candidate.has_ended or live.undelivered:
+            candidate.kill()
             self._restore(live)
             raise EdgeError(
-                "model.worker-crashed", f"the new worker of {live.module!r} ended while it took over the connections"
+                "model.worker-crashed",
+                f"the new worker of {live.module!r} ended, or got stuck, while it took over the connections",
             )
         live.stop()
-        for _transport, fds in live.undelivered:
-            close_fds(fds)
 
     def _restore(self, live: WorkerProcess) -> None:
         """Let the worker that was to be replaced go on."""

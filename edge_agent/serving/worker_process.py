@@ -279,9 +279,13 @@ class WorkerProcess:
             close_fds(connection[1])
             return
         try:
-            self.successor.adopt(connection)
-        except EdgeError:
-            self.undelivered.append(connection)
+            # After one that was not taken no other is tried: each would wait its whole time.
+            if not self.undelivered:
+                self.successor.adopt(connection)
+                return
+        except EdgeError as error:
+            _log.error("module %s: a connection could not be handed over: %s", self.module, error)
+        self.undelivered.append(connection)
 
     def _reap(self) -> None:
         try:

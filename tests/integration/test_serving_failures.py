@@ -175,8 +175,9 @@ def test_a_candidate_that_dies_during_the_hand_over_gives_way_to_the_live_model(
         swapping = threading.Thread(target=swap, daemon=True)
         swapping.start()
         with state.client(tcp=True) as fresh:
-            # Answered by the new one: it accepts, so the hand-over has begun.
-            wait_until(lambda: _result(fresh) == "new", 30, what="the new worker to serve")
+            # Once the new one answers on a connection that the old one may have had, the hand-over has begun. (The
+            # model itself is not asked: the old one is still busy with the first request.)
+            wait_until(lambda: fresh.metadata("digits")["versions"] == ["2"], 30, what="the new worker to serve")
         os.kill(candidate, signal.SIGKILL)
         wait_until(lambda: candidate not in _children(), 30, what="the new worker to be gone")
         hold.unlink()
