@@ -1,0 +1,1 @@
+"""The collector and the broker as real processes over real sockets."""
