@@ -41,6 +41,7 @@ ENROLMENT_TTL_S_MAX: Final = 90 * 24 * 3_600
 # Database
 BUSY_TIMEOUT_MS: Final = 15_000
 DATABASE_ATTEMPTS_MAX: Final = 6
+STATEMENT_VALUES_MAX: Final = 500  # in one IN (…)
 METADATA_BYTES_MAX: Final = 64 * MIB
 
 # Nudges

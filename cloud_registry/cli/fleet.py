@@ -1,14 +1,16 @@
 """Commands about devices, deployments and tokens."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from cloud_registry.cli.options import json_option, pairs, remote
 from cloud_registry.cli.output import print_fields, print_json, print_table
-from cloud_registry.client import RegistryClient
 from cloud_registry.core.roles import Role, parse_role
+
+if TYPE_CHECKING:
+    from cloud_registry.client import RegistryClient
 
 
 @click.group()
@@ -20,7 +22,7 @@ def devices() -> None:
 @click.option("--condition", default="", help="Only devices that match, for example \"tags.site = 'north'\".")
 @click.option("--name", default="", help="Exact name, or with * for any characters.")
 @remote
-def list_devices(condition: str, name: str, client: RegistryClient, as_json: bool) -> None:
+def list_devices(condition: str, name: str, client: "RegistryClient", as_json: bool) -> None:
     """All devices: what they should run and what they run."""
     items = list(client.all_devices(condition, name))
     if as_json:
@@ -44,7 +46,7 @@ def list_devices(condition: str, name: str, client: RegistryClient, as_json: boo
 @devices.command("show")
 @click.argument("device")
 @remote
-def show_device(device: str, client: RegistryClient, as_json: bool) -> None:
+def show_device(device: str, client: "RegistryClient", as_json: bool) -> None:
     """One device: desired and reported."""
     record = client.device(device)
     if as_json:
@@ -65,7 +67,7 @@ def show_device(device: str, client: RegistryClient, as_json: bool) -> None:
 @click.option("--tag", "tags", multiple=True, help="key=value, repeatable.")
 @click.option("--ttl-s", type=click.IntRange(1), help="Seconds until the token expires; a day unless given.")
 @remote
-def enrol_token(device: str, tags: tuple[str, ...], ttl_s: int | None, client: RegistryClient, as_json: bool) -> None:
+def enrol_token(device: str, tags: tuple[str, ...], ttl_s: int | None, client: "RegistryClient", as_json: bool) -> None:
     """Make a one-time token by which DEVICE enrols."""
     made = client.create_enrolment_token(device, pairs(tags, "tag"), ttl_s)
     if as_json:
@@ -84,7 +86,7 @@ def enrol_token(device: str, tags: tuple[str, ...], ttl_s: int | None, client: R
 @click.option("--replace", is_flag=True, help="Drop every tag that is not given.")
 @remote
 def tag_device(
-    device: str, tags: tuple[str, ...], removed: tuple[str, ...], replace: bool, client: RegistryClient, as_json: bool
+    device: str, tags: tuple[str, ...], removed: tuple[str, ...], replace: bool, client: "RegistryClient", as_json: bool
 ) -> None:
     """Set TAGS (key=value …) of a device; deployments follow at once."""
     kept = {} if replace else dict(client.device(device)["tags"])
@@ -101,7 +103,7 @@ def tag_device(
 @click.argument("device")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @remote
-def delete_device(device: str, yes: bool, client: RegistryClient, as_json: bool) -> None:
+def delete_device(device: str, yes: bool, client: "RegistryClient", as_json: bool) -> None:
     """Forget a device; its token stops working. Its telemetry stays."""
     if not yes:
         click.confirm(f"Forget {device}?", abort=True, err=True)
@@ -120,7 +122,7 @@ def deployments() -> None:
 @deployments.command("list")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="Deployments to show.")
 @remote
-def list_deployments(limit: int, client: RegistryClient, as_json: bool) -> None:
+def list_deployments(limit: int, client: "RegistryClient", as_json: bool) -> None:
     """Deployments, newest first."""
     items = client.deployments(limit)["items"]
     if as_json:
@@ -144,7 +146,7 @@ def list_deployments(limit: int, client: RegistryClient, as_json: bool) -> None:
 @deployments.command("show")
 @click.argument("deployment")
 @remote
-def show_deployment(deployment: str, client: RegistryClient, as_json: bool) -> None:
+def show_deployment(deployment: str, client: "RegistryClient", as_json: bool) -> None:
     """One deployment with its history."""
     record = client.deployment(deployment)
     history = client.deployment_history(deployment)
@@ -160,7 +162,7 @@ def show_deployment(deployment: str, client: RegistryClient, as_json: bool) -> N
 @deployments.command("devices")
 @click.argument("deployment")
 @remote
-def deployment_devices(deployment: str, client: RegistryClient, as_json: bool) -> None:
+def deployment_devices(deployment: str, client: "RegistryClient", as_json: bool) -> None:
     """How a deployment stands on each device."""
     items = client.deployment_devices(deployment)
     if as_json:
@@ -201,7 +203,7 @@ def create_deployment(
     sampling_ratio: float | None,
     probation_ms: int | None,
     allow_release_rollback: bool,
-    client: RegistryClient,
+    client: "RegistryClient",
     as_json: bool,
 ) -> None:
     """Assign VERSION (number or alias) of MODEL to every device that matches, now and later."""
@@ -218,7 +220,7 @@ def create_deployment(
 @deployments.command("preview")
 @click.argument("condition")
 @remote
-def preview(condition: str, client: RegistryClient, as_json: bool) -> None:
+def preview(condition: str, client: "RegistryClient", as_json: bool) -> None:
     """Which devices CONDITION matches now; nothing changes."""
     found = client.preview(condition)
     if as_json:
@@ -232,7 +234,7 @@ def preview(condition: str, client: RegistryClient, as_json: bool) -> None:
 @deployments.command("cancel")
 @click.argument("deployment")
 @remote
-def cancel_deployment(deployment: str, client: RegistryClient, as_json: bool) -> None:
+def cancel_deployment(deployment: str, client: "RegistryClient", as_json: bool) -> None:
     """End a deployment; its devices go back to what the next matching one assigns."""
     record = client.cancel_deployment(deployment)
     if as_json:
@@ -250,7 +252,7 @@ def tokens() -> None:
 @click.argument("name")
 @click.option("--role", required=True, type=click.Choice([str(role) for role in Role]), help="What it may do.")
 @remote
-def create_token(name: str, role: str, client: RegistryClient, as_json: bool) -> None:
+def create_token(name: str, role: str, client: "RegistryClient", as_json: bool) -> None:
     """Make a token; it is shown this once."""
     made = client.create_token(name, role)
     if as_json:
@@ -261,7 +263,7 @@ def create_token(name: str, role: str, client: RegistryClient, as_json: bool) ->
 
 @tokens.command("list")
 @remote
-def list_tokens(client: RegistryClient, as_json: bool) -> None:
+def list_tokens(client: "RegistryClient", as_json: bool) -> None:
     """All tokens without their secrets."""
     items = client.tokens()
     if as_json:
@@ -274,7 +276,7 @@ def list_tokens(client: RegistryClient, as_json: bool) -> None:
 @tokens.command("revoke")
 @click.argument("name")
 @remote
-def revoke_token(name: str, client: RegistryClient, as_json: bool) -> None:
+def revoke_token(name: str, client: "RegistryClient", as_json: bool) -> None:
     """Revoke a token; the last one with the role admin stays."""
     client.revoke_token(name)
     if as_json:

@@ -1,13 +1,15 @@
 """Commands about models."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from cloud_registry.cli.options import pairs, remote
 from cloud_registry.cli.output import print_fields, print_json, print_table, progress_bar
-from cloud_registry.client import RegistryClient
+
+if TYPE_CHECKING:
+    from cloud_registry.client import RegistryClient
 
 
 @click.group()
@@ -36,7 +38,7 @@ def search_models(
     created_before: str,
     limit: int,
     cursor: str,
-    client: RegistryClient,
+    client: "RegistryClient",
     as_json: bool,
 ) -> None:
     """Find models; QUERY is a text in the name or a description."""
@@ -67,7 +69,7 @@ def search_models(
 @click.argument("name")
 @click.argument("version", default="")
 @remote
-def show_model(name: str, version: str, client: RegistryClient, as_json: bool) -> None:
+def show_model(name: str, version: str, client: "RegistryClient", as_json: bool) -> None:
     """Show a model with its newest versions, or one VERSION (number or alias) with its files and bundles."""
     if version:
         record = client.get_version(name, version)
@@ -102,7 +104,7 @@ def show_model(name: str, version: str, client: RegistryClient, as_json: bool) -
 )
 @remote
 def download_file(
-    name: str, version: str, path: str, output: Path | None, client: RegistryClient, as_json: bool
+    name: str, version: str, path: str, output: Path | None, client: "RegistryClient", as_json: bool
 ) -> None:
     """Download one file of a version, verified, going on where an earlier attempt was cut."""
     target = output or Path(Path(path).name)
@@ -118,7 +120,7 @@ def download_file(
 @click.argument("version", default="")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @remote
-def delete_model(name: str, version: str, yes: bool, client: RegistryClient, as_json: bool) -> None:
+def delete_model(name: str, version: str, yes: bool, client: "RegistryClient", as_json: bool) -> None:
     """Delete a model, or one VERSION of it; refused, with the list, while something needs it."""
     what = f"{name} version {version}" if version else f"{name} with all its versions"
     if not yes:
@@ -143,7 +145,7 @@ def alias() -> None:
 @click.argument("alias_text", metavar="ALIAS")
 @click.argument("version", type=click.IntRange(1))
 @remote
-def set_alias(name: str, alias_text: str, version: int, client: RegistryClient, as_json: bool) -> None:
+def set_alias(name: str, alias_text: str, version: int, client: "RegistryClient", as_json: bool) -> None:
     """Point ALIAS at VERSION."""
     changed = client.set_alias(name, alias_text, version)
     if as_json:
@@ -156,7 +158,7 @@ def set_alias(name: str, alias_text: str, version: int, client: RegistryClient, 
 @click.argument("name")
 @click.argument("alias_text", metavar="ALIAS")
 @remote
-def remove_alias(name: str, alias_text: str, client: RegistryClient, as_json: bool) -> None:
+def remove_alias(name: str, alias_text: str, client: "RegistryClient", as_json: bool) -> None:
     """Remove ALIAS; its history stays."""
     client.delete_alias(name, alias_text)
     if as_json:
@@ -168,7 +170,7 @@ def remove_alias(name: str, alias_text: str, client: RegistryClient, as_json: bo
 @alias.command("list")
 @click.argument("name")
 @remote
-def list_aliases(name: str, client: RegistryClient, as_json: bool) -> None:
+def list_aliases(name: str, client: "RegistryClient", as_json: bool) -> None:
     """Where each alias of a model points."""
     _print_aliases(client.aliases(name), as_json)
 
@@ -177,7 +179,7 @@ def list_aliases(name: str, client: RegistryClient, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("alias_text", metavar="ALIAS")
 @remote
-def alias_history(name: str, alias_text: str, client: RegistryClient, as_json: bool) -> None:
+def alias_history(name: str, alias_text: str, client: "RegistryClient", as_json: bool) -> None:
     """Every change of ALIAS, oldest first."""
     _print_aliases(client.alias_history(name, alias_text), as_json)
 

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import click
 
-from cloud_registry.client import RegistryClient
 from edge_contract.errors import EdgeError
 
 URL_DEFAULT: Final = "http://127.0.0.1:8400"
@@ -31,6 +30,8 @@ def remote(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(
         *positional: Any, url: str, token: str, token_file: Path | None, ca_file: Path | None, **options: Any
     ) -> Any:
+        from cloud_registry.client import RegistryClient
+
         with RegistryClient(url, read_token(token, token_file), ca_file=ca_file) as client:
             return command(*positional, client=client, **options)
 

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
 
@@ -14,9 +14,8 @@ from cloud_registry.core.assignment import Candidate, Row
 from cloud_registry.core.condition import Condition, Facts, parse_condition
 from cloud_registry.core.progress import TERMINAL, Standing
 from cloud_registry.core.records import Bundle
+from cloud_registry.limits import STATEMENT_VALUES_MAX
 from edge_contract.digest import Digest
-
-_DEVICES_A_STATEMENT: Final = 500
 
 
 @lru_cache(maxsize=1024)
@@ -83,7 +82,7 @@ def read_bundle(row: Any) -> Bundle:
 def _parts(only: Sequence[str] | None) -> list[Sequence[str] | None]:
     if only is None:
         return [None]
-    return [only[start : start + _DEVICES_A_STATEMENT] for start in range(0, len(only), _DEVICES_A_STATEMENT)]
+    return [only[start : start + STATEMENT_VALUES_MAX] for start in range(0, len(only), STATEMENT_VALUES_MAX)]
 
 
 def _candidates(connection: Connection, modules: set[str] | None) -> list[Candidate]:
@@ -93,8 +92,8 @@ def _candidates(connection: Connection, modules: set[str] | None) -> list[Candid
     found = list(connection.execute(query))
     pairs = sorted({(row.model, row.number) for row in found})
     by_version: dict[tuple[str, int], dict[str, Bundle]] = defaultdict(dict)
-    for start in range(0, len(pairs), _DEVICES_A_STATEMENT):
-        part = pairs[start : start + _DEVICES_A_STATEMENT]
+    for start in range(0, len(pairs), STATEMENT_VALUES_MAX):
+        part = pairs[start : start + STATEMENT_VALUES_MAX]
         for row in connection.execute(select(bundles).where(tuple_(bundles.c.model, bundles.c.number).in_(part))):
             by_version[(row.model, row.number)][row.platform] = read_bundle(row)
     return [

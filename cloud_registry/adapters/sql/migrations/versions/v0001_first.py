@@ -12,6 +12,7 @@ depends_on = None
 def upgrade() -> None:
     """Make every table."""
     _make_models()
+    _make_pointers()
     _make_devices()
     _make_deployments()
     _make_rest()
@@ -82,6 +83,9 @@ def _make_models() -> None:
         sa.PrimaryKeyConstraint("model", "number", "kind", "key"),
     )
     op.create_index("labels_by_key", "labels", ["kind", "key"], unique=False)
+
+
+def _make_pointers() -> None:
     op.create_table(
         "aliases",
         sa.Column("model", sa.Text(), nullable=False),
