@@ -411,3 +411,23 @@ def test_closing_finishes_what_was_begun(tmp_path: Path) -> None:
     assert results == ["done"]
     assert _children() == set()
     assert not list(state.run_dir.glob("*.sock"))
+
+
+def test_a_stopped_module_refuses_clients_at_once_and_can_serve_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as state:
+        good = adder_slot(state.slots, 1.0)
+        state.supervisor.ensure(MODULE, *good)
+        with state.client() as client:
+            assert client.infer("digits", [X]).manifest == good[0]
+            state.supervisor.stop(MODULE)
+            with pytest.raises(EdgeError) as caught:
+                client.infer("digits", [X])
+            assert caught.value.code == "network.unreachable"
+        with pytest.raises(EdgeError) as caught:
+            state.supervisor.addresses(MODULE)
+        assert caught.value.code == "model.not-serving"
+        assert _children() == set()
+        assert state.exits.empty()
+        state.supervisor.ensure(MODULE, *good)
+        with state.client() as client:
+            assert client.infer("digits", [X]).manifest == good[0]
