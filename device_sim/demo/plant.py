@@ -6,6 +6,8 @@ import os
 import pwd
 import re
 import secrets
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,8 @@ TAG: Final = "fleet"
 FLEET: Final = "demo"
 CONDITION: Final = f"tags.{TAG} = '{FLEET}'"
 _START_S: Final = 30.0
+# The path of a unix socket holds 107 bytes; this leaves room for `/run/digits.sock`.
+_AGENT_PATH_BYTES_MAX: Final = 85
 _LISTENING: Final = re.compile(r"^listening on (http://\S+)$", re.MULTILINE)
 
 
@@ -44,6 +48,7 @@ class Plant:
         self.token_file = folder / "admin-token"
         self.keys = folder / "keys"
         self.agent_data = folder / "device"
+        self._run_dir: Path | None = None
 
     # -- processes -------------------------------------------------------------------------------------------------
 
@@ -108,12 +113,12 @@ class Plant:
         Raises:
             EdgeError: What enrolment raises; `network.timeout` when the agent does not come up.
         """
-        token = self.tool("cloud-registry", "devices", "enrol-token", AGENT, "--tag", f"{TAG}={FLEET}").document[
-            "token"
-        ]
-        data = ["--data", str(self.agent_data)]
+        made = self.tool("cloud-registry", "devices", "enrol-token", AGENT, "--tag", f"{TAG}={FLEET}")
+        token, data = made.document["token"], ["--data", str(self.agent_data)]
         self.tool("edge-agent", "enroll", "--url", self.url, "--token-file", "-", *data, secret_input=str(token))
-        arguments = ["run", *data]
+        if len(os.fsencode(self.agent_data)) > _AGENT_PATH_BYTES_MAX:
+            self._run_dir = Path(tempfile.mkdtemp(prefix="lighterman-run-", dir="/tmp"))
+        arguments = ["run", *self._agent_folders()]
         self._view.command(shown("edge-agent", [self._short(item) for item in arguments]) + " &")
         child = spawn("the agent", [program("edge-agent"), *arguments], self.folder / "agent.log")
         self._children.append(child)
@@ -140,6 +145,8 @@ class Plant:
         for child in reversed(self._children):
             child.stop()
         self._children.clear()
+        if self._run_dir is not None:
+            shutil.rmtree(self._run_dir, ignore_errors=True)
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -167,9 +174,13 @@ class Plant:
     def agent_status(self) -> JsonObject | None:
         """What `edge-agent status` says, or none while the agent does not answer."""
         try:
-            return run_tool("edge-agent", ["status", "--data", str(self.agent_data)], {}).document
+            return run_tool("edge-agent", ["status", *self._agent_folders()], {}).document
         except EdgeError:
             return None
+
+    def _agent_folders(self) -> list[str]:
+        more = [] if self._run_dir is None else ["--run-dir", str(self._run_dir)]
+        return ["--data", str(self.agent_data), *more]
 
     def _short(self, argument: str) -> str:
         """A path of the demonstration's folder without that folder, which is only noise."""

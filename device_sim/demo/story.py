@@ -86,7 +86,8 @@ class _Watch:
         """One line of what happens now."""
         parts = [self.what]
         if self.counts:
-            parts.append(", ".join(f"{count} {name}" for name, count in sorted(self.counts.items()) if count))
+            standings = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(self.counts.items()) if count]
+            parts.append(", ".join(standings))
         if self.tally is not None:
             tally = self.tally()
             parts.append(f"{tally.served:,} requests answered, {tally.failed} failed")

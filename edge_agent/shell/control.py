@@ -33,6 +33,13 @@ class ControlServer:
         before = os.umask(0o117)
         try:
             self._socket.bind(str(path))
+        except OSError as error:
+            self._socket.close()
+            raise EdgeError(
+                "config.invalid",
+                f"the agent cannot listen at {path}: {error.strerror or error}",
+                "Choose another run directory, with a short path: --run-dir.",
+            ) from error
         finally:
             os.umask(before)
         self._socket.listen(CONTROL_BACKLOG)
