@@ -6,7 +6,6 @@ it listens, its port to ``port``, both in the data folder.
 
 from __future__ import annotations
 
-import socket
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import uvicorn
 from cloud_registry.api.app import create_app
 from cloud_registry.assembly import build_services
 from cloud_registry.config import RegistryConfig
+from cloud_registry.serving import listen
 
 
 def main(data: Path) -> None:
@@ -24,9 +24,7 @@ def main(data: Path) -> None:
         token = services.operators.create_first_admin()
         if token is not None:
             (data / "admin.token").write_text(token)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(64)
+        with listen(services.config) as listener:
             (data / "port.new").write_text(str(listener.getsockname()[1]))
             (data / "port.new").replace(data / "port")
             config = uvicorn.Config(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from cloud_registry.config import RegistryConfig
 from cloud_registry.core.records import Bundle
 from cloud_registry.core.roles import Role
 from cloud_registry.services import Services
+from cloud_registry.serving import listen, url_of
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from tests.support.net import wait_until
@@ -120,10 +120,9 @@ def running_registry(folder: Path, database_url: str = "") -> Iterator[Registry]
     try:
         token = services.operators.create_first_admin()
         assert token is not None
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(128)
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = replace(services.config, port=0)
+        with listen(config) as listener:
+            url = url_of(config, listener)
             server = uvicorn.Server(
                 uvicorn.Config(create_app(services), log_config=None, lifespan="off", timeout_graceful_shutdown=5)
             )
