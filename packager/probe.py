@@ -264,16 +264,15 @@ def run_job(folder: Path) -> JsonObject:
     return {"load_ms": load_ms, "load_peak_bytes": peak}
 
 
-def main() -> int:
-    """Run the job of the folder named by the first argument."""
+def main() -> None:
+    """Run the job of the folder named by the first argument; how it went is in `result.json`."""
     folder = Path(sys.argv[1])
     try:
         result = run_job(folder)
     except EdgeError as error:
         result = {"error": error.to_json()}
     (folder / "result.json").write_bytes(dump(result))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,7 +5,7 @@ from edge_contract.deployment import bundle_repository
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
-from edge_contract.manifest import FILEPATH, INDEX_TYPE, MANIFEST_TYPE
+from edge_contract.manifest import FILEPATH, INDEX_TYPE, MANIFEST_TYPE, Descriptor, Role
 from packager.keystore import KeyRing
 from packager.layout import Layout
 from packager.progress import Reporter, upload_progress
@@ -40,6 +40,8 @@ def push(client: RegistryClient, layout: Layout, ring: KeyRing, expires_days: in
             raise EdgeError(
                 "artifact.size-mismatch", f"{path} has not the {blob.size} bytes of {name}", "Build it again."
             )
+        if blob.role in (Role.MODEL, Role.CODE) and _is_mounted(client, repository, layout.model, blob):
+            continue
         with reporter.task(f"pushing {name}", blob.size) as advance:
             sent += client.upload_blob(repository, path, blob.digest, upload_progress(advance))
     for item in layout.bundles:
@@ -56,6 +58,12 @@ def push(client: RegistryClient, layout: Layout, ring: KeyRing, expires_days: in
         "bytes_sent": sent,
         "bins_signed": bins,
     }
+
+
+def _is_mounted(client: RegistryClient, repository: str, model: str, blob: Descriptor) -> bool:
+    """Model files were uploaded when the version was registered, so they need not travel again."""
+    is_there = client.has_blob(repository, blob.digest)
+    return is_there or client.mount_blob(repository, blob.digest, f"models/{model}")
 
 
 def _refuse_other_bundle(client: RegistryClient, repository: str, tag: str, layout: Layout) -> None:

@@ -217,6 +217,15 @@ class RegistryClient:
             raise EdgeError("config.file-missing", f"cannot read {path}: {error.strerror}") from None
         return upload(self._transport, repository, lambda offset: file_chunks(path, offset), size, digest, progress)
 
+    def mount_blob(self, repository: str, digest: Digest, source: str) -> bool:
+        """Make a blob of the repository `source` a member of another, with no byte sent; false where it is not one."""
+        if not self.has_blob(source, digest):
+            return False
+        path = f"/v2/{quote(repository)}/blobs/uploads/?mount={digest}&from={quote(source)}"
+        self._transport.request("POST", path, repeat=True)
+        # Another registry may answer with an ordinary upload instead.
+        return self.has_blob(repository, digest)
+
     def upload_bytes(self, repository: str, data: bytes) -> Digest:
         """Upload some bytes as a blob, unless it is there already."""
         digest = Digest.of(data)
