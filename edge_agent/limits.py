@@ -38,6 +38,8 @@ SNAPSHOT_BYTES_MAX: Final = 2_000_000
 TARGETS_BYTES_MAX: Final = 5_000_000
 ROOT_ROTATIONS_MAX: Final = 32  # in one refresh
 DELEGATIONS_MAX: Final = 32  # visited in the search for one target
+RECEIPT_BYTES_MAX: Final = 1 * MIB  # what the process that verifies answers with
+VERIFY_MS_MAX: Final = 600_000  # when it is given up
 CLOCK_STEP_BACK_MS_MAX: Final = 24 * 3600 * 1000
 
 # Enrolment

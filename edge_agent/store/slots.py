@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from edge_agent.limits import SLOT_MARK_BYTES_MAX
-from edge_agent.store import durable, unpack
+from edge_agent.store import durable
 from edge_agent.store.blobs import FileBlobStore
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError, EdgeError
@@ -167,6 +167,9 @@ class FileSlotStore:
 
     def _unpacked(self, layer: Descriptor) -> Iterator[tuple[str, Iterator[bytes] | None]]:
         """Paths below the slot that the entries of an archive fill, each with its bytes, or none for a folder."""
+        # Imported here because the archive modules stay in memory, and most bundles have no archive.
+        from edge_agent.store import unpack
+
         what = f"layer {layer.path}"
         if layer.media_type in TAR_TYPES:
             with self._blobs.open(layer.digest) as file:
@@ -193,6 +196,8 @@ class FileSlotStore:
                 _write(target, _chunks(file))
 
     def _unpacked_bytes(self, manifest: Manifest) -> int:
+        from edge_agent.store import unpack
+
         total = 0
         for layer in manifest.layers:
             if layer.media_type in TAR_TYPES:

@@ -1,6 +1,5 @@
 """What the director assigns, held against what the image repository says of it (Uptane 2.1, 5.4.4). Pure."""
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from tuf.api.metadata import TargetFile, Targets
@@ -88,25 +87,3 @@ def require_agreement(assignment: Assignment, director: TargetFile, image: Targe
 
 def _disagreement(path: str, what: str) -> EdgeError:
     return EdgeError("trust.repositories-disagree", f"director and image repository differ about the {what} of {path}")
-
-
-def require_counter(assignment: Assignment, installed: Mapping[str, int]) -> None:
-    """Require that a module's release counter does not fall, unless the director signed a permit.
-
-    Args:
-        assignment: Verified.
-        installed: Highest release counter that is live, by model; a module may change its model, and counters of two
-            models do not compare.
-
-    Raises:
-        EdgeError: `trust.release-rollback`.
-    """
-    model = assignment.artifact.model
-    floor = installed.get(model, 0)
-    counter = assignment.artifact.release_counter
-    if counter < floor and not assignment.policy.allow_release_rollback:
-        raise EdgeError(
-            "trust.release-rollback",
-            f"the release counter of model {model} would fall from {floor} to {counter}",
-            "To go back on purpose, deploy with the policy allow_release_rollback.",
-        )

@@ -1,14 +1,34 @@
-"""Fetches metadata files over HTTP: `GET <prefix>/<name>`."""
+"""Where metadata files come from: the port, and HTTP (`GET <prefix>/<name>`)."""
 
 from pathlib import Path
+from typing import Final, Protocol
 from urllib.parse import quote
 
 from edge_agent.transport import FOR_DOCUMENTS, Origin, Patience
 from edge_contract.errors import EdgeError
 
+IMAGE_PREFIX: Final = "/tuf/image"
+"""Where the image repository is, below the registry's URL."""
+
+
+class FetchMetadata(Protocol):
+    """Gets one metadata file of one repository; blocks within a bound."""
+
+    def __call__(self, name: str, bytes_max: int) -> bytes | None:
+        """The file's bytes, or none when the repository does not have it.
+
+        Args:
+            name: File name, safe in a URL, for example `3.root.json`.
+            bytes_max: The longest file to accept.
+
+        Raises:
+            EdgeError: `trust.metadata-too-large` beyond `bytes_max`, `network.*`, `cloud.*`.
+        """
+        ...
+
 
 class HttpMetadataSource:
-    """Fetches the files of one repository; an instance is a `trust.uptane.FetchMetadata`. Used by one thread."""
+    """Fetches the files of one repository; an instance is a `FetchMetadata`. Used by one thread."""
 
     def __init__(
         self, url: str, prefix: str, token: str, ca: Path | None = None, patience: Patience = FOR_DOCUMENTS
@@ -30,7 +50,7 @@ class HttpMetadataSource:
         self._patience = patience
 
     def __call__(self, name: str, bytes_max: int) -> bytes | None:
-        """See `trust.uptane.FetchMetadata`.
+        """See `FetchMetadata`.
 
         Raises:
             EdgeError: `trust.metadata-too-large`, `network.*`, `cloud.*`.
@@ -55,6 +75,3 @@ class HttpMetadataSource:
 def director_prefix(device: str) -> str:
     """Where a device's director repository is, below the registry's URL."""
     return f"/tuf/director/{quote(device, safe='')}"
-
-
-IMAGE_PREFIX = "/tuf/image"

@@ -94,6 +94,12 @@ class TrustedSet:
         """The trusted top-level targets; `RuntimeError` before there are any."""
         return self.trusted_targets("targets")
 
+    @property
+    def fresh_until_ms(self) -> int:
+        """When the first piece of what is trusted expires, milliseconds since 1970."""
+        trusted = (self._root, self._timestamp, self._snapshot, *self._targets.values())
+        return int(min(signed.expires.timestamp() for signed in trusted if signed is not None) * 1000)
+
     def update_root(self, data: bytes) -> bool:
         """Take the next root.
 

@@ -1,62 +1,26 @@
-"""Brings both repositories' metadata up to date and gives what they assign to this device: I/O around the pure rest.
+"""Gives what verified metadata assigns to this device, without verifying again what cannot have changed.
 
-Order of a refresh: clock, director (root chain, timestamp, snapshot, targets, device), then, only when something is
-assigned, the image repository (the same chain, and for each assignment the bin that holds it), then agreement
-and counters.
-
-A repository's timestamp, snapshot and targets are written only when the whole chain has held, for the director
-including the name of the device: otherwise metadata of another device, properly signed, would become the measure that
-refuses our own. Roots are written one by one as they verify.
+Every refresh asks the clock's floor and fetches both timestamps. Only when one of them differs from the last verified
+one, or something has expired, everything is verified in full: here, or in a process of its own (`trust.child`), so
+that python-tuf and cryptography take no memory between two changes.
 """
 
-import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import quote
 
-from edge_agent.limits import (
-    ROOT_BYTES_MAX,
-    ROOT_ROTATIONS_MAX,
-    SNAPSHOT_BYTES_MAX,
-    TARGETS_BYTES_MAX,
-    TIMESTAMP_BYTES_MAX,
-)
+from edge_agent.limits import TIMESTAMP_BYTES_MAX
 from edge_agent.ports import Desired
 from edge_agent.trust.metastore import MetadataStore
+from edge_agent.trust.receipt import Receipt
+from edge_agent.trust.source import FetchMetadata
 from edge_agent.trust.timefloor import TimeFloor
+from edge_contract.deployment import Assignment
+from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
-
-if TYPE_CHECKING:
-    from tuf.api.metadata import TargetFile
-
-    from edge_agent.trust.trusted import TrustedSet
-
-_LOG: Final = logging.getLogger(__name__)
-
-
-class FetchMetadata(Protocol):
-    """Gets one metadata file of one repository; blocks within a bound."""
-
-    def __call__(self, name: str, bytes_max: int) -> bytes | None:
-        """The file's bytes, or none when the repository does not have it.
-
-        Args:
-            name: File name, safe in a URL, for example `3.root.json`.
-            bytes_max: The longest file to accept.
-
-        Raises:
-            EdgeError: `trust.metadata-too-large` beyond `bytes_max`, `network.*`, `cloud.*`.
-        """
-        ...
 
 
 class UptaneVerifier:
-    """Implements `ports.MetadataVerifier`. Used by one thread.
-
-    python-tuf and cryptography are imported by the first refresh, not by importing this module.
-    """
+    """Implements `ports.MetadataVerifier`. Used by one thread."""
 
     def __init__(
         self,
@@ -66,6 +30,7 @@ class UptaneVerifier:
         image: FetchMetadata,
         installed: Callable[[], Mapping[str, int]],
         floor: TimeFloor,
+        verify: Callable[[int], Receipt] | None = None,
     ) -> None:
         """Put the verifier together; nothing is read yet.
 
@@ -74,14 +39,17 @@ class UptaneVerifier:
             device: Name of this device.
             director: Fetches files of this device's director repository.
             image: Fetches files of the image repository.
-            installed: Gives the highest release counter that is live, by model; asked once a refresh.
+            installed: Gives the release counter of what is installed now, by module; asked once a refresh.
             floor: The floor under the clock.
+            verify: Verifies in full at a given time; in this process when none.
         """
-        self._device = device
+        self._stores = (MetadataStore(folder / "director"), MetadataStore(folder / "image"))
+        self._director = director
+        self._image = image
         self._installed = installed
         self._floor = floor
-        self._director = _Repository("director", MetadataStore(folder / "director"), director)
-        self._image = _Repository("image", MetadataStore(folder / "image"), image)
+        self._verify = verify or _InThisProcess(folder, device, director, image)
+        self._receipt: Receipt | None = None
 
     def seed(self, director_root: bytes, image_root: bytes) -> None:
         """Begin with the roots of an enrolment; call it at every start, it does nothing when they were taken before.
@@ -89,8 +57,8 @@ class UptaneVerifier:
         Raises:
             EdgeError: `device.disk-full`, `device.disk-error`, `trust.metadata-too-large`.
         """
-        self._director.store.seed(director_root)
-        self._image.store.seed(image_root)
+        for store, root in zip(self._stores, (director_root, image_root), strict=True):
+            store.seed(root)
 
     def refresh(self, wall_ms: int) -> Desired:
         """See `ports.MetadataVerifier.refresh`.
@@ -101,130 +69,62 @@ class UptaneVerifier:
         Raises:
             EdgeError: `trust.*`, `network.*`, `cloud.*`, `device.*`.
         """
-        from edge_agent.trust import match
-
         self._floor.check(wall_ms)
-        director = self._director.refresh(wall_ms)
-        assigned = match.director_assignments(director.targets, self._device)
-        self._director.commit()
-        if assigned:
-            self._image.refresh(wall_ms)
-            found = [self._image.find(target.path) for _, target in assigned]
-            self._image.commit()
-            for (assignment, target), genuine in zip(assigned, found, strict=True):
-                match.require_agreement(assignment, target, genuine)
-            installed = self._installed()
-            for assignment, _ in assigned:
-                match.require_counter(assignment, installed)
+        receipt = self._receipt
+        if receipt is None or not self._still_holds(receipt, wall_ms):
+            # Forgotten first: after a failure half way, what was trusted on disk may be newer than the receipt.
+            self._receipt = None
+            self._receipt = receipt = self._verify(wall_ms)
+        installed = self._installed()
+        for assignment in receipt.desired.assignments:
+            require_counter(assignment, installed)
         self._floor.confirm(wall_ms)
-        return Desired(director.targets.version, tuple(assignment for assignment, _ in assigned))
+        return receipt.desired
+
+    def _still_holds(self, receipt: Receipt, wall_ms: int) -> bool:
+        """Whether both repositories serve what was verified, and nothing of it has expired."""
+        return (
+            wall_ms < receipt.fresh_until_ms
+            and _timestamp(self._director) == receipt.director
+            and (receipt.image is None or _timestamp(self._image) == receipt.image)
+        )
 
 
-class _Repository:
-    """One repository during one refresh after the other: fetches, verifies, and writes what has held."""
+class _InThisProcess:
+    """A full verification whose libraries are imported by its first use."""
 
-    def __init__(self, name: str, store: MetadataStore, fetch: FetchMetadata) -> None:
-        self.store = store
-        self._name = name
-        self._fetch_file = fetch
-        self._trusted: TrustedSet | None = None
-        self._verified: dict[str, bytes] = {}  # by role, in the order they were verified
+    def __init__(self, folder: Path, device: str, director: FetchMetadata, image: FetchMetadata) -> None:
+        self._parts = (folder, device, director, image)
+        self._inner: Callable[[int], Receipt] | None = None
 
-    def refresh(self, wall_ms: int) -> "TrustedSet":
-        """The chain from the root to the top-level targets; nothing but roots is written."""
-        self._verified = {}
-        self._trusted = trusted = self._update_root(wall_ms)
-        old = self.store.read("timestamp")
-        data = self._require("timestamp.json", TIMESTAMP_BYTES_MAX)
-        if trusted.update_timestamp(data, old):
-            self._verified["timestamp"] = data
-        self._update_snapshot(trusted)
-        self._update_targets("targets", None)
-        return trusted
+    def __call__(self, wall_ms: int) -> Receipt:
+        from edge_agent.trust.full import FullVerification
 
-    def find(self, path: str) -> "TargetFile | None":
-        """Look a target up through the delegations."""
-        trusted = self._current()
-        search = trusted.search(path)
-        while (step := search.next_role()) is not None:
-            role, delegator = step
-            if not trusted.has_targets(role, delegator):
-                self._update_targets(role, delegator)
-            search.take()
-        return search.found
-
-    def commit(self) -> None:
-        """Write what was verified since `refresh`, and forget delegated metadata nobody asked for."""
-        for role, data in self._verified.items():
-            self.store.write(role, data)
-        self.store.keep_only({"root", "timestamp", *self._verified})
-
-    def _update_root(self, wall_ms: int) -> "TrustedSet":
-        from edge_agent.trust.trusted import TrustedSet
-
-        data = self.store.read("root")
-        if data is None:
-            raise EdgeError(
-                "trust.root-unknown",
-                f"this device has no root metadata of the {self._name} repository",
-                "Enrol it again: edge-agent enroll --force.",
-            )
-        trusted = TrustedSet(self._name, data, wall_ms)
-        for _ in range(ROOT_ROTATIONS_MAX):
-            newer = self._fetch_file(f"{trusted.root.version + 1}.root.json", ROOT_BYTES_MAX)
-            if newer is None:
-                break
-            if trusted.update_root(newer):
-                # Before the root: a power cut in between must not leave the old measures beside the new keys.
-                self.store.remove("timestamp")
-                self.store.remove("snapshot")
-            self.store.write("root", newer)
-            _LOG.info("%s repository: root version %d is trusted now", self._name, trusted.root.version)
-        trusted.require_fresh_root()
-        return trusted
-
-    def _update_snapshot(self, trusted: "TrustedSet") -> None:
-        meta = trusted.timestamp.snapshot_meta
-        old = self.store.read("snapshot")
-        data = old
-        if data is None or not _holds(partial(trusted.update_snapshot, data, old)):
-            data = self._require(self._versioned("snapshot", meta.version), _bound(meta.length, SNAPSHOT_BYTES_MAX))
-            trusted.update_snapshot(data, old)
-        self._verified["snapshot"] = data
-
-    def _update_targets(self, role: str, delegator: str | None) -> None:
-        trusted = self._current()
-        meta = trusted.targets_meta(role)
-        data = self.store.read(role)
-        if data is None or not _holds(partial(trusted.update_targets, data, role, delegator)):
-            data = self._require(self._versioned(role, meta.version), _bound(meta.length, TARGETS_BYTES_MAX))
-            trusted.update_targets(data, role, delegator)
-        self._verified[role] = data
-
-    def _versioned(self, role: str, version: int) -> str:
-        name = f"{quote(role, safe='')}.json"
-        return f"{version}.{name}" if self._current().root.consistent_snapshot else name
-
-    def _require(self, name: str, bytes_max: int) -> bytes:
-        data = self._fetch_file(name, bytes_max)
-        if data is None:
-            raise EdgeError("cloud.unavailable", f"the {self._name} repository does not have {name} yet")
-        return data
-
-    def _current(self) -> "TrustedSet":
-        if self._trusted is None:
-            raise RuntimeError("metadata was asked for before it was refreshed")
-        return self._trusted
+        if self._inner is None:
+            self._inner = FullVerification(*self._parts)
+        return self._inner(wall_ms)
 
 
-def _holds(update: Callable[[], object]) -> bool:
-    """Whether metadata from disk still is what is announced; if not, it is fetched and judged with all its errors."""
-    try:
-        update()
-    except EdgeError:
-        return False
-    return True
+def _timestamp(fetch: FetchMetadata) -> Digest | None:
+    data = fetch("timestamp.json", TIMESTAMP_BYTES_MAX)
+    return None if data is None else Digest.of(data)
 
 
-def _bound(length: int | None, bytes_max: int) -> int:
-    return bytes_max if length is None else min(length, bytes_max)
+def require_counter(assignment: Assignment, installed: Mapping[str, int]) -> None:
+    """Require that a module's release counter does not fall, unless the director signed a permit.
+
+    Args:
+        assignment: Verified.
+        installed: Release counter of what is installed now, by module.
+
+    Raises:
+        EdgeError: `trust.release-rollback`.
+    """
+    floor = installed.get(assignment.module, 0)
+    counter = assignment.artifact.release_counter
+    if counter < floor and not assignment.policy.allow_release_rollback:
+        raise EdgeError(
+            "trust.release-rollback",
+            f"the release counter of module {assignment.module} would fall from {floor} to {counter}",
+            "To go back on purpose, deploy with the policy allow_release_rollback.",
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,11 @@ IMPLEMENTATIONS: dict[str, Callable[[Path], Spool]] = {
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-def spool(request: pytest.FixtureRequest, tmp_path: Path) -> Spool:
-    return IMPLEMENTATIONS[request.param](tmp_path)
+def spool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spool]:
+    made = IMPLEMENTATIONS[request.param](tmp_path)
+    yield made
+    if isinstance(made, SqliteSpool):
+        made.close()
 
 
 def record(value: object = 0, kind: str = "prediction") -> JsonObject:

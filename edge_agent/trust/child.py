@@ -1,0 +1,113 @@
+"""Full verification in a process of its own, which ends when it is done.
+
+python-tuf and cryptography cost about ten megabytes that are needed once in hours, and their input is what an
+attacker may send. The child gets one JSON object on standard input, secrets included, and answers with one on
+standard output.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from edge_agent.limits import RECEIPT_BYTES_MAX, VERIFY_MS_MAX
+from edge_agent.trust.receipt import Receipt
+from edge_contract.codes import CODES
+from edge_contract.errors import ContractError, EdgeError
+from edge_contract.jsonio import JsonObject, dump, parse_object
+
+_COMMAND: Final = (sys.executable, "-P", "-m", "edge_agent.trust")
+
+
+class ChildVerification:
+    """A full verification for `UptaneVerifier(verify=...)`. Used by one thread."""
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        url: str,
+        token: str,
+        ca: Path | None = None,
+        command: tuple[str, ...] = _COMMAND,
+        timeout_ms: int = VERIFY_MS_MAX,
+    ) -> None:
+        """Describe the work; no process is started yet.
+
+        Args:
+            folder: For example `<data>/trust`.
+            device: Name of this device.
+            url: Base URL of the registry.
+            token: Bearer token of this device, empty for none.
+            ca: Certificates to trust for https; the system's when none.
+            command: The child's program and arguments.
+            timeout_ms: When the child is given up and killed.
+        """
+        self._work: JsonObject = {
+            "folder": str(folder.absolute()),
+            "device": device,
+            "url": url,
+            "token": token,
+            "ca": None if ca is None else str(ca.absolute()),
+        }
+        self._command = command
+        self._timeout_ms = timeout_ms
+
+    def __call__(self, wall_ms: int) -> Receipt:
+        """Verify in full at a time, milliseconds since 1970.
+
+        Raises:
+            EdgeError: `trust.*`, `network.*`, `cloud.*`, `device.*`; `device.memory-short` when the child was killed,
+                `internal.bug` when it failed otherwise.
+        """
+        try:
+            done = subprocess.run(
+                self._command,
+                input=dump({**self._work, "wall_ms": wall_ms}),
+                stdout=subprocess.PIPE,
+                timeout=self._timeout_ms / 1000,
+                check=False,
+                start_new_session=True,  # an interrupt typed at the agent is for the agent
+            )
+        except subprocess.TimeoutExpired:
+            raise EdgeError("network.timeout", f"metadata was not verified within {self._timeout_ms} ms") from None
+        except OSError as error:
+            raise EdgeError("device.memory-short", f"verifying metadata could not begin: {error}") from error
+        if done.returncode == -signal.SIGKILL:
+            raise EdgeError("device.memory-short", "the process that verifies metadata was killed")
+        try:
+            answer = parse_object(done.stdout, "the verified metadata", RECEIPT_BYTES_MAX)
+            if "error" in answer:
+                raise _error(answer["error"])
+            return Receipt.from_json(answer)
+        except ContractError as error:
+            detail = f"verifying metadata ended with exit code {done.returncode}: {error.detail}"
+            raise EdgeError("internal.bug", detail) from None
+
+
+def serve() -> None:
+    """The child's side: reads the work, verifies, writes a receipt or an error."""
+    from edge_agent.trust.full import FullVerification
+    from edge_agent.trust.source import IMAGE_PREFIX, HttpMetadataSource, director_prefix
+
+    work = json.load(sys.stdin)
+    ca = None if work["ca"] is None else Path(work["ca"])
+    try:
+        verify = FullVerification(
+            Path(work["folder"]),
+            work["device"],
+            HttpMetadataSource(work["url"], director_prefix(work["device"]), work["token"], ca),
+            HttpMetadataSource(work["url"], IMAGE_PREFIX, work["token"], ca),
+        )
+        answer = verify(work["wall_ms"]).to_json()
+    except EdgeError as error:
+        answer = {"error": error.to_json()}
+    sys.stdout.buffer.write(dump(answer))
+
+
+def _error(value: object) -> EdgeError:
+    error = value if isinstance(value, dict) else {}
+    code = str(error.get("code"))
+    return EdgeError(code if code in CODES else "internal.bug", str(error.get("detail")), str(error.get("hint", "")))
