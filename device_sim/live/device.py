@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Final, Protocol, TypeVar
 
-from device_sim.live.server import RoomServer
 from edge_agent import ports
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
@@ -55,7 +54,6 @@ class LiveDevice:
         core: Agent,
         identity: Identity,
         dispatcher: Dispatcher,
-        server: RoomServer,
         clock: ports.Clock,
         journal: ports.Journal,
         link: AsyncLink,
@@ -65,7 +63,6 @@ class LiveDevice:
         """Bring the parts together; `run` starts them. `executor` is shared by all devices."""
         self.core = core
         self.identity = identity
-        self.server = server
         self.spool = spool
         self._dispatcher = dispatcher
         self._clock = clock

@@ -150,6 +150,7 @@ class Fleet:
         self._requests = 0
         self._right = 0
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="fleet")
+        self._servers: dict[str, RoomServer] = {}
         self.devices: list[LiveDevice] = []
 
     async def run(self, stop: asyncio.Event, on_status: Callable[[FleetStatus], None]) -> FleetStatus:
@@ -266,7 +267,7 @@ class Fleet:
             TimeFloor(data / "trust" / "time.json"),
         )
         verifier.seed(*identity.roots())
-        server = RoomServer(self._room)
+        server = self._servers[identity.device] = RoomServer(self._room)
         outside = Ports(
             clock=clock,
             verifier=verifier,
@@ -279,7 +280,6 @@ class Fleet:
             core=core,
             identity=Identity(identity.device, boot, identity.platform, agent_version()),
             dispatcher=Dispatcher(identity.platform, identity.hardware_id, outside),
-            server=server,
             clock=clock,
             journal=journal,
             link=MqttLink(identity.device, _address(identity), stream(options.seed, "link", number)),
@@ -301,7 +301,7 @@ class Fleet:
             owed += self._options.rate_per_s * _TICK_S
             count, owed = int(owed), owed % 1
             asked = [(device, self._draw.randrange(2**31), self._draw.random()) for device in self.devices * count]
-            answers = await loop.run_in_executor(self._executor, _ask_all, asked)
+            answers = await loop.run_in_executor(self._executor, self._ask_all, asked)
             for device, predictions in answers:
                 self._requests += len(predictions)
                 self._right += sum(item.answer == item.label for item in predictions)
@@ -309,9 +309,8 @@ class Fleet:
                 if records:
                     device.take_samples(records)
 
-
-def _ask_all(asked: list[tuple[LiveDevice, int, float]]) -> list[tuple[LiveDevice, list[Prediction]]]:
-    return [(device, device.server.ask(number, chance)) for device, number, chance in asked]
+    def _ask_all(self, asked: list[tuple[LiveDevice, int, float]]) -> list[tuple[LiveDevice, list[Prediction]]]:
+        return [(device, self._servers[device.name].ask(number, chance)) for device, number, chance in asked]
 
 
 def _address(identity: DeviceIdentity) -> BrokerAddress:
