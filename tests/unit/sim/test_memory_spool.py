@@ -77,6 +77,6 @@ def test_over_its_budget_it_drops_the_oldest_and_says_so() -> None:
 
 def test_what_is_no_sample_is_dropped_and_counted() -> None:
     spool = MemorySpool("dev-1", BOOT)
-    spool.append([_record(kind="gossip"), _record()])
+    spool.append([_record(body="not an object"), _record()])
     assert spool.backlog()[0] == 1
     assert spool.backlog()[2] == 1
