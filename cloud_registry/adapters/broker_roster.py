@@ -19,6 +19,7 @@ from cloud_registry.config import MqttConfig
 from cloud_registry.limits import (
     ROSTER_ANSWER_MS,
     ROSTER_COMMANDS_MAX,
+    ROSTER_RETRY_MS,
     ROSTER_SYNC_MS,
     ROSTER_WAITING_MAX,
     STOP_TIMEOUT_S,
@@ -35,6 +36,7 @@ _log: Final = logging.getLogger(__name__)
 _HARMLESS: Final = frozenset(
     {"Role already exists", "Client already exists", "Role not found", "Client not found", "Role does not exist"}
 )
+_NO_ANSWER: Final[JsonObject] = {}
 
 
 def device_role(device: str) -> JsonObject:
@@ -78,7 +80,7 @@ class MosquittoRoster:
         self._devices = devices
         self._changes: dict[str, bool] = {}
         self._changed = threading.Condition()
-        self._is_closed = False
+        self._is_closing = threading.Event()
         self._answers: queue.SimpleQueue[JsonObject] = queue.SimpleQueue()
         handlers = LinkHandlers(on_message=self._on_message, on_lost=self._on_lost)
         self._link = MqttLink(
@@ -106,7 +108,7 @@ class MosquittoRoster:
     def close(self) -> None:
         """End thread and connection; bounded."""
         with self._changed:
-            self._is_closed = True
+            self._is_closing.set()
             self._changed.notify()
         self._link.close()
         self._thread.join(STOP_TIMEOUT_S)
@@ -133,6 +135,7 @@ class MosquittoRoster:
         return True
 
     def _on_lost(self) -> None:
+        self._answers.put(_NO_ANSWER)
         with self._changed:
             self._is_synced = False
 
@@ -143,7 +146,7 @@ class MosquittoRoster:
                     self._changed.wait(ROSTER_SYNC_MS / 1000)
                     # Nothing happened for that long: compare again.
                     self._is_synced = bool(self._changes)
-                if self._is_closed:
+                if self._is_closing.is_set():
                     return
             if not self._link.wait_ready(1.0):
                 continue
@@ -152,10 +155,12 @@ class MosquittoRoster:
                 if not self.is_synced:
                     self._compare()
             except EdgeError as error:
-                _log.warning("the broker's list of devices could not be kept: %s", error)
                 with self._changed:
+                    if self._is_closing.is_set():
+                        return
                     self._is_synced = False
-                    self._changed.wait(ROSTER_ANSWER_MS / 1000)
+                    _log.warning("the broker's list of devices could not be kept: %s", error)
+                    self._changed.wait(ROSTER_RETRY_MS / 1000)
 
     def _work_off(self) -> None:
         with self._changed:
@@ -209,6 +214,8 @@ class MosquittoRoster:
                     f"the broker did not answer on {CONTROL_TOPIC}",
                     "Is its dynamic-security plugin loaded, and may this identity administer it?",
                 ) from None
+            if answer is _NO_ANSWER:
+                raise EdgeError("network.cut", "the connection to the broker ended")
             responses: list[Any] = answer.get("responses", [])
             found = {item.get("correlationData"): item for item in responses if isinstance(item, dict)}
             if all(mark in found for mark in marks):

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger(__name__)
 _TICK_MS: Final = 1_000
-_ROOM_TICK_MS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +74,13 @@ class LinkHandlers:
     """What the link calls, in its own thread; they return at once and raise nothing.
 
     Attributes:
-        on_message: Takes a message, or returns false when there is no room: then the connection is dropped, nothing of
-            it is acknowledged, and the broker or the device sends it again.
+        on_message: Takes a message, or returns false when there is no room: then nothing more is taken, and as soon as
+            everything taken before is released, the connection is made anew, so that the broker sends the rest again.
         on_lost: A connection ended; tokens of it are void.
-        has_room: Whether connecting (again) makes sense.
     """
 
     on_message: Callable[[LinkMessage], bool] = lambda message: True  # noqa: ARG005
     on_lost: Callable[[], None] = lambda: None
-    has_room: Callable[[], bool] = lambda: True
 
 
 class _LinkLostError(Exception):
@@ -135,6 +132,8 @@ class MqttLink:
         self._is_ready = threading.Event()
         self._is_stopping = threading.Event()
         self._trouble = ""
+        self._is_full = False
+        self._unreleased = 0
         self._awaited: set[int] = set()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -182,9 +181,6 @@ class MqttLink:
     def _run(self) -> None:
         delay_ms = LINK_RETRY_MS
         while not self._is_stopping.is_set():
-            if not self._handlers.has_room():
-                self._is_stopping.wait(_ROOM_TICK_MS / 1000)
-                continue
             began = time.monotonic()
             self._live_once()
             if (time.monotonic() - began) * 1000 > LINK_RETRY_MS_MAX:
@@ -200,6 +196,8 @@ class MqttLink:
         self._inflight = 0
         self._awaited = set()
         self._trouble = ""
+        self._is_full = False
+        self._unreleased = 0
         self._releases.clear()
         client = self._make_client()
         try:
@@ -249,6 +247,8 @@ class MqttLink:
             sock = client.socket()
             if self._trouble or sock is None:
                 raise _LinkLostError(self._trouble or "the broker closed the connection")
+            if self._is_full and not self._unreleased:
+                raise _LinkLostError("more came than could be stored; asking for the rest again")
             if not self._is_ready.is_set() and time.monotonic() > deadline:
                 raise _LinkLostError(f"no answer within {LINK_DEADLINE_MS} ms")
             # TLS may hold bytes that the socket no longer shows.
@@ -277,6 +277,7 @@ class MqttLink:
             token = self._releases.popleft()
             if token.connection == self._connection:
                 client.ack(token.packet, 1)
+                self._unreleased -= 1
         while self._is_ready.is_set() and self._out and self._inflight < LINK_INFLIGHT_MAX:
             topic, content = self._out.popleft()
             self._inflight += 1
@@ -312,8 +313,11 @@ class MqttLink:
         except UnicodeDecodeError:
             topic = ""
         token = LinkToken(self._connection, message.mid) if message.qos else None
-        if not self._trouble and not self._handlers.on_message(LinkMessage(token, topic, bytes(message.payload))):
-            self._trouble = "messages come faster than they can be stored"
+        # Once one was refused so are those behind it: what is released has no gaps, as MQTT demands.
+        if self._is_full or not self._handlers.on_message(LinkMessage(token, topic, bytes(message.payload))):
+            self._is_full = True
+        elif token is not None:
+            self._unreleased += 1
 
     def _on_publish(self, _client: "Client", _data: Any, _packet: int, _reason: Any, _properties: Any) -> None:
         self._inflight -= 1

@@ -95,7 +95,7 @@ class _Consumer:
             mqtt,
             kind,
             subscriptions=[f"$share/{shared}/{topic_filter}" if shared else topic_filter],
-            handlers=LinkHandlers(self._intake.offer, self._intake.lost, self._intake.has_room),
+            handlers=LinkHandlers(self._intake.offer, self._intake.lost),
             # A broker shares out messages to absent members too: theirs must not outlive them.
             session="" if shared else session,
         )

@@ -3,13 +3,10 @@
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
 from cloud_registry.adapters.link_mqtt import LinkMessage
 from cloud_registry.collect.inputs import LinkLost, MessageReceived
 from cloud_registry.limits import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
-
-_ROOM_SHARE: Final = 0.5
 
 
 class Intake:
@@ -48,12 +45,6 @@ class Intake:
             if not (self._waiting and isinstance(self._waiting[-1], LinkLost)):
                 self._waiting.append(LinkLost())
                 self._changed.notify()
-
-    def has_room(self) -> bool:
-        """Whether enough was worked off for a connection to make sense."""
-        with self._changed:
-            is_short = len(self._waiting) <= QUEUE_MESSAGES_MAX * _ROOM_SHARE
-            return is_short and self._bytes <= QUEUE_BYTES_MAX * _ROOM_SHARE
 
     def take(self, count_max: int, timeout_s: float) -> list[MessageReceived | LinkLost]:
         """At most so many events in their order; waits for the first, empty when the time is up or this is closed."""

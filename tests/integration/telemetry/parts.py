@@ -62,7 +62,9 @@ class Peer:
         self.client.on_message = self._on_message
         self.client.connect(LOOPBACK, port, keepalive=20)
         self.client.loop_start()
-        assert self._connected.wait(wait_s), f"{client_id} was not let in: {self.losses}"
+        if not self._connected.wait(wait_s):
+            self.close()
+            raise AssertionError(f"{client_id} was not let in: {self.losses}")
 
     def subscribe(self, *filters: str, wait_s: float = 10) -> list[bool]:
         """Whether each filter was granted."""
@@ -127,13 +129,12 @@ class Device:
         self.name = name
         self.peer = Peer(port, name, **options)
         self.acked = 0
-        self.sent = 0
+        self.heard: list[tuple[str, bytes]] = []
         self.peer.client.on_message = self._on_message
         assert self.peer.subscribe(topics.ack(name)) == [True]
 
     def send(self, first: int, last: int) -> None:
         """Hand a batch to the broker; nobody has to take it."""
-        self.sent += 1
         self.peer.client.publish(topics.telemetry(self.name), batch(self.name, first, last, BOOT).to_bytes(), qos=1)
 
     def deliver(self, count: int, size: int, stop: threading.Event, wait_s: float = 60) -> None:
@@ -163,6 +164,9 @@ class Device:
             return self.peer.changed.wait_for(lambda: self.acked >= upto, wait_s)
 
     def _on_message(self, _client: Any, _data: Any, message: Any) -> None:
+        if message.topic != topics.ack(self.name):
+            self.heard.append((message.topic, message.payload))
+            return
         with self.peer.changed, contextlib.suppress(ContractError):
             self.acked = max(self.acked, Ack.parse(message.payload).upto.get(BOOT, 0))
             self.peer.changed.notify_all()
