@@ -218,10 +218,10 @@ def create_deployment(
 
 
 @deployments.command("preview")
-@click.argument("condition")
+@click.option("--condition", required=True, help="Which devices, for example \"tags.site = 'north'\", or * for all.")
 @remote
 def preview(condition: str, client: "RegistryClient", as_json: bool) -> None:
-    """Which devices CONDITION matches now; nothing changes."""
+    """Which devices a condition matches now; nothing changes."""
     found = client.preview(condition)
     if as_json:
         print_json(found)

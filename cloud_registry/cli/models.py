@@ -70,7 +70,11 @@ def search_models(
 @click.argument("version", default="")
 @remote
 def show_model(name: str, version: str, client: "RegistryClient", as_json: bool) -> None:
-    """Show a model with its newest versions, or one VERSION (number or alias) with its files and bundles."""
+    """Show a model with its newest versions, or one VERSION (number or alias) with its files and bundles.
+
+    `digits 2` and `digits:2` mean the same.
+    """
+    name, version = _named(name, version)
     if version:
         record = client.get_version(name, version)
         record["bundles"] = client.bundles(name, record["version"])
@@ -121,7 +125,11 @@ def download_file(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @remote
 def delete_model(name: str, version: str, yes: bool, client: "RegistryClient", as_json: bool) -> None:
-    """Delete a model, or one VERSION of it; refused, with the list, while something needs it."""
+    """Delete a model, or one VERSION of it (`digits 2` or `digits:2`).
+
+    It is refused, with the list, while something needs it.
+    """
+    name, version = _named(name, version)
     what = f"{name} version {version}" if version else f"{name} with all its versions"
     if not yes:
         click.confirm(f"Delete {what}?", abort=True, err=True)
@@ -182,6 +190,14 @@ def list_aliases(name: str, client: "RegistryClient", as_json: bool) -> None:
 def alias_history(name: str, alias_text: str, client: "RegistryClient", as_json: bool) -> None:
     """Every change of ALIAS, oldest first."""
     _print_aliases(client.alias_history(name, alias_text), as_json)
+
+
+def _named(name: str, version: str) -> tuple[str, str]:
+    """Name and version, from `name version` or `name:version`."""
+    if version or ":" not in name:
+        return name, version
+    head, _, tail = name.partition(":")
+    return head, tail
 
 
 def _print_aliases(items: list[dict[str, object]], as_json: bool) -> None:

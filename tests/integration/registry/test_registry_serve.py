@@ -17,15 +17,18 @@ from typing import Any
 
 import pytest
 
+from cloud_registry.adapters.pki import LocalAuthority
+from cloud_registry.assembly import SystemClock
 from cloud_registry.cli import run
 from cloud_registry.client import RegistryClient
+from edge_contract.errors import EdgeError
 from tests.integration.registry.running import Registry
 from tests.support.net import wait_until
 from tests.support.processes import Child, child_process
 from tests.support.require import REPOSITORY_ROOT
 
 _START_DEADLINE_S = 60.0
-_URL = re.compile(r"listening on (http://\S+)")
+_URL = re.compile(r"listening on (https?://\S+)")
 _TOKEN = re.compile(r"admin token: (lmo_\S+)")
 MAIN = [sys.executable, "-c", "from cloud_registry.cli import main; main()"]
 
@@ -91,6 +94,22 @@ def test_small_answers_do_not_wait_for_delayed_acknowledgements(tmp_path: Path) 
     # A kernel holds an acknowledgement back for 40 ms at least; the fastest of many calls is far below, however busy
     # the machine.
     assert min(times) < 0.03
+
+
+def test_a_registry_with_a_certificate_answers_over_https(tmp_path: Path) -> None:
+    authority = LocalAuthority(tmp_path / "pki", SystemClock())
+    key, certificate = authority.issue_server(["127.0.0.1"])
+    for name, text in (("ca.crt", authority.ca_pem()), ("server.key", key), ("server.crt", certificate)):
+        (tmp_path / name).write_text(text)
+    options = ("--tls-cert", str(tmp_path / "server.crt"), "--tls-key", str(tmp_path / "server.key"))
+    with serving(tmp_path, *options) as child:
+        url, token = found(_URL, child), found(_TOKEN, child)
+        assert url.startswith("https://")
+        with RegistryClient(url, token, ca_file=tmp_path / "ca.crt") as client:
+            assert client.own_token()["name"] == "admin"
+        with RegistryClient(url, token) as stranger, pytest.raises(EdgeError) as caught:
+            stranger.own_token()
+        assert caught.value.code == "network.unreachable"
 
 
 def test_the_admin_token_goes_to_a_file_that_others_cannot_read(tmp_path: Path) -> None:
@@ -198,7 +217,8 @@ def test_models_are_searched_shown_and_deleted(
     assert run(["models", "delete", "digits", "1", "--yes"]) == 8
     assert "needed by alias production" in capsys.readouterr().err
     printed(capsys, "models", "alias", "remove", "digits", "production")
-    assert "deleted digits version 1" in printed(capsys, "models", "delete", "digits", "1", "--yes")
+    assert as_json(capsys, "models", "show", "digits:1")["version"] == 1
+    assert "deleted digits version 1" in printed(capsys, "models", "delete", "digits:1", "--yes")
 
 
 def test_devices_and_deployments_are_managed(fleet: Registry, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +229,7 @@ def test_devices_and_deployments_are_managed(fleet: Registry, capsys: pytest.Cap
     assert "created" in printed(capsys, "deployments", "show", made["id"])
     table = printed(capsys, "devices", "list", "--condition", "tags.site = 'north'")
     assert re.search(r"cam-1\s+linux/arm64\s+site=north\s+digits=digits:1", table)
-    assert printed(capsys, "deployments", "preview", "*") == "cam-1\n"
+    assert printed(capsys, "deployments", "preview", "--condition", "*") == "cam-1\n"
     tagged = as_json(capsys, "devices", "tag", "cam-1", "floor=2", "--remove", "site")
     assert (tagged["tags"], tagged["desired"]) == ({"floor": "2"}, {})
     assert "is cancelled" in printed(capsys, "deployments", "cancel", made["id"])
