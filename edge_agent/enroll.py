@@ -19,6 +19,9 @@ from edge_agent.transport import Origin
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
 
+TRUST_FOLDER: Final = "trust"
+"""Folder of trusted metadata in a data directory; the floor under the clock in it outlives an enrolment."""
+
 _LOOPBACKS: Final = ("127.", "localhost", "[::1]")
 _LOG: Final = logging.getLogger(__name__)
 
@@ -176,6 +179,10 @@ def _store(data: Path, files: dict[str, bytes]) -> None:
     with durable.disk_errors(f"storing the identity in {data}"):
         for name, content in files.items():
             durable.write_file(new / name, content, 0o600)
+        # Versions of a device that was deleted and enrolled again start anew, under the same roots: what was trusted
+        # before would refuse them. Before the exchange, so that no new identity ever meets the old measures.
+        for repository in ("director", "image"):
+            durable.remove_tree(data / TRUST_FOLDER / repository)
         _exchange(data)
 
 

@@ -13,6 +13,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+_SIGNING = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -29,9 +41,9 @@ class Authority:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = self._builder(self._name, self._key.public_key()).add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), critical=True
-        )
+        builder = self._builder(self._name, self._key.public_key())
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        builder = builder.add_extension(_SIGNING, critical=True)
         self._certificate = builder.sign(self._key, hashes.SHA256())
         self.file = folder / f"{name.replace(' ', '-')}.crt"
         self.file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
@@ -69,13 +81,18 @@ class Authority:
     def _builder(self, subject: x509.Name, key: object) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         assert isinstance(key, ec.EllipticCurvePublicKey)
-        return x509.CertificateBuilder(
+        builder = x509.CertificateBuilder(
             issuer_name=self._name,
             subject_name=subject,
             public_key=key,
             serial_number=x509.random_serial_number(),
             not_valid_before=now - timedelta(hours=1),
             not_valid_after=now + timedelta(days=2),
+        )
+        # Python 3.13 and later want to see how certificates hang together.
+        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        return builder.add_extension(authority, critical=False).add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(key), critical=False
         )
 
 

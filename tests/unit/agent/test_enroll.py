@@ -18,10 +18,12 @@ from edge_agent.platforms import detect_platform
 from edge_agent.store import durable
 from edge_agent.store.lock import DataLock
 from edge_agent.transport import tls_context
+from edge_agent.trust.timefloor import TimeFloor
+from edge_agent.trust.uptane import UptaneVerifier
 from edge_contract.errors import EdgeError
 from tests.support.certs import Authority, server_context
 from tests.support.rawhttp import Asked, RawServer, answer, raw_server
-from tests.support.tufrepo import TwoRepositories
+from tests.support.tufrepo import NOW_MS, TwoRepositories
 
 
 class Registry:
@@ -118,6 +120,32 @@ def test_force_brings_a_new_key_and_identity(server: RawServer, data: Path) -> N
     assert second.device == "dev-2"
     assert second.key.read_bytes() != key
     assert sorted(path.name for path in data.iterdir()) == ["identity", "lock"]
+
+
+def test_a_device_enrolled_again_forgets_what_it_trusted_even_under_the_same_roots(
+    server: RawServer, registry: Registry, data: Path
+) -> None:
+    def refresh() -> int:
+        two = registry.repositories
+        floor = TimeFloor(data / "trust" / "time.json")
+        verifier = UptaneVerifier(data / "trust", two.device, two.director.fetch, two.image.fetch, dict, floor)
+        verifier.seed(*load_identity(data).roots())
+        return verifier.refresh(NOW_MS).director_version
+
+    director = registry.repositories.director
+    enroll(server.url, "one-time", data)
+    first = dict(director.files)
+    for _ in range(5):
+        director.publish()
+    assert refresh() == 6
+    # Deleted and created anew, the device's director metadata begins at version 1 again.
+    director.files = first
+    with pytest.raises(EdgeError) as caught:
+        refresh()
+    assert caught.value.code == "trust.metadata-rollback"
+    enroll(server.url, "one-time", data, is_forced=True)
+    assert refresh() == 1
+    assert (data / "trust" / "time.json").exists()
 
 
 def test_a_running_agent_is_not_robbed_of_its_identity(server: RawServer, data: Path) -> None:

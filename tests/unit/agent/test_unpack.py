@@ -269,7 +269,9 @@ def test_many_names_for_the_same_compressed_bytes_are_a_bomb() -> None:
     end = data.rfind(b"PK\x05\x06")
     directory = data[place:end] * 50
     tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 50, 50, len(directory), place, 0)
-    assert refused(read_wheel, data[:place] + directory + tail) == "artifact.archive-bomb"
+    # Newer zipfile modules notice the overlap by themselves.
+    code = refused(read_wheel, data[:place] + directory + tail)
+    assert code in ("artifact.archive-bomb", "artifact.archive-invalid")
 
 
 def test_a_giant_directory_is_not_read_into_memory() -> None:
