@@ -4,6 +4,7 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -73,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return _INTERRUPTED
+    # Exit code 1 says something about devices, so a bug must not end with it.
+    except Exception as error:  # noqa: BLE001
+        click.echo(traceback.format_exc(), err=True)
+        bug = EdgeError("internal.bug", f"{type(error).__name__}: {error}", "Please report the traceback above.")
+        _complain(bug, as_json)
+        return bug.exit_code
     return result if isinstance(result, int) else 0
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge_agent.store.blobs import FileBlobStore
@@ -17,12 +18,13 @@ from edge_agent.worker.engines import litert, onnx, script
 from packager.build import build
 from packager.layout import Layout
 from packager.progress import QuietReporter
-from packager.signature import OPTIONS_BY_ENGINE
+from packager.signature import OPTIONS_BY_ENGINE, read_facts
 from packager.spec import Flags, Spec
 from packager.specload import load_spec
 from tests.support.require import REPOSITORY_ROOT
 from tests.unit.packager.support import make_spec, write_external_model, write_golden, write_model
 from tests.unit.packager.test_build import script_spec
+from tests.unit.worker import tiny_models
 
 PROVE = """
 import json, sys
@@ -94,3 +96,16 @@ def test_a_device_refuses_what_was_only_trusted(tmp_path: Path) -> None:
 
 def test_author_and_device_know_the_same_options() -> None:
     assert OPTIONS_BY_ENGINE == {"onnx": onnx.OPTIONS, "litert": litert.OPTIONS, "script": script.OPTIONS}
+
+
+@pytest.mark.parametrize("has_signature", [True, False])
+def test_a_device_proves_a_tensorflow_lite_model(tmp_path: Path, has_signature: bool) -> None:
+    tiny_models.require_litert()
+    model = tmp_path / "model.tflite"
+    model.write_bytes(tiny_models.tflite_adder(has_signature=has_signature))
+    facts = read_facts(model, "litert")
+    vectors = {facts.inputs[0].name: np.ones((1, *facts.inputs[0].shape[1:]), np.float32)}
+    with (tmp_path / "golden.npz").open("wb") as file:
+        np.savez(file, **vectors)  # type: ignore[arg-type]  # numpy types the keywords after its own flag
+    flags = Flags(name="adder", version=1, members=(("", model),), golden=tmp_path / "golden.npz")
+    assert prove(stage(load_spec(None, flags), tmp_path)) == {"error_max": pytest.approx(0, abs=1e-5)}

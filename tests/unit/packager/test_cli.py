@@ -131,6 +131,19 @@ def test_the_time_of_creation_comes_from_the_environment(
     assert run(capsys, *BUILD)[1]["error"]["code"] == "config.invalid"
 
 
+def test_a_bug_does_not_look_like_a_refusal(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: object) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr("packager.build.build", broken)
+    assert main([*BUILD, "--json"]) == 70
+    output = capsys.readouterr()
+    assert json.loads(output.out)["error"]["code"] == "internal.bug"
+    assert "nobody thought of this" in output.err
+
+
 def test_new_keys_need_a_pass_phrase(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from edge_contract.errors import EdgeError
     from packager.commands.common import ring_maker
