@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from device_sim.cli import cli
-from device_sim.live import command
 from tests.support.net import free_port
 
 _TOKEN = ["--token", "secret-token"]
@@ -73,8 +72,8 @@ def test_a_fleet_beyond_the_limit_of_open_files_is_refused(monkeypatch: pytest.M
 
 def test_the_limit_of_open_files_is_raised_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     raised: list[tuple[int, int]] = []
-    monkeypatch.setattr(command.resource, "getrlimit", lambda which: (256, 20_000))
-    monkeypatch.setattr(command.resource, "setrlimit", lambda which, limits: raised.append(limits))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 20_000))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: raised.append(limits))
     assert "network.unreachable" in _run("run", "--devices", "100", *_nowhere(), *_TOKEN).output
     assert raised
     assert 256 < raised[0][0] < 20_000
