@@ -5,7 +5,7 @@ model, version, alias, device, deployment or token raise `cloud.not-found` when 
 refused with `cloud.name-invalid`. `by` is the name of the operator token that asks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from cloud_registry.core.condition import Condition
@@ -24,11 +24,13 @@ from cloud_registry.core.records import (
     NewDeployment,
     NewVersion,
     OperatorToken,
+    Removed,
     Slice,
     Version,
 )
 from cloud_registry.core.roles import Role
 from cloud_registry.core.search import ModelSearch, Page
+from edge_contract.digest import Digest
 
 
 class ModelStore(Protocol):
@@ -46,7 +48,7 @@ class ModelStore(Protocol):
         """Change a model's description, tags or properties."""
         ...
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str) -> Removed:
         """Delete a model and its versions; `cloud.in-use` while something needs one. Numbers are not used again."""
         ...
 
@@ -54,8 +56,15 @@ class ModelStore(Protocol):
         """Models by name."""
         ...
 
-    def register(self, model: str, content: NewVersion, by: str) -> Version:
-        """Give the next number; numbers have no gaps and no twins, however many register at once."""
+    def register(self, model: str, content: NewVersion, by: str, confirm: Callable[[], None]) -> Version:
+        """Give the next number; numbers have no gaps and no twins, however many register at once.
+
+        Args:
+            model: Name of the model.
+            content: The version.
+            by: Who asks.
+            confirm: Called while nothing of the model is being freed; what it raises ends the registration.
+        """
         ...
 
     def version(self, model: str, reference: str) -> Version:
@@ -70,8 +79,12 @@ class ModelStore(Protocol):
         """Change a version's description, tags or properties."""
         ...
 
-    def delete_version(self, model: str, reference: str) -> None:
+    def delete_version(self, model: str, reference: str) -> Removed:
         """Delete a version; `cloud.in-use` while something needs it."""
+        ...
+
+    def free_files(self, model: str, files: Sequence[Digest], free: Callable[[Digest], None]) -> None:
+        """Call `free` for those of these files that no version uses, while no version of the model is registered."""
         ...
 
     def set_alias(self, model: str, alias: str, version: int, by: str) -> AliasChange:

@@ -10,6 +10,7 @@ from cloud_registry.api import shapes
 from cloud_registry.api.auth import requires
 from cloud_registry.api.checks import checked_model, checked_reference
 from cloud_registry.api.transfer import blob_response
+from cloud_registry.content import free_content
 from cloud_registry.core.records import Bundle, Changes, File, NewVersion
 from cloud_registry.core.registration import check_files, check_format, choose_entry
 from cloud_registry.core.roles import Principal, Role
@@ -79,7 +80,7 @@ def _add_models(routes: APIRouter, services: Services) -> None:
     @routes.delete("/{name}", status_code=204, dependencies=[Depends(publisher)])
     def delete_model(name: str) -> None:
         """Delete a model and its versions, unless something needs one (`needed_by`)."""
-        models.delete(checked_model(name))
+        free_content(models, services.blobs, name, models.delete(checked_model(name)))
 
 
 def _add_versions(routes: APIRouter, services: Services) -> None:
@@ -94,8 +95,10 @@ def _add_versions(routes: APIRouter, services: Services) -> None:
         """Register the next version. Its files are in the repository `models/<name>` already."""
         models.get(checked_model(name))
         content = _content(body)
-        _check_blobs(services, name, content)
-        return shapes.VersionAnswer.of(models.register(name, content, principal.name))
+        _require_blobs(services, name, content)
+        _check_entry(services, content)
+        made = models.register(name, content, principal.name, lambda: _require_blobs(services, name, content))
+        return shapes.VersionAnswer.of(made)
 
     @routes.get("/{name}/versions", dependencies=[viewer])
     def list_versions(name: str, limit: int | None = None, cursor: str = "") -> shapes.VersionPage:
@@ -119,7 +122,8 @@ def _add_versions(routes: APIRouter, services: Services) -> None:
     @routes.delete("/{name}/versions/{version}", status_code=204, dependencies=[Depends(publisher)])
     def delete_version(name: str, version: str) -> None:
         """Delete a version, unless something needs it (`needed_by`). Its number is not used again."""
-        models.delete_version(checked_model(name), checked_reference(version))
+        removed = models.delete_version(checked_model(name), checked_reference(version))
+        free_content(models, services.blobs, name, removed)
 
     path = "/{name}/versions/{version}/files/{path:path}"
 
@@ -214,8 +218,8 @@ def _content(body: shapes.VersionAsk) -> NewVersion:
     )
 
 
-def _check_blobs(services: Services, model: str, content: NewVersion) -> None:
-    """Require that every file was uploaded with its size, and that the entry begins like its format."""
+def _require_blobs(services: Services, model: str, content: NewVersion) -> None:
+    """Require that every file was uploaded, with its size."""
     repository = f"models/{model}"
     for file in content.files:
         size = services.blobs.in_repository(repository, file.digest)
@@ -224,9 +228,13 @@ def _check_blobs(services: Services, model: str, content: NewVersion) -> None:
             raise EdgeError("artifact.not-found", f"{file.path}: {repository} has no blob {file.digest}", hint)
         if size != file.size:
             raise EdgeError("artifact.size-mismatch", f"{file.path}: the blob has {size} bytes, not {file.size}")
-        if file.path == content.entry:
-            head = b"".join(services.blobs.open(file.digest, 0, min(SNIFF_BYTES, size)))
-            check_format(content.format, file.path, head, size)
+
+
+def _check_entry(services: Services, content: NewVersion) -> None:
+    """Require that the entry begins like its format."""
+    entry = next(file for file in content.files if file.path == content.entry)
+    head = b"".join(services.blobs.open(entry.digest, 0, min(SNIFF_BYTES, entry.size)))
+    check_format(content.format, entry.path, head, entry.size)
 
 
 def _read_bundles(services: Services, model: str, number: int, index_digest: Digest) -> list[Bundle]:

@@ -132,6 +132,19 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
+class Removed:
+    """What deleted versions leave behind in the blob storage.
+
+    Attributes:
+        files: Blobs of `models/<model>`; other versions may still use them.
+        bundles: Bundles in `bundles/<model>`.
+    """
+
+    files: tuple[Digest, ...]
+    bundles: tuple[Bundle, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredModule:
     """What a module of a device should run, by which deployment."""
 

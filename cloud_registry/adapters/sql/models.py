@@ -1,6 +1,6 @@
 """Models, versions, aliases and bundles (`ModelStore`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
@@ -28,6 +28,7 @@ from cloud_registry.core.records import (
     Changes,
     Model,
     NewVersion,
+    Removed,
     Slice,
     Version,
 )
@@ -35,6 +36,7 @@ from cloud_registry.core.search import ModelSearch, Page, like_pattern
 from cloud_registry.errors import RegistryError
 from cloud_registry.limits import ALIASES_MAX
 from cloud_registry.ports import Clock
+from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.names import alias_name, model_name
 
@@ -89,18 +91,20 @@ class SqlModels:
 
         return self._database.write(work)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str) -> Removed:
         """Delete a model that nothing needs."""
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> Removed:
             self._database.lock_assignments(connection)
             self._lock(connection, name)
             _refuse_if_needed(connection, name, None)
+            removed = rows.read_removed(connection, name, None)
             for table in (bundles, version_files, labels, versions):
                 connection.execute(delete(table).where(table.c.model == name))
             connection.execute(delete(models).where(models.c.name == name))
+            return removed
 
-        self._database.write(work)
+        return self._database.write(work)
 
     def search(self, search: ModelSearch, page: Page) -> Slice[Model]:
         """Models by name."""
@@ -117,13 +121,14 @@ class SqlModels:
 
     # --- versions -----------------------------------------------------------------------------------------------------
 
-    def register(self, model: str, content: NewVersion, by: str) -> Version:
+    def register(self, model: str, content: NewVersion, by: str, confirm: Callable[[], None]) -> Version:
         """Give the next number. The counter's row is locked until the version is stored, so no number is lost."""
 
         def work(connection: Connection) -> Version:
             self._lock(connection, model)
             counted = update(model_numbers).where(model_numbers.c.name == model).values(last=model_numbers.c.last + 1)
             number = connection.execute(counted.returning(model_numbers.c.last)).scalar_one()
+            confirm()
             rows.insert_version(connection, model, number, content, self._clock.wall_ms(), by)
             return self._version(connection, model, str(number))
 
@@ -164,16 +169,34 @@ class SqlModels:
 
         return self._database.write(work)
 
-    def delete_version(self, model: str, reference: str) -> None:
+    def delete_version(self, model: str, reference: str) -> Removed:
         """Delete a version that nothing needs."""
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> Removed:
             self._database.lock_assignments(connection)
             self._lock(connection, model)
             number = rows.resolve(connection, model, reference)
             _refuse_if_needed(connection, model, number)
+            removed = rows.read_removed(connection, model, number)
             for table in (bundles, version_files, labels, versions):
                 connection.execute(delete(table).where(table.c.model == model, table.c.number == number))
+            return removed
+
+        return self._database.write(work)
+
+    def free_files(self, model: str, files: Sequence[Digest], free: Callable[[Digest], None]) -> None:
+        """Free what no version uses. The counter's row keeps registrations out, and is there when the model is not."""
+        wanted = [str(digest) for digest in files]
+
+        def work(connection: Connection) -> None:
+            counter = select(model_numbers.c.last).where(model_numbers.c.name == model)
+            connection.execute(counter.with_for_update())
+            table = version_files
+            query = select(table.c.digest).where(table.c.model == model, table.c.digest.in_(wanted))
+            used = set(connection.execute(query).scalars())
+            for digest in files:
+                if str(digest) not in used:
+                    free(digest)
 
         self._database.write(work)
 

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, delete, func, insert, select
 
-from cloud_registry.adapters.sql.tables import aliases, labels, models, version_files, versions
-from cloud_registry.core.records import Bundle, Changes, File, Model, NewVersion, Version
+from cloud_registry.adapters.sql.assigning import read_bundle
+from cloud_registry.adapters.sql.tables import aliases, bundles, labels, models, version_files, versions
+from cloud_registry.core.records import Bundle, Changes, File, Model, NewVersion, Removed, Version
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.tensors import TensorSpec
@@ -111,6 +112,17 @@ def bundle_values(model: str, number: int, bundle: Bundle) -> dict[str, Any]:
         "repository": bundle.repository,
         "index_digest": str(bundle.index),
     }
+
+
+def read_removed(connection: Connection, model: str, number: int | None) -> Removed:
+    """What a version (none: every version) of a model has in the blob storage."""
+    of_files, of_bundles = version_files.c.model == model, bundles.c.model == model
+    if number is not None:
+        of_files &= version_files.c.number == number
+        of_bundles &= bundles.c.number == number
+    digests = connection.execute(select(version_files.c.digest).where(of_files).distinct()).scalars()
+    found = connection.execute(select(bundles).where(of_bundles).order_by(bundles.c.number, bundles.c.platform))
+    return Removed(tuple(Digest(text) for text in digests), tuple(read_bundle(row) for row in found))
 
 
 def read_models(connection: Connection, found: Sequence[Any]) -> tuple[Model, ...]:

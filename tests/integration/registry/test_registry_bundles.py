@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from edge_contract.deployment import Artifact, bundle_repository
 from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
 from edge_contract.manifest import (
     BUNDLE_ARTIFACT_TYPE,
     CONFIG_TYPE,
@@ -28,6 +30,7 @@ from edge_contract.manifest import (
 )
 from tests.integration.registry.running import Registry, error_of
 from tests.support.author import Author
+from tests.unit.cloud.making import tiny_onnx
 
 PLATFORMS = ("linux/amd64", "linux/arm64")
 REPOSITORY = bundle_repository("digits")
@@ -185,3 +188,58 @@ def test_the_director_tells_a_device_what_was_deployed_and_follows_changes(publi
     client.set_tags("cam-1", {})
     assert told() == (third_version + 1, {})
     assert error_of(device.tuf_file, "director/cam-2/timestamp.json").code == "cloud.forbidden"
+
+
+def test_a_deleted_version_frees_what_nothing_else_uses(publisher: Publisher) -> None:
+    client, blobs = publisher.client, publisher.registry.services.blobs
+    publisher.registry.register("digits")
+    model_file = Digest(client.get_version("digits", 1)["files"][0]["digest"])
+    indexes = {}
+    for version in (1, 2):
+        indexes[version] = publisher.push(version)
+        publisher.sign(version, indexes[version])
+        client.register_bundle("digits", version, digest_of(indexes[version]))
+    weights = {version: Digest.of(f"linux/arm64 {version}".encode()) for version in (1, 2)}
+    client.delete_version("digits", 1)
+    assert blobs.in_repository(REPOSITORY, weights[1]) is None
+    assert not client.has_manifest(REPOSITORY, "1")
+    assert not client.has_manifest(REPOSITORY, str(indexes[1].manifests[0].digest))
+    # The second version has the same model file and the same configuration.
+    assert blobs.in_repository("models/digits", model_file)
+    assert client.get_manifest(REPOSITORY, "2") == indexes[2].to_bytes()
+    for item in indexes[2].manifests:
+        for layer in Manifest.parse(client.get_manifest(REPOSITORY, str(item.digest))).blobs:
+            assert blobs.in_repository(REPOSITORY, layer.digest) == layer.size
+    client.delete_model("digits")
+    assert blobs.exists(model_file) is None
+    assert blobs.exists(weights[2]) is None
+
+
+def test_a_version_is_never_without_its_blobs_however_deletion_and_registration_race(
+    publisher: Publisher,
+) -> None:
+    client, registry = publisher.client, publisher.registry
+    data = tiny_onnx()
+    file = {"path": "model.onnx", "digest": str(Digest.of(data)), "size": len(data)}
+
+    def register(_: int) -> str:
+        client.upload_bytes("models/digits", data)
+        try:
+            return str(client.register_version("digits", {"format": "onnx", "files": [file]})["version"])
+        except EdgeError as error:
+            return error.code
+
+    def delete(number: int) -> str:
+        try:
+            client.delete_version("digits", number)
+        except EdgeError as error:
+            return error.code
+        return "deleted"
+
+    with ThreadPoolExecutor(8) as racers:
+        deleting = [racers.submit(delete, number) for number in range(1, 21)]
+        registering = [racers.submit(register, number) for number in range(20)]
+        results = [item.result() for item in (*deleting, *registering)]
+    assert {text for text in results if not text.isdecimal()} <= {"deleted", "cloud.not-found", "artifact.not-found"}
+    left = client.versions("digits", limit=100)["items"]
+    assert (registry.services.blobs.exists(Digest.of(data)) is not None) or not left
