@@ -68,8 +68,6 @@ def ship(client: RegistryClient, spec: Spec, ring: KeyRing, voyage: Voyage, repo
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lighterman-ship-"))) / "layout"
         built = assemble(material, version, folder, reporter, voyage.created_s)
-        for warning in built.warnings:
-            reporter.say(f"warning: {warning}")
         pushed = push(client, Layout(folder), ring, voyage.expires_days, reporter)
         reporter.say(f"pushed and signed {spec.name}:{version} for {', '.join(built.manifests)}")
     result: JsonObject = {"model": spec.name, "version": version, "build": built.to_json(), "push": pushed}

@@ -183,6 +183,7 @@ def ship(
         result = run(client, spec, ring, voyage, make_reporter(as_json))
     lines = [f"shipped {result['model']}:{result['version']}"]
     lines += [f"  {platform:14} {digest}" for platform, digest in result["push"]["manifests"].items()]
+    lines += [f"  warning: {text}" for text in result["build"]["warnings"]]
     if result["deployment"]:
         lines.append(f"  deployment {result['deployment']['id']} to {result['deployment']['devices']} devices")
     _finish(as_json, result, lines, result["wait"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,28 @@ def test_renewing_gives_everything_a_later_end(registry: TrustOfRegistry, keys: 
     assert after.targets.expires > before.targets.expires
     assert all(after.bins[name].expires > content.expires for name, content in before.bins.items())
     assert sum(len(content.targets) for content in after.bins.values()) == len(layout.bundles)
+
+
+def test_what_has_expired_is_renewed_and_signed_for_again(
+    tmp_path: Path, registry: TrustOfRegistry, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "keys"
+    set_up(registry.as_client(), folder, plan(expires_days=5), maker(), QUIET)
+    registry.clock.days_ahead = 6
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(days=6)
+
+    monkeypatch.setattr("packager.tufview.datetime", Later)
+    monkeypatch.setattr("packager.tufmake.datetime", Later)
+    with pytest.raises(EdgeError) as caught:
+        sign(registry, maker()(folder), targets_of(layout))
+    assert caught.value.code == "trust.metadata-expired"
+    assert "keys renew" in caught.value.hint
+    renew(registry.as_client(), maker()(folder), 30, QUIET)
+    assert sign(registry, maker()(folder), targets_of(layout)) > 0
 
 
 def test_signatures_of_several_people_are_put_together(
