@@ -1,9 +1,21 @@
 """What the registry tells Prometheus (text format 0.0.4). Names carry base units; labels are few and bounded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    start_http_server,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from edge_contract.errors import EdgeError
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody asks for
 
@@ -73,6 +85,24 @@ class RegistryMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+
+    @contextmanager
+    def served(self, port: int, host: str = "127.0.0.1") -> Iterator[None]:
+        """Answer scrapes over HTTP, for a process that has no server of its own.
+
+        Raises:
+            EdgeError: `config.invalid` if the port cannot be had.
+        """
+        try:
+            server, thread = start_http_server(port, host, self._registry)
+        except OSError as error:
+            raise EdgeError("config.invalid", f"cannot show metrics on {host}:{port}: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
     def render(self) -> tuple[bytes, str]:
         """The text for a scrape and its content type."""

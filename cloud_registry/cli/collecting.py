@@ -28,8 +28,9 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
     show_default=True,
     help="How long a record waits for company before its file is written.",
 )
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Show metrics on this port of 127.0.0.1.")
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What is logged.")
-def collect(config_file: Path | None, flush_ms: int, log_level: str, **settings: Any) -> None:
+def collect(config_file: Path | None, flush_ms: int, metrics_port: int | None, log_level: str, **settings: Any) -> None:
     """Collect telemetry and reports until SIGTERM or SIGINT, apart from the server.
 
     Several may run at once, with --mqtt-shared-group or without; each record is stored once. Start the server with
@@ -38,12 +39,14 @@ def collect(config_file: Path | None, flush_ms: int, log_level: str, **settings:
     from cloud_registry.adapters.sql.fleet import SqlFleet
     from cloud_registry.assembly import SystemClock, open_database
     from cloud_registry.collect.service import run_collector
+    from cloud_registry.metrics import METRICS
 
     start_logging(log_level)
     config = read_config(config_file, settings)
     database = open_database(config)
     try:
-        with _stop_event() as stop:
+        shown = METRICS.served(metrics_port) if metrics_port else contextlib.nullcontext()
+        with _stop_event() as stop, shown:
             run_collector(config, SqlFleet(database), SystemClock(), stop, flush_ms=flush_ms)
     finally:
         database.close()

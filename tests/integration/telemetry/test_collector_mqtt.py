@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from cloud_registry.adapters.lake import ParquetLake
 from cloud_registry.adapters.link_mqtt import MqttNudger
+from cloud_registry.client import RegistryClient
 from cloud_registry.collect.service import Collector
 from cloud_registry.config import MqttConfig
 from cloud_registry.metrics import RegistryMetrics
@@ -23,7 +26,7 @@ from edge_contract.errors import EdgeError
 from edge_contract.twin import Nudge
 from tests.integration.telemetry.parts import BOOT, Cloud, Device, Peer, cloud
 from tests.support.mosquitto import MosquittoBroker, mosquitto
-from tests.support.net import wait_until
+from tests.support.net import LOOPBACK, free_low_port, wait_until
 from tests.support.processes import Child, start_process
 from tests.unit.cloud_telemetry.making import batch
 
@@ -260,12 +263,12 @@ def send_twice(device: Device, count: int, stop: threading.Event) -> None:
             device.peer.changed.wait_for(lambda want=last: device.acked >= want, 0.5)  # type: ignore[misc]
 
 
-def start_collector(beside: Cloud, log: Path) -> Child:
+def start_collector(beside: Cloud, log: Path, *more: str) -> Child:
     """`cloud-registry collect` as a user starts it."""
     mqtt = beside.config.mqtt
     program = "from cloud_registry.cli import main; main()"
     command = [sys.executable, "-c", program, "collect", "--data-dir", str(beside.config.data_dir)]
-    command += ["--mqtt-host", mqtt.host, "--mqtt-port", str(mqtt.port), "--flush-ms", "20"]
+    command += ["--mqtt-host", mqtt.host, "--mqtt-port", str(mqtt.port), "--flush-ms", "20", *more]
     return start_process(command, log_path=log)
 
 
@@ -305,15 +308,47 @@ def test_a_collector_killed_again_and_again_in_mid_stream_loses_and_repeats_noth
 def test_the_collector_ends_in_order_when_it_is_asked_to(
     tmp_path: Path, beside: Cloud, broker: MosquittoBroker
 ) -> None:
-    child = start_collector(beside, tmp_path / "collector.log")
+    port = free_low_port()
+    child = start_collector(beside, tmp_path / "collector.log", "--metrics-port", str(port))
     try:
         with devices(broker.port, "d1") as (device,):
             device.deliver(20, 5, threading.Event())
+        shown = httpx.get(f"http://{LOOPBACK}:{port}/metrics", trust_env=False).text
+        assert 'lighterman_collector_samples_total{outcome="stored"} 20.0' in shown
         assert child.stop() == 0
     finally:
         child.stop()
     assert beside.counts() == {"d1": (20, 20, 20)}
     assert list((beside.config.lake_dir / "staging").iterdir()) == []
+    assert "Traceback" not in child.output()
+
+
+def test_the_server_collects_too_and_answers_questions_about_it(
+    tmp_path: Path, beside: Cloud, broker: MosquittoBroker
+) -> None:
+    program = "from cloud_registry.cli import main; main()"
+    command = [sys.executable, "-c", program, "serve", "--data-dir", str(beside.config.data_dir), "--port", "0"]
+    command += ["--mqtt-host", broker.host, "--mqtt-port", str(broker.port)]
+    child = start_process([*command, "--admin-token-file", str(tmp_path / "token")], log_path=tmp_path / "serve.log")
+    try:
+        found = wait_until(lambda: re.search(r"listening on (\S+)", child.output()), 40, what="the server")
+        assert found is not None
+        with devices(broker.port, "d1") as (device,):
+            device.deliver(20, 5, threading.Event())
+        token = (tmp_path / "token").read_text().strip()
+        with RegistryClient(found[1], token) as client:
+            result = client.query("SELECT count(*) AS n FROM predictions")
+            assert (result["columns"], result["rows"]) == (["n"], [[20]])
+            with pytest.raises(EdgeError) as caught:
+                client.query("SELECT * FROM read_text('/etc/passwd')")
+            assert caught.value.code == "cloud.query-invalid"
+        shown = httpx.get(f"{found[1]}/metrics", trust_env=False).text
+        assert 'lighterman_collector_link_up{kind="telemetry"} 1.0' in shown
+        assert 'lighterman_queries_total{outcome="refused"} 1.0' in shown
+        assert 'lighterman_http_requests_total{method="POST",status="2xx"} 1.0' in shown
+        assert child.stop() == 0
+    finally:
+        child.stop()
     assert "Traceback" not in child.output()
 
 
