@@ -97,7 +97,9 @@ def from_json_data(name: str, datatype: str, shape: tuple[int, ...], data: Any) 
             numbers: Array = np.array(flat, dtype=dtype)
     except (OverflowError, ValueError):
         raise invalid(f"the data of {name!r} has a value outside {datatype}") from None
-    if dtype.kind == "f" and not np.isfinite(numbers).all():
+    # numpy before 2, which 32-bit ARM has, lets whole numbers wrap around.
+    is_other = numbers.tolist() != flat if dtype.kind in "iu" else not is_finite(numbers)
+    if is_other:
         raise invalid(f"the data of {name!r} has a value outside {datatype}")
     return numbers.reshape(shape)
 
