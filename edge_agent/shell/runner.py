@@ -164,7 +164,7 @@ class Runner:
             on_ack=self._queue.put,
             on_online=lambda is_online: self.post(inputs.LinkChanged(is_online)),
         )
-        if self._spool.backlog()[0]:
+        if self._has_backlog():
             self._delivery.record_waits(self._clock.monotonic_ms())
         self.post(inputs.Started())
         self._supervisor.ready()
@@ -291,14 +291,33 @@ class Runner:
         self._delivery.record_waits(now)
 
     def _on_ack(self, ack: Ack, now: int) -> None:
-        if self._spool.acknowledge(ack):
-            self._delivery.batch_acknowledged(now, has_more=self._spool.backlog()[0] > 0)
+        try:
+            is_taken = self._spool.acknowledge(ack) > 0
+        except EdgeError as error:
+            # A full disk must not end the agent. The batch is sent again, and acknowledged again.
+            _log.warning("an acknowledgement waits for the disk: %s", error)
+            return
+        if is_taken:
+            self._delivery.batch_acknowledged(now, has_more=self._has_backlog())
+
+    def _has_backlog(self) -> bool:
+        """Whether records wait; when the disk does not say, they may."""
+        try:
+            return self._spool.backlog()[0] > 0
+        except EdgeError as error:
+            _log.warning("the spool cannot be read: %s", error)
+            return True
 
     def _deliver(self, now: int) -> None:
         deadline = self._delivery.deadline(self._is_online)
         if deadline is None or now < deadline:
             return
-        batch = self._spool.next_batch()
+        try:
+            batch = self._spool.next_batch()
+        except EdgeError as error:
+            _log.warning("telemetry waits for the disk: %s", error)
+            self._delivery.batch_sent(now)  # asked for again when it would be sent again
+            return
         if batch is None:
             self._delivery.batch_acknowledged(now, has_more=False)
             return

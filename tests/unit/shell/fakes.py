@@ -254,31 +254,40 @@ class FakeLink:
 
 
 class FakeSpool:
-    """A list."""
+    """A list; with an error it does nothing but raise it."""
 
     def __init__(self) -> None:
         self.waiting: list[Sample] = []
+        self.error: EdgeError | None = None
         self._seq = 0
 
     def append(self, records: Sequence[JsonObject]) -> None:
         """Number and keep."""
+        self._fail()
         for record in records:
             self._seq += 1
             self.waiting.append(Sample.from_json({**record, "seq": self._seq}))
 
     def next_batch(self) -> Batch | None:
         """Everything."""
+        self._fail()
         return Batch("dev", "00" * 8, tuple(self.waiting)) if self.waiting else None
 
     def acknowledge(self, ack: Ack) -> int:
         """Forget."""
+        self._fail()
         before = len(self.waiting)
         self.waiting = [item for item in self.waiting if item.seq > ack.upto.get("00" * 8, 0)]
         return before - len(self.waiting)
 
     def backlog(self) -> tuple[int, int, int]:
         """Count."""
+        self._fail()
         return len(self.waiting), 0, 0
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 class FakeSupervisor:

@@ -164,6 +164,22 @@ def test_samples_are_sent_and_forgotten_only_when_the_collector_says_so(device: 
     assert device.runner.call(device.spool.backlog, 10)[0] == 0
 
 
+def test_a_spool_whose_disk_is_full_ends_neither_the_agent_nor_a_record(device: Device) -> None:
+    sample = {"kind": "prediction", "model": "digits", "version": 1, "manifest": None, "taken_ms": 5, "body": {"x": 1}}
+    device.runner.sample_taken("digits", sample)
+    device.link.wait_for(lambda: len(device.link.batches) == 1)
+    device.spool.error = EdgeError("device.disk-full", "no space left")
+    device.link.ack(Ack({"00" * 8: 1}))
+    device.link.online(True)  # asks for the batch again
+    assert device.runner.call(lambda: "alive", 10) == "alive"
+    assert device.spool.waiting
+    device.spool.error = None
+    device.link.online(True)
+    device.link.wait_for(lambda: len(device.link.batches) == 2)
+    device.link.ack(Ack({"00" * 8: 1}))
+    assert device.runner.call(device.spool.backlog, 10)[0] == 0
+
+
 def _runs(device: Device, version: int) -> bool:
     return device.module.version == version and device.ended[0] == "confirmed"
 
