@@ -25,7 +25,7 @@ AGENT: Final = "press-07"
 TAG: Final = "fleet"
 FLEET: Final = "demo"
 CONDITION: Final = f"tags.{TAG} = '{FLEET}'"
-_START_S: Final = 30.0
+_START_S: Final = 60.0
 # The path of a unix socket holds 107 bytes; this leaves room for `/run/digits.sock`.
 _AGENT_PATH_BYTES_MAX: Final = 85
 _LISTENING: Final = re.compile(r"^listening on (http://\S+)$", re.MULTILINE)
@@ -115,7 +115,7 @@ class Plant:
         """
         made = self.tool("cloud-registry", "devices", "enrol-token", AGENT, "--tag", f"{TAG}={FLEET}")
         token, data = made.document["token"], ["--data", str(self.agent_data)]
-        self.tool("edge-agent", "enroll", "--url", self.url, "--token-file", "-", *data, secret_input=str(token))
+        self.tool("edge-agent", "enroll", "--url", self.url, "--token-file", "-", *data, stdin=str(token))
         if len(os.fsencode(self.agent_data)) > _AGENT_PATH_BYTES_MAX:
             self._run_dir = Path(tempfile.mkdtemp(prefix="lighterman-run-", dir="/tmp"))
         arguments = ["run", *self._agent_folders()]
@@ -150,14 +150,14 @@ class Plant:
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    def tool(self, name: str, *arguments: str, secret_input: str = "", may_deny: bool = False) -> Ran:
+    def tool(self, name: str, *arguments: str, stdin: str = "", may_deny: bool = False) -> Ran:
         """Run one of our commands as a user would, and show it.
 
         Raises:
             EdgeError: See `tools.run_tool`.
         """
         self._view.command(shown(name, [self._short(item) for item in arguments]))
-        return run_tool(name, arguments, self._environment, secret_input, may_deny)
+        return run_tool(name, arguments, self._environment, stdin, may_deny)
 
     def tool_quietly(self, name: str, *arguments: str) -> JsonObject:
         """Run one of our commands without showing it.
@@ -170,6 +170,15 @@ class Plant:
     def client(self) -> RegistryClient:
         """A client with the operator's token; close it."""
         return RegistryClient(self.url, self._environment["LIGHTERMAN_TOKEN"])
+
+    def infer(self, module: str, data: str) -> JsonObject:
+        """Ask the agent for one prediction, as a user on the device would.
+
+        Raises:
+            EdgeError: See `tools.run_tool`.
+        """
+        arguments = ["infer", "--module", module, "--input", "-", *self._agent_folders()]
+        return self.tool("edge-agent", *arguments, stdin=data).document
 
     def agent_status(self) -> JsonObject | None:
         """What `edge-agent status` says, or none while the agent does not answer."""

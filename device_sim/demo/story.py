@@ -6,6 +6,7 @@ accuracy on the answers that came back over HTTP, outcomes from the devices' own
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from device_sim import digits
 from device_sim.demo.findings import DAMAGED, GOOD_FIRST, GOOD_SECOND, Findings, Shipment, fleet_rows
 from device_sim.demo.load import Load, Tally
 from device_sim.demo.plant import AGENT, CONDITION, Plant
+from device_sim.demo.tools import shown
 from device_sim.demo.view import View
 from device_sim.processes import wait_until
 from edge_contract.errors import EdgeError
@@ -30,11 +32,11 @@ from edge_contract.phases import Outcome
 MODEL: Final = "digits"
 DEVICES_MAX: Final = 500
 _ENROL_S_PER_DEVICE: Final = 3.0
-_ENROL_S_MIN: Final = 60.0
-_SHIP_S: Final = "120"
-_LAKE_S: Final = 30.0
+_ENROL_S_MIN: Final = 120.0
+_SHIP_S: Final = "180"
+_LAKE_S: Final = 60.0
 _STEADY_REQUESTS: Final = 400
-_STEADY_S: Final = 30.0
+_STEADY_S: Final = 120.0
 _POLL_S: Final = 0.5
 _SQL: Final = (
     "SELECT version, count(DISTINCT device) AS devices, count(*) AS predictions, "
@@ -199,7 +201,7 @@ class _Story:
         self._watch.what = "starting the registry"
         plant.start_registry()
         found.url = plant.url
-        view.tell(f"registry: {plant.url}")
+        view.tell(f"registry: {plant.url}; from here on LIGHTERMAN_URL, _TOKEN and _KEYS are set in the environment")
         self._watch.what = "making keys and setting up trust"
         plant.tool("packager", "keys", "init", str(plant.keys))
         self._watch.what = "enrolling the device"
@@ -246,8 +248,18 @@ class _Story:
         self._load = load = Load(MODEL, (host, int(port)), Path(module["unix"]), data)
         self._watch.tally = lambda: load.tally
         self._view.tell(f"{AGENT} answers on {module['tcp']} and on its unix socket; two clients ask it from now on")
+        self._ask_once(data)
         load.start()
         self._steady(GOOD_FIRST)
+
+    def _ask_once(self, data: digits.Digits) -> None:
+        """One prediction as a user on the device would get it."""
+        pixels = json.dumps([data.test_images[0].tolist()])
+        answer = self._plant.infer(MODEL, pixels)
+        scores = answer["outputs"][digits.OUTPUT.name]["data"]
+        scores = scores[0] if isinstance(scores[0], list) else scores
+        best = scores.index(max(scores))
+        self._view.tell(f"an image of a {data.test_labels[0]}: {answer['model']}:{answer['version']} sees a {best}")
 
     def _ship_at_once(self, model: _Model) -> None:
         self._view.chapter("Ship version 2 with one command, while the clients go on asking")
@@ -298,6 +310,7 @@ class _Story:
         if self._load is not None:
             self._load.stop()
         found, plant = self._found, self._plant
+        self._view.command(shown("cloud-registry", ["query", _SQL]))
         end = time.monotonic() + _LAKE_S
         while True:
             answer = plant.tool_quietly("cloud-registry", "query", _SQL)

@@ -17,7 +17,7 @@ from edge_contract.codes import CODES
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 
-TOOL_S_MAX: Final = 180.0
+TOOL_S_MAX: Final = 300.0
 _TAIL_CHARS: Final = 300
 _NEGATIVE: Final = 1
 
@@ -66,7 +66,7 @@ def run_tool(
     name: str,
     arguments: Sequence[str],
     environment: Mapping[str, str],
-    secret_input: str = "",
+    stdin: str = "",
     may_deny: bool = False,
 ) -> Ran:
     """Run a command with `--json` to its end.
@@ -75,7 +75,7 @@ def run_tool(
         name: Console script.
         arguments: Without `--json`.
         environment: Variables beside this process's own.
-        secret_input: What it reads from standard input; secrets go this way, not on the command line.
+        stdin: What it reads from standard input; secrets go this way, not on the command line.
         may_deny: Whether exit code 1, "no", is an answer.
 
     Raises:
@@ -85,7 +85,7 @@ def run_tool(
     try:
         finished = subprocess.run(
             argv,
-            input=secret_input.encode(),
+            input=stdin.encode(),
             capture_output=True,
             check=False,
             env={**os.environ, **environment},

@@ -15,10 +15,10 @@ from tests.support.net import wait_until
 from tests.support.processes import Child, child_process
 from tests.support.require import require_program
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 _DEVICES = 5
-_DEMO_S = 240.0
+_DEMO_S = 540.0
 
 
 def _argv(broker: str, *more: str) -> list[str]:
