@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from edge_contract.digest import Digest
 
@@ -39,17 +40,24 @@ class RawServer:
         asked: Requests so far.
         connections: Connections so far.
         keep_alive: Wait for further requests on a connection instead of closing it.
+        unix: Listen on a unix socket at this path instead.
     """
 
     script: Script
     tls: ssl.SSLContext | None = None
     keep_alive: bool = False
+    unix: Path | None = None
     asked: list[Asked] = field(default_factory=list)
     connections: int = 0
 
     def __post_init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        if self.unix is None:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.port: int = self._listener.getsockname()[1]
+        else:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.bind(str(self.unix))
+            self._listener.listen()
         self.ended = threading.Event()
         self._open: set[socket.socket] = set()
         self._thread = threading.Thread(target=self._accept, name="rawhttp", daemon=True)
@@ -116,9 +124,11 @@ def _read(connection: socket.socket) -> Asked | None:
 
 
 @contextmanager
-def raw_server(script: Script, tls: ssl.SSLContext | None = None, keep_alive: bool = False) -> Iterator[RawServer]:
+def raw_server(
+    script: Script, tls: ssl.SSLContext | None = None, keep_alive: bool = False, unix: Path | None = None
+) -> Iterator[RawServer]:
     """A server for the length of a `with` block."""
-    server = RawServer(script, tls, keep_alive)
+    server = RawServer(script, tls, keep_alive, unix)
     try:
         yield server
     finally:

@@ -247,7 +247,7 @@ def test_a_model_with_two_inputs_wants_names() -> None:
     assert caught.value.code == "model.input-invalid"
 
 
-def test_infer_asks_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infer_asks_the_module(tmp_path: Path) -> None:
     asked: list[Asked] = []
 
     def module(request: Asked) -> list[bytes]:
@@ -261,12 +261,7 @@ def test_infer_asks_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         }
         return [answer(200, json.dumps(document).encode(), Lighterman_Manifest=DIGEST)]
 
-    with raw_server(module) as server:
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listening.bind(str(tmp_path / "digits.sock"))
-        listening.listen(4)
-        bridge = threading.Thread(target=_bridge, args=(listening, server.port), daemon=True)
-        bridge.start()
+    with raw_server(module, keep_alive=True, unix=tmp_path / "digits.sock"):
         shown = run("infer", "--module", "digits", "--input", "-", "--run-dir", tmp_path, text="[[1, 2]]")
         assert shown.exit_code == 0, shown.output
         assert f"digits:2  {DIGEST}" in shown.output
@@ -274,33 +269,7 @@ def test_infer_asks_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / "in.json").write_text("[[1, 2]]")
         shown = run("infer", "--module", "digits", "--input", tmp_path / "in.json", "--run-dir", tmp_path, "--json")
         assert json.loads(shown.output)["outputs"] == {"y": {"datatype": "FP32", "shape": [1], "data": [0.5]}}
-        listening.shutdown(socket.SHUT_RDWR)
-        listening.close()
-        bridge.join(10)
     assert json.loads(asked[1].body)["inputs"][0]["data"] == [1, 2]
-
-
-def _bridge(listening: socket.socket, port: int) -> None:
-    """Carries connections of a unix socket to a TCP port."""
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65_536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
-
-    while True:
-        try:
-            inner, _ = listening.accept()
-        except OSError:
-            return
-        with inner, socket.create_connection(("127.0.0.1", port)) as outer:
-            back = threading.Thread(target=pump, args=(outer, inner), daemon=True)
-            back.start()
-            pump(inner, outer)
-            back.join(10)
 
 
 @pytest.mark.parametrize(

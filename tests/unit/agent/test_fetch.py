@@ -19,6 +19,7 @@ from tests.support.rawhttp import Asked, RawServer, Script, answer, blobs, raw_s
 
 DATA = bytes(range(251)) * 4000
 BLOB = Descriptor(WEIGHT_RAW, Digest.of(DATA), len(DATA))
+CALM = Patience(total_ms=60_000)
 HASTE = Patience(total_ms=5_000, connect_ms=2_000, stall_ms=600, window_ms=500, window_bytes_min=1_000)
 
 
@@ -28,11 +29,15 @@ class Bench:
 
     server: RawServer
     folder: Path
-    patience: Patience = field(default=HASTE)
+    patience: Patience = field(default=CALM)
 
     def __post_init__(self) -> None:
         self.store = FileBlobStore(self.folder, reserve_bytes=0)
         self.fetcher = HttpBundleFetcher(self.server.url, "secret", self.store, patience=self.patience)
+
+    def hurry(self) -> None:
+        """Wait only briefly from now on; for servers that are meant to be too slow."""
+        self.fetcher = HttpBundleFetcher(self.server.url, "secret", self.store, patience=HASTE)
 
     def fetch(self, blob: Descriptor = BLOB, is_cancelled: Callable[[], bool] = lambda: False) -> int:
         return self.fetcher.fetch("bundles/digits", blob, is_cancelled)
@@ -251,6 +256,7 @@ def test_a_silent_server_is_given_up_and_what_came_is_kept(bench: Bench) -> None
         bench.server.pause(30)
 
     bench.server.script = silent
+    bench.hurry()
     assert bench.fails() == "network.timeout"
     assert bench.partial.stat().st_size == 5000
 
@@ -263,6 +269,7 @@ def test_a_trickle_is_given_up_although_it_never_stops(bench: Bench) -> None:
             bench.server.pause(0.05)
 
     bench.server.script = trickle
+    bench.hurry()
     assert bench.fails() == "network.timeout"
 
 
@@ -274,6 +281,7 @@ def test_headers_that_trickle_are_given_up(bench: Bench) -> None:
             bench.server.pause(0.05)
 
     bench.server.script = trickle
+    bench.hurry()
     assert bench.fails() == "network.timeout"
 
 
