@@ -112,10 +112,6 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
         director = TufDirector(documents, keys, deployments, clock)
         nudger = _nudger(config)
 
-        def close() -> None:
-            blobs.close()
-            database.close()
-
         return Services(
             config=config,
             clock=clock,
@@ -136,7 +132,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
             devices=devices,
             operators=tokens,
             checks=_checks(config, database),
-            on_close=close,
+            on_close=database.close,
         )
     except BaseException:
         database.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -51,14 +50,22 @@ def lose_answers(client: RegistryClient, monkeypatch: pytest.MonkeyPatch, method
     return sent
 
 
-def test_an_upload_goes_on_where_it_was_cut(local_registry: Registry, blob: Path, data: bytes) -> None:
+def test_an_upload_goes_on_where_it_was_cut(
+    local_registry: Registry, blob: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     port = int(local_registry.url.rpartition(":")[2])
+    starts: list[int] = []
     seen: list[int] = []
     with (
         rough_proxy(port) as proxy,
         RegistryClient(f"http://127.0.0.1:{proxy.port}", local_registry.admin_token) as client,
     ):
         cuts = [2 * MIB, 4 * MIB]
+        send = client._transport.send
+
+        def watched(url: httpx.URL, headers: dict[str, str], chunks: Any) -> httpx.Response:
+            starts.append(int(headers["Content-Range"].partition("-")[0]))
+            return send(url, headers, chunks)
 
         def progress(done: int, total: int) -> None:
             assert total == SIZE
@@ -67,11 +74,14 @@ def test_an_upload_goes_on_where_it_was_cut(local_registry: Registry, blob: Path
                 cuts.pop(0)
                 proxy.drop_all()
 
+        monkeypatch.setattr(client._transport, "send", watched)
         sent = client.upload_blob("models/digits", blob, Digest.of(data), progress)
     assert not cuts
-    assert sent == SIZE
-    assert seen[-1] == SIZE
-    assert any(later < earlier for earlier, later in itertools.pairwise(seen)), "nothing was ever cut"
+    # A busy registry may notice a cut later than the client asks how far it came, which costs one more request.
+    assert len(starts) >= 3
+    assert starts[0] == 0
+    assert starts[-1] >= MIB
+    assert (sent, seen[-1]) == (SIZE, SIZE)
     storage = local_registry.services.blobs
     assert b"".join(storage.open(Digest.of(data))) == data
 
