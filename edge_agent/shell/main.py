@@ -26,6 +26,7 @@ from edge_agent.store.lock import DataLock
 from edge_agent.store.slots import FileSlotStore
 from edge_agent.store.spool import SqliteSpool
 from edge_agent.systemd import SystemdSupervisor
+from edge_agent.trust.child import ChildVerification
 from edge_agent.trust.source import HttpMetadataSource
 from edge_agent.trust.timefloor import TimeFloor
 from edge_agent.trust.uptane import UptaneVerifier
@@ -117,6 +118,7 @@ class _Process:
             image=source("/tuf/image"),
             installed=lambda: self._runner.release_counters,
             floor=TimeFloor(folder / "time.json"),
+            verify=ChildVerification(folder, who.device, who.url, who.token, who.registry_ca),
         )
         verifier.seed(*who.roots())
         return verifier

@@ -39,7 +39,7 @@ class UptaneVerifier:
             device: Name of this device.
             director: Fetches files of this device's director repository.
             image: Fetches files of the image repository.
-            installed: Gives the release counter of what is installed now, by module; asked once a refresh.
+            installed: Gives the highest release counter that is live, by model; asked once a refresh.
             floor: The floor under the clock.
             verify: Verifies in full at a given time; in this process when none.
         """
@@ -115,16 +115,17 @@ def require_counter(assignment: Assignment, installed: Mapping[str, int]) -> Non
 
     Args:
         assignment: Verified.
-        installed: Release counter of what is installed now, by module.
+        installed: Highest release counter that is live, by model; a module may change its model, and the counters of two
+            models do not compare.
 
     Raises:
         EdgeError: `trust.release-rollback`.
     """
-    floor = installed.get(assignment.module, 0)
-    counter = assignment.artifact.release_counter
+    artifact = assignment.artifact
+    floor, counter = installed.get(artifact.model, 0), artifact.release_counter
     if counter < floor and not assignment.policy.allow_release_rollback:
         raise EdgeError(
             "trust.release-rollback",
-            f"the release counter of module {assignment.module} would fall from {floor} to {counter}",
+            f"the release counter of model {artifact.model} would fall from {floor} to {counter}",
             "To go back on purpose, deploy with the policy allow_release_rollback.",
         )
