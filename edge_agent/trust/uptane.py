@@ -115,8 +115,8 @@ def require_counter(assignment: Assignment, installed: Mapping[str, int]) -> Non
 
     Args:
         assignment: Verified.
-        installed: Highest release counter that is live, by model; a module may change its model, and the counters of two
-            models do not compare.
+        installed: Highest release counter that is live, by model; counters of two models do
+            not compare, and a module may change its model.
 
     Raises:
         EdgeError: `trust.release-rollback`.
