@@ -242,7 +242,7 @@ def infer(
 def verify(is_all: bool, config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool) -> None:
     """Read every bundle on this device again and compare every byte with its signed digest.
 
-    Nothing is changed; the agent may run meanwhile. Exit code 6 when something is damaged: the agent fetches it again.
+    Nothing is changed; the agent may run meanwhile. Exit code 6 when something is damaged.
     """
     from edge_agent.audit import audit
 
