@@ -121,7 +121,7 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
         "numpy", ("edge_agent/worker/**", "packager/**", "device_sim/**"), files_max=ANY
     ),  # the data plane's common tongue
     HeavyLibrary("onnx", ("packager/**", "device_sim/**"), files_max=2),
-    HeavyLibrary("safetensors", ("packager/**", "device_sim/**")),
+    HeavyLibrary("safetensors", ("device_sim/**",)),
     HeavyLibrary("sklearn", ("device_sim/**",)),
     HeavyLibrary("scipy", ()),
     # the wire
