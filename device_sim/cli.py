@@ -199,7 +199,8 @@ def demo(devices: int, broker: str, folder: Path | None, is_kept: bool, seed: in
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     options = DemoOptions(devices=devices, seed=seed, broker=broker, is_kept=is_kept, folder=folder)
     try:
         document = run_demo(options, SilentView() if as_json else TerminalView(), show_and_wait)

@@ -395,7 +395,7 @@ class _Story:
 
 def _show_how_to_go_on(view: View, plant: Plant) -> None:
     view.chapter("Everything is left running")
-    view.tell(f"registry: {plant.url}  (its interface: {plant.url}/docs)")
+    view.tell(f"registry: {plant.url}  (its interface: {plant.url}/openapi.json)")
     view.tell(f"files: {plant.folder}")
     view.command(f"export LIGHTERMAN_URL={plant.url} LIGHTERMAN_TOKEN=$(cat {plant.token_file})")
     view.command("cloud-registry devices list")
