@@ -142,9 +142,12 @@ class Plant:
 
     def stop(self) -> None:
         """End every process, the youngest first."""
-        for child in reversed(self._children):
-            child.stop()
-        self._children.clear()
+        while self._children:
+            child = self._children.pop()
+            try:
+                child.stop()
+            except KeyboardInterrupt:
+                child.stop(0.0)  # whoever is impatient still gets everything ended
         if self._run_dir is not None:
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
