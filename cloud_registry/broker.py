@@ -1,4 +1,4 @@
-"""Writes the configuration of a mosquitto broker for one installation (docs/adr/0013-broker.md).
+"""Writes the configuration of a mosquitto broker for one installation (docs/adr/0010-broker.md).
 
 What comes out, in one folder: `mosquitto.conf`, the certificates of broker and cloud, the first entries of the
 dynamic-security plugin, and the `[mqtt]` part of the registry's own configuration.

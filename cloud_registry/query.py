@@ -2,7 +2,7 @@
 
 A query may be hostile or merely endless, so it is not run inside the server: the child gets no environment, no
 descriptor but its pipes, bounds on memory and processor time that the kernel enforces, and it is killed when its time
-is up. DuckDB in it is locked (`adapters.lake.LockedLake`). See docs/adr/0014-telemetry-lake.md.
+is up. DuckDB in it is locked (`adapters.lake.LockedLake`). See docs/adr/0011-telemetry-lake.md.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Blobs, manifests and tags in a local OCI layout: the `BlobStorage` port (ADR 0010)."""
+"""Blobs, manifests and tags in a local OCI layout: the `BlobStorage` port (ADR 0007)."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Keeps mosquitto's dynamic-security plugin in step with the enrolled devices (docs/adr/0013-broker.md).
+"""Keeps mosquitto's dynamic-security plugin in step with the enrolled devices (docs/adr/0010-broker.md).
 
 mosquitto 2.0 has no user-name patterns in that plugin, so each device has an entry: a role `device:<name>` that names
 its four topics, and a client entry `<name>` (the common name of its certificate) that has this role and no password.

@@ -1,4 +1,4 @@
-"""The TUF image repository: authors sign targets and bins, the server signs snapshot and timestamp (ADR 0011).
+"""The TUF image repository: authors sign targets and bins, the server signs snapshot and timestamp (ADR 0008).
 
 Every document lies in the metadata table under its consistent-snapshot name without `.json` (`3.root`, `7.bins-0a`);
 `root` and `timestamp` are the current ones. Every change replaces `timestamp`, and expects the one it was made from:

@@ -1,4 +1,4 @@
-"""The telemetry lake: Parquet files in one folder a day, written and read by DuckDB (docs/adr/0014-telemetry-lake.md).
+"""The telemetry lake: Parquet files in one folder a day, written and read by DuckDB (docs/adr/0011-telemetry-lake.md).
 
     <lake>/received_date=2026-11-22/<writer>-<count>.parquet     what the catalogue may name
     <lake>/staging/<writer>.*                                    work in progress, never read by others
