@@ -328,8 +328,13 @@ class Runner:
 
     def status(self) -> JsonObject:
         """How things stand, for `edge-agent status`."""
-        records, waiting_bytes, dropped = self._spool.backlog()
         error = self._disk_error or self._core.error
+        try:
+            records, waiting_bytes, dropped = self._spool.backlog()
+        except EdgeError as problem:
+            # What is live has to be seen all the same.
+            records = waiting_bytes = dropped = 0
+            error = error or ReportedError.of(problem.code, problem.detail, Phase.IDLE)
         return {
             "device": self._identity.device,
             "boot": self._identity.boot,

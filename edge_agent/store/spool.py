@@ -29,6 +29,7 @@ _LOG: Final = logging.getLogger(__name__)
 _ENVELOPE_BYTES: Final = 512  # of a batch, around its samples
 _STORED_BYTES_MAX: Final = SAMPLE_BYTES_MAX + 4 * KIB  # a sample: its body and the fields around it
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_PASSING: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)  # a full disk shows as either
 _SETTINGS: Final = ("journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 1048576", "cache_size = -512")
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS boots (
@@ -51,8 +52,9 @@ def new_boot() -> str:
 class SqliteSpool:
     """Implements `ports.Spool`. Any thread; each call is one transaction, durable on return.
 
-    A file that is not a database any more is set aside as `<path>.bad` and a new spool begins: telemetry is not worth
-    a device that does not start. Hand records over in groups; every call costs a sync of the disk.
+    Telemetry is not worth a device that does not start. A file that is not a database any more is set aside as
+    `<path>.bad` and a new spool begins; while the disk is full every call tries to open the spool, and raises until it
+    can. Hand records over in groups; every call costs a sync of the disk.
     """
 
     def __init__(self, path: Path, device: str, bytes_max: int = SPOOL_BYTES_DEFAULT, boot: str | None = None) -> None:
@@ -65,22 +67,26 @@ class SqliteSpool:
             boot: Identifier of this run; a new one when none. An identifier seen before goes on counting.
 
         Raises:
-            EdgeError: `device.disk-full`, `device.disk-error`.
+            EdgeError: `device.disk-error`; `device.disk-full` when not even the folder can be made.
         """
         self._path = path
         self._device = device
         self._bytes_max = max(bytes_max, SPOOL_BYTES_MIN)
         self._lock = threading.Lock()
         self._boot_id = self._records = self._bytes = 0
+        self._is_open = False
         self.boot = boot or new_boot()
         with durable.disk_errors(f"making {path.parent}"):
             durable.make_folder(path.parent)
         try:
             self._open()
         except sqlite3.DatabaseError as error:
-            if _code(error) not in _DAMAGED:
+            if _code(error) in _PASSING:
+                _LOG.warning("%s", self._error(error))
+            elif _code(error) not in _DAMAGED:
                 raise self._error(error) from error
-            self._set_aside(error)
+            else:
+                self._set_aside(error)
 
     def append(self, records: Sequence[JsonObject]) -> None:
         """See `ports.Spool.append`.
@@ -195,12 +201,15 @@ class SqliteSpool:
     def close(self) -> None:
         """Close the file; the spool is not used afterwards."""
         with self._lock:
-            self._database.close()
+            if self._is_open:
+                self._database.close()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction under the lock; a damaged file is replaced by a new spool, and the caller told so."""
         with self._lock:
+            if not self._is_open:
+                self._open_late()
             counters = (self._records, self._bytes)
             try:
                 self._database.execute("BEGIN IMMEDIATE")
@@ -222,7 +231,17 @@ class SqliteSpool:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
 
+    def _open_late(self) -> None:
+        """Open what could not be opened at the start; the errors are those of a transaction."""
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            if _code(error) in _DAMAGED:
+                self._set_aside(error)
+            raise self._error(error) from error
+
     def _open(self) -> None:
+        self._is_open = False
         self._database = sqlite3.connect(
             self._path, timeout=SPOOL_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
         )
@@ -241,6 +260,7 @@ class SqliteSpool:
         except BaseException:
             self._database.close()
             raise
+        self._is_open = True
 
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
         """Begin anew beside a damaged file."""

@@ -187,6 +187,34 @@ print(kept, code, spool.backlog()[0])
     spool.close()
 
 
+def test_on_a_full_disk_a_spool_begins_and_is_of_use_when_there_is_room(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    spool = SqliteSpool(path, "dev")
+    spool.append([record()])
+    spool.close()
+    program = f"""
+import resource
+from pathlib import Path
+from edge_agent.store.spool import SqliteSpool
+from edge_contract.errors import EdgeError
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+spool = SqliteSpool(Path({str(path)!r}), "dev", boot="0123456789abcdef")
+codes = set()
+for use in (spool.next_batch, spool.backlog, lambda: spool.append([{record()!r}])):
+    try:
+        use()
+    except EdgeError as error:
+        codes.add(error.code)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+spool.append([{record()!r}])
+print(*codes, spool.backlog()[0], len(spool.next_batch().samples))
+spool.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["device.disk-error", "2", "1"]
+
+
 def test_boots_are_sixteen_hexadecimal_digits_and_differ() -> None:
     boots = {new_boot() for _ in range(100)}
     assert len(boots) == 100
