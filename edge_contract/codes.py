@@ -105,6 +105,8 @@ _ROWS: Final = (
     ("device.not-enrolled", "hold", "This device has no identity yet."),
     ("device.no-fallback", "hold", "There is nothing to roll back to."),
     ("device.rollback-failed", "hold", "The fallback could not be made live."),
+    ("device.too-many-modules", "hold", "More modules are assigned than a device holds."),
+    ("device.between-bundles", "retry", "The module is changing what answers; ask again in a moment."),
     ("device.busy", "retry", "Another agent process owns this data directory."),
     # network: nobody, then owner
     ("network.unreachable", "retry", "The other side could not be reached."),

@@ -62,6 +62,11 @@ class ReportedError:
     phase: Phase | str
     attempt: int
 
+    @classmethod
+    def of(cls, code: str, detail: str, phase: Phase | str, attempt: int = 1) -> "ReportedError":
+        """An error whose detail is cut to what every reader accepts."""
+        return cls(code, detail[:DETAIL_CHARS_MAX], phase, attempt)
+
     def to_json(self) -> JsonObject:
         """The JSON form that `from_json` reads."""
         return {"code": self.code, "detail": self.detail, "phase": str(self.phase), "attempt": self.attempt}

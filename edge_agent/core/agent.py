@@ -11,7 +11,7 @@ costs time and nothing else. Time is monotonic milliseconds, passed in.
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.backoff import spread, wait_ms
-from edge_agent.core.limits import REFRESH_MS_FIRST
+from edge_agent.core.limits import REFRESH_GAP_MS, REFRESH_MS_FIRST
 from edge_agent.core.module import Commands, ModuleMachine
 from edge_agent.core.record import ModuleRecord, Record
 from edge_contract.deployment import Assignment
@@ -50,6 +50,8 @@ class Agent:
         }
         self._refresh_op: int | None = None
         self._refresh_again = False
+        self._hinted_version = 0
+        self._refreshed_at: int | None = None
         self._refresh_failures = 0
         self._refresh_at: int | None = None
         self._polls = 0
@@ -92,9 +94,8 @@ class Agent:
         after = self._record.to_json()
         if after != before:
             out.insert(0, do.Persist(after))
-        is_due = isinstance(event, inputs.Started) or any(isinstance(command, do.CommitSlot) for command in out)
         # Without anything to keep there may be a lost record, and what is on disk is worth a download.
-        if is_due and (keep := self._keep()):
+        if _is_time_to_clean(event, out) and (keep := self._keep()):
             out.append(do.CollectGarbage(keep))
         if reported_before != self.reported_modules() or error_before != self._error:
             out += self._report(now)
@@ -132,12 +133,17 @@ class Agent:
         if isinstance(event, inputs.TimeReached):
             return self._on_time(now)
         if isinstance(event, inputs.NudgeReceived):
-            return self._refresh() if event.director_version > self._record.director_version else []
+            if event.director_version <= self._record.director_version:
+                return []
+            if self._refresh_op is not None:
+                self._hinted_version = max(self._hinted_version, event.director_version)
+                return []
+            return self._refresh_soon(now)
         if isinstance(event, inputs.RefreshRequested):
             return self._refresh()
         if isinstance(event, inputs.LinkChanged):
             # Nudges and reports of the time in between are lost.
-            return [*self._report(now), *self._refresh()] if event.is_online else []
+            return [*self._report(now), *self._refresh_soon(now)] if event.is_online else []
         if isinstance(event, inputs.RollbackRequested | inputs.WorkerExited):
             module = self._modules.get(event.module)
             return module.on_event(event, now) if module else []
@@ -166,6 +172,14 @@ class Agent:
 
     # -- metadata --------------------------------------------------------------------------------------------------
 
+    def _refresh_soon(self, now: int) -> Commands:
+        """Refresh now, or a little later: a broker or a link gone wild must not drive a device and its registry."""
+        at = now if self._refreshed_at is None else max(now, self._refreshed_at + REFRESH_GAP_MS)
+        if self._refresh_op is not None or at <= now:
+            return self._refresh()
+        self._refresh_at = at if self._refresh_at is None else min(self._refresh_at, at)
+        return []
+
     def _refresh(self) -> Commands:
         if self._refresh_op is not None:
             self._refresh_again = True
@@ -174,7 +188,7 @@ class Agent:
         return [do.RefreshMetadata(self._refresh_op)]
 
     def _on_refreshed(self, event: inputs.Completed, now: int) -> Commands:
-        self._refresh_op = None
+        self._refresh_op, self._refreshed_at = None, now
         if isinstance(event, inputs.MetadataRefreshed):
             self._refresh_failures, self._error = 0, None
             self._polls += 1
@@ -183,28 +197,36 @@ class Agent:
             self._assign(event.assignments)
         elif isinstance(event, inputs.CommandFailed):
             self._refresh_failures += 1
-            self._error = ReportedError(event.code, event.detail, Phase.IDLE, 1)
+            self._error = ReportedError.of(event.code, event.detail, Phase.IDLE)
             first = min(REFRESH_MS_FIRST, self._poll_ms)
             self._refresh_at = now + wait_ms(first, self._poll_ms, self._refresh_failures, self._device, "refresh")
-        if self._refresh_again:
-            self._refresh_again = False
-            return self._refresh() if isinstance(event, inputs.MetadataRefreshed) else []
-        return []
+        is_stale = self._refresh_again or self._hinted_version > self._record.director_version
+        self._refresh_again, self._hinted_version = False, 0
+        return self._refresh_soon(now) if is_stale and isinstance(event, inputs.MetadataRefreshed) else []
 
     def _assign(self, assignments: tuple[Assignment, ...]) -> None:
-        for assignment in assignments:
-            module = self._modules.get(assignment.module)
-            if module is None:
-                if len(self._modules) >= MODULES_MAX:
-                    continue
-                record = self._record.modules.setdefault(assignment.module, ModuleRecord())
-                module = ModuleMachine(self._device, assignment.module, record, self._new_op)
-                self._modules[assignment.module] = module
-            module.record.desired = assignment
         assigned = {assignment.module for assignment in assignments}
         for name, module in self._modules.items():
             if name not in assigned:
                 module.record.desired = None  # what runs keeps running; nothing new is chosen
+        for assignment in assignments:
+            machine = self._modules.get(assignment.module) or self._new_module(assignment.module)
+            if machine is not None:
+                machine.record.desired = assignment
+            else:
+                detail = f"there is no room for module {assignment.module!r}: a device holds {MODULES_MAX} modules"
+                self._error = ReportedError.of("device.too-many-modules", detail, Phase.IDLE)
+
+    def _new_module(self, name: str) -> ModuleMachine | None:
+        """A machine for a module that was unknown so far, or none when there is no room for it."""
+        if len(self._modules) >= MODULES_MAX:
+            spare = next((old for old, module in self._modules.items() if module.is_spare), None)
+            if spare is None:
+                return None
+            del self._modules[spare], self._record.modules[spare]
+        record = self._record.modules[name] = ModuleRecord()
+        self._modules[name] = ModuleMachine(self._device, name, record, self._new_op)
+        return self._modules[name]
 
     # -- small helpers ---------------------------------------------------------------------------------------------
 
@@ -223,3 +245,10 @@ class Agent:
     def _new_op(self) -> int:
         self._ops += 1
         return self._ops
+
+
+def _is_time_to_clean(event: inputs.Event, out: Commands) -> bool:
+    """At the start, when a bundle is committed, and when a download found no room."""
+    if isinstance(event, inputs.CommandFailed):
+        return event.code == "device.disk-full"
+    return isinstance(event, inputs.Started) or any(isinstance(command, do.CommitSlot) for command in out)

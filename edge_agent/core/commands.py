@@ -1,7 +1,8 @@
 """Commands: absolute, idempotent imperatives that the core gives the shell, to be started in the order given.
 
-`Persist` is a barrier: nothing after it starts before its record is durable. Commands with an `op` complete with
-exactly one event of the same `op`; the others have no completion.
+`Persist` is a barrier: nothing after it starts before its record is durable, but for a `ServeLive` that may overtake.
+Commands with an `op` complete with exactly one event of the same `op`, or with none after they were cancelled; the
+others have no completion.
 """
 
 from dataclasses import dataclass
@@ -137,9 +138,17 @@ class RollBack(ModuleCommand):
 
 @dataclass(frozen=True, slots=True)
 class ServeLive(ModuleCommand):
-    """Make sure that this bundle answers; completes with `LiveServed`."""
+    """Make sure that this bundle answers; completes with `LiveServed`.
+
+    Attributes:
+        manifest: What is live.
+        may_overtake: Whether it need not wait for any record: it only brings up again what was live before, and a disk
+            that cannot be written is no reason to serve nobody. A bundle on probation has to wait until its restart was
+            counted.
+    """
 
     manifest: Digest
+    may_overtake: bool = False
 
 
 Command = (

@@ -1,7 +1,7 @@
 """Events: facts in the past tense that the shell tells the core.
 
 An event with an `op` completes the command that carried the same operation identifier; each such command gets exactly
-one completion. Completions of operations the core has given up are ignored.
+one completion, or none when it was cancelled. Completions of operations the core has given up are ignored.
 """
 
 from dataclasses import dataclass

@@ -16,12 +16,11 @@ from edge_agent.core.limits import (
     RETRY_MS_FIRST,
     RETRY_MS_MAX,
     ROLLBACK_ATTEMPTS_MAX,
-    SERVE_FAILURES_MAX,
-    SERVE_STABLE_MS,
 )
 from edge_agent.core.probation import judge
 from edge_agent.core.record import ModuleRecord
-from edge_agent.core.update import INTERRUPTIBLE, RESUME, TABLE, AssignmentChosen, AssignmentWithdrawn
+from edge_agent.core.serving import LiveWatch
+from edge_agent.core.update import INTERRUPTIBLE, RESUME, TABLE, AssignmentChosen, AssignmentWithdrawn, LiveGivenUp
 from edge_contract.codes import CODES, Category, Disposition
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
@@ -33,6 +32,8 @@ Commands = list[do.Command]
 # Wrong bytes on the wire say something of the wire: the digest itself is vouched for by signed metadata.
 _TRANSFER_CODES: Final = frozenset({"artifact.digest-mismatch", "artifact.size-mismatch", "artifact.not-found"})
 _TRANSFER_PHASES: Final = frozenset({Phase.RESOLVING, Phase.FETCHING})
+_BLAMING: Final = frozenset({Disposition.QUARANTINE, Disposition.ROLL_BACK})
+"""Dispositions of errors that are the bundle's own fault; its digest is not tried again."""
 
 
 class ModuleMachine:
@@ -41,26 +42,22 @@ class ModuleMachine:
     Attributes:
         name: Name of the module.
         record: What is persisted.
-        is_serving: Whether the live worker is known to answer.
     """
 
     def __init__(self, device: str, name: str, record: ModuleRecord, new_op: Callable[[], int]) -> None:
         """Drive `record`; `new_op` gives operation identifiers that were never used before in this process."""
         self.name = name
         self.record = record
-        self.is_serving = False
         self._device = device
         self._new_op = new_op
         self._op: int | None = None
         self._retry_at: int | None = None
         self._observe_at: int | None = None
         self._ends_at: int | None = None
-        self._serve_op: int | None = None
-        self._serve_at: int | None = None
-        self._serve_failures = 0
-        self._served_at: int | None = None
+        self._watch = LiveWatch(device, name, new_op)
         self._next_sampling = 1.0
         self._next_golden: Digest | None = None
+        self._is_candidate_lost = False
 
     # -- what the agent calls -------------------------------------------------------------------------------------
 
@@ -74,7 +71,7 @@ class ModuleMachine:
             record.probation_restarts += 1
             if record.probation_restarts > PROBATION_RESTARTS_MAX:
                 detail = f"the agent restarted {record.probation_restarts} times during the probation"
-                return self._begin_rollback(now, "model.unhealthy", detail)
+                return self.on_event(LiveGivenUp("model.unhealthy", detail), now)
         out = self._serve()
         if record.phase is Phase.RESOLVING:
             out += self._act_resolve(now)
@@ -87,7 +84,7 @@ class ModuleMachine:
         if isinstance(event, inputs.LiveServed):
             return self._on_live_served(event, now)
         if isinstance(event, inputs.Completed):
-            if event.op == self._serve_op and isinstance(event, inputs.CommandFailed):
+            if event.op == self._watch.op and isinstance(event, inputs.CommandFailed):
                 return self._on_serve_failed(event, now)
             if event.op != self._op:
                 return []
@@ -95,7 +92,7 @@ class ModuleMachine:
         if isinstance(event, inputs.WorkerExited):
             if self.record.live is None or event.manifest != self.record.live.manifest:
                 return []
-            self.is_serving = False
+            self._watch.is_serving = False
         row = TABLE.get((self.record.phase, type(event)))
         if row is None:
             return self._on_worker_lost(now) if isinstance(event, inputs.WorkerExited) else []
@@ -135,7 +132,16 @@ class ModuleMachine:
             return self.on_event(AssignmentWithdrawn(), now)
         if record.desired == record.deployment:
             return []
+        is_live = record.live is not None and record.live.manifest == record.desired.manifest
+        if is_live and not self._watch.is_serving and record.desired.manifest not in record.quarantined:
+            # Confirmed is what answers. Whatever is under way ends; this one is chosen when the live bundle is up.
+            return self.on_event(AssignmentWithdrawn(), now)
         return self.on_event(AssignmentChosen(), now)
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether the module may be forgotten: nothing is assigned to it, nothing lives, nothing is under way."""
+        return self.record.desired is None and self.record.live is None and self.record.phase is Phase.IDLE
 
     def reported(self) -> ReportedModule:
         """The module as a report shows it."""
@@ -148,7 +154,7 @@ class ModuleMachine:
             version=record.live.artifact.version if record.live else 0,
             golden=record.golden,
             fallback=record.fallback.manifest if record.fallback else None,
-            serving=self.is_serving,
+            serving=self._watch.is_serving,
             deployment=None
             if deployment is None
             else ReportedDeployment(deployment.deployment, deployment.manifest, record.outcome, record.error),
@@ -163,14 +169,12 @@ class ModuleMachine:
             raise AssertionError("an assignment was chosen, but there is none")
         record.deployment, record.outcome, record.error, record.attempt = desired, None, None, 1
         self._retry_at = None
-        if record.live is not None and record.live.manifest == desired.manifest:
-            record.live, record.outcome, record.phase = desired, Outcome.CONFIRMED, Phase.IDLE
-            if desired.policy.sampling_ratio is not None:
-                record.sampling_ratio = desired.policy.sampling_ratio
-            return [do.SetSampling(self.name, record.sampling_ratio)]
         if desired.manifest in record.quarantined:
             self._refuse("artifact.quarantined", f"bundle {desired.manifest.short} failed here before")
             return []
+        if record.live is not None and record.live.manifest == desired.manifest:
+            record.live, record.outcome, record.phase = desired, Outcome.CONFIRMED, Phase.IDLE
+            return [do.SetSampling(self.name, record.live_sampling_ratio)]
         record.phase = Phase.RESOLVING
         return self._act_resolve(now)
 
@@ -211,11 +215,16 @@ class ModuleMachine:
         policy = self._deployment().policy
         record.probation_ms = event.probation_ms if policy.probation_ms is None else policy.probation_ms
         record.failure_ratio_max = event.failure_ratio_max
-        # Until the switch the live bundle keeps its own ratio; it is read again from the record after it.
-        self._next_sampling = event.sampling_ratio if policy.sampling_ratio is None else policy.sampling_ratio
+        self._next_sampling = event.sampling_ratio
+        return self._prove()
+
+    def _prove(self) -> Commands:
+        self._is_candidate_lost = False
         return self._step(Phase.TESTING, do.ProveCandidate)
 
     def _act_activate(self, now: int, event: inputs.CandidateProved) -> Commands:
+        if self._is_candidate_lost:
+            return self._prove()
         self._next_golden = event.golden
         return self._step(Phase.ACTIVATING, do.ActivateSlot)
 
@@ -239,7 +248,7 @@ class ModuleMachine:
                 record.attempt += 1
                 record.phase, self._retry_at = Phase.RESOLVING, now + wait
                 return out
-        if disposition in (Disposition.QUARANTINE, Disposition.ROLL_BACK):
+        if disposition in _BLAMING:
             record.quarantine(self._deployment().manifest)
         self._refuse(event.code, event.detail)
         return out
@@ -255,12 +264,12 @@ class ModuleMachine:
         # A live bundle that failed, and whose own fallback did not come up, is nothing to roll back to.
         is_fit = record.live is not None and record.live.manifest not in record.quarantined
         record.fallback, record.live = record.live if is_fit else None, self._deployment()
-        record.golden, record.sampling_ratio = self._next_golden, self._next_sampling
+        record.fallback_sampling_ratio, record.sampling_ratio = record.sampling_ratio, self._next_sampling
+        record.golden = self._next_golden
         record.phase, record.probation_restarts, record.error = Phase.PROBATION, 0, None
-        self.is_serving, self._serve_failures, self._served_at = True, 0, now
-        self._serve_op = self._serve_at = None
+        self._watch.switched(now, is_serving=True)
         self._begin_window(now)
-        return [do.SetSampling(self.name, record.sampling_ratio)]
+        return [do.SetSampling(self.name, record.live_sampling_ratio)]
 
     def _begin_window(self, now: int) -> None:
         self._ends_at = now + self.record.probation_ms
@@ -283,10 +292,12 @@ class ModuleMachine:
         detail = f"{event.failures} of {event.requests} requests failed" if event.is_alive else "the worker is gone"
         return self._begin_rollback(now, "model.unhealthy" if event.is_alive else "model.worker-crashed", detail)
 
-    def _act_fail_probation(self, now: int, event: inputs.CommandFailed | inputs.WorkerExited) -> Commands:
-        if isinstance(event, inputs.CommandFailed):
-            return self._begin_rollback(now, event.code, event.detail)
-        return self._begin_rollback(now, "model.worker-crashed", "the worker ended by itself during its probation")
+    def _act_fail_probation(
+        self, now: int, event: inputs.CommandFailed | inputs.WorkerExited | LiveGivenUp
+    ) -> Commands:
+        if isinstance(event, inputs.WorkerExited):
+            return self._begin_rollback(now, "model.worker-crashed", "the worker ended by itself during its probation")
+        return self._begin_rollback(now, event.code, event.detail)
 
     def _begin_commit(self) -> Commands:
         self._observe_at = self._ends_at = None
@@ -305,13 +316,22 @@ class ModuleMachine:
         if self.record.fallback is None:
             self.record.error = self._error("device.no-fallback", "an operator asked for a fallback, but there is none")
             return []
-        return self._begin_rollback(now, "", "")
+        return self._interrupted(now) + self._begin_rollback(now, "", "")
+
+    def _act_leave_live(self, now: int, event: LiveGivenUp) -> Commands:
+        if self.record.fallback is None:
+            return []  # there is nothing better than to go on trying
+        return self._interrupted(now) + self._begin_rollback(now, event.code, event.detail)
+
+    def _interrupted(self, now: int) -> Commands:
+        """End the update under way, if there is one; it is chosen again after the rollback."""
+        return self._act_withdraw(now) if self.record.phase in INTERRUPTIBLE else []
 
     def _begin_rollback(self, now: int, code: str, detail: str) -> Commands:
         """Roll back; an empty code means that a person asked, which is no fault of the bundle."""
         record = self.record
         record.error = self._error(code, detail) if code else None
-        if code and record.live is not None:
+        if code and CODES[code].disposition in _BLAMING and record.live is not None:
             record.quarantine(record.live.manifest)
         if (
             record.live is not None
@@ -320,7 +340,8 @@ class ModuleMachine:
         ):
             record.deployment = record.live  # the live bundle failed long after its deployment ended
         record.phase, record.rollbacks, record.outcome = Phase.ROLLING_BACK, 0, None
-        self._observe_at = self._ends_at = self._serve_at = self._serve_op = None
+        self._observe_at = self._ends_at = None
+        self._watch.forget()
         return self._act_roll_back(now)
 
     def _act_roll_back(self, now: int) -> Commands:
@@ -331,10 +352,10 @@ class ModuleMachine:
     def _act_end_rollback(self, now: int, event: inputs.SlotRolledBack) -> Commands:
         record = self.record
         record.live, record.fallback, record.golden = record.fallback, None, event.golden
+        record.sampling_ratio = record.fallback_sampling_ratio
         record.phase, record.outcome = Phase.IDLE, Outcome.ROLLED_BACK
-        self.is_serving, self._serve_failures, self._served_at = record.live is not None, 0, now
-        self._serve_op = self._serve_at = None
-        return [do.SetSampling(self.name, record.sampling_ratio)] if record.live else []
+        self._watch.switched(now, is_serving=record.live is not None)
+        return [do.SetSampling(self.name, record.live_sampling_ratio)] if record.live else []
 
     def _act_retry_rollback(self, now: int, event: inputs.CommandFailed) -> Commands:
         record = self.record
@@ -350,43 +371,35 @@ class ModuleMachine:
 
     def _due_to_serve(self) -> int | None:
         """When to bring the live bundle up again. Not behind a change of what is live, which it would take back."""
-        return None if self.record.phase in (Phase.ACTIVATING, Phase.ROLLING_BACK) else self._serve_at
+        return None if self.record.phase in (Phase.ACTIVATING, Phase.ROLLING_BACK) else self._watch.due_at
 
     def _serve(self) -> Commands:
-        self._serve_at = None
         if self.record.live is None:
+            self._watch.forget()
             return []
-        self._serve_op = self._new_op()
-        return [do.ServeLive(self._serve_op, self.name, self.record.live.manifest)]
+        # Whoever proves a bundle proves it in the place of any candidate, so the one under test goes.
+        self._is_candidate_lost = self.record.phase is Phase.TESTING
+        may_overtake = self.record.phase is not Phase.PROBATION
+        return [self._watch.bring_up(self.record.live.manifest, may_overtake)]
 
     def _on_live_served(self, event: inputs.LiveServed, now: int) -> Commands:
-        if event.op != self._serve_op:
+        if event.op != self._watch.op:
             return []
-        self._serve_op, self.is_serving, self._served_at = None, True, now
+        self._watch.came_up(now)
         self.record.golden = event.golden
         if self.record.phase is Phase.PROBATION and self._ends_at is None:
             self._begin_window(now)
-        return [do.SetSampling(self.name, self.record.sampling_ratio)]
+        return [do.SetSampling(self.name, self.record.live_sampling_ratio)]
 
     def _on_serve_failed(self, event: inputs.CommandFailed, now: int) -> Commands:
-        self._serve_op, self.is_serving = None, False
-        if self.record.phase is Phase.PROBATION:
-            return self._begin_rollback(now, event.code, event.detail)
-        return self._serve_again(now, event.code, event.detail)
+        is_too_often = self._watch.failed(now)
+        if is_too_often or self.record.phase is Phase.PROBATION:
+            return self.on_event(LiveGivenUp(event.code, event.detail), now)
+        return []
 
     def _on_worker_lost(self, now: int) -> Commands:
-        if self._served_at is None or now - self._served_at >= SERVE_STABLE_MS:
-            self._serve_failures = 0  # it is not failing again and again
-        return self._serve_again(now, "model.worker-crashed", "the live worker ended by itself")
-
-    def _serve_again(self, now: int, code: str, detail: str) -> Commands:
-        self._serve_failures += 1
-        record = self.record
-        if self._serve_failures >= SERVE_FAILURES_MAX and record.phase is Phase.IDLE and record.fallback is not None:
-            return self._begin_rollback(now, code, detail)
-        wait = wait_ms(RETRY_MS_FIRST, RETRY_MS_MAX, self._serve_failures, self._device, self.name, "serve")
-        # The first restart is at once: nobody is served meanwhile.
-        self._serve_at = now if self._serve_failures == 1 else now + wait
+        if self._watch.lost(now):
+            return self.on_event(LiveGivenUp("model.worker-crashed", "the live worker ended by itself"), now)
         return []
 
     # -- small helpers ---------------------------------------------------------------------------------------------
@@ -397,9 +410,4 @@ class ModuleMachine:
         return self.record.deployment
 
     def _error(self, code: str, detail: str) -> ReportedError:
-        return ReportedError(code, detail, self.record.phase, self.record.attempt)
-
-    @property
-    def is_interruptible(self) -> bool:
-        """Whether a newer assignment would take over at once."""
-        return self.record.phase is Phase.IDLE or self.record.phase in INTERRUPTIBLE
+        return ReportedError.of(code, detail, self.record.phase, self.record.attempt)

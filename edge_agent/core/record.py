@@ -9,11 +9,13 @@ from edge_contract.digest import Digest
 from edge_contract.errors import ContractError
 from edge_contract.jsonio import Fields, JsonObject
 from edge_contract.limits import MODULES_MAX, PROBATION_MS_MAX
+from edge_contract.names import model_name
 from edge_contract.phases import Outcome, Phase
 from edge_contract.twin import ReportedError
 
 SCHEMA: Final = "lighterman.record/1"
 _CODE: Final = "internal.record-invalid"
+_PHASES_WITH_LIVE: Final = (Phase.PROBATION, Phase.COMMITTING, Phase.ROLLING_BACK)
 
 
 @dataclass(slots=True)
@@ -34,7 +36,8 @@ class ModuleRecord:
         probation_restarts: Restarts of the agent within this probation.
         probation_ms: Length of the probation window of the deployment.
         failure_ratio_max: Failed over all requests above which probation fails.
-        sampling_ratio: Share of requests collected from the live bundle.
+        sampling_ratio: Share of requests to be collected, as the live bundle says itself; its policy may say otherwise.
+        fallback_sampling_ratio: The same of the fallback.
         quarantined: Manifests that failed here, oldest first.
     """
 
@@ -52,7 +55,14 @@ class ModuleRecord:
     probation_ms: int = 0
     failure_ratio_max: float = 0.0
     sampling_ratio: float = 1.0
+    fallback_sampling_ratio: float = 1.0
     quarantined: tuple[Digest, ...] = ()
+
+    @property
+    def live_sampling_ratio(self) -> float:
+        """Share of requests (0..1) that is collected from the live bundle."""
+        override = None if self.live is None else self.live.policy.sampling_ratio
+        return self.sampling_ratio if override is None else override
 
     def quarantine(self, manifest: Digest) -> None:
         """Never try this manifest again on this device (the oldest of `QUARANTINE_MAX` is forgotten)."""
@@ -78,6 +88,7 @@ class ModuleRecord:
             "probation_ms": self.probation_ms,
             "failure_ratio_max": self.failure_ratio_max,
             "sampling_ratio": self.sampling_ratio,
+            "fallback_sampling_ratio": self.fallback_sampling_ratio,
             "quarantined": [str(digest) for digest in self.quarantined],
         }
 
@@ -95,7 +106,7 @@ class ModuleRecord:
             ended = None if outcome is None else Outcome(outcome)
         except ValueError as problem:
             raise ContractError(_CODE, f"the record names something unknown: {problem}") from None
-        return cls(
+        module = cls(
             phase=phase,
             desired=_read_assignment(fields.take("desired")),
             live=_read_assignment(fields.take("live")),
@@ -110,8 +121,18 @@ class ModuleRecord:
             probation_ms=fields.integer("probation_ms", high=PROBATION_MS_MAX),
             failure_ratio_max=fields.number("failure_ratio_max", high=1.0),
             sampling_ratio=fields.number("sampling_ratio", high=1.0),
+            fallback_sampling_ratio=fields.number("fallback_sampling_ratio", high=1.0),
             quarantined=tuple(Digest(item) for item in fields.texts("quarantined", QUARANTINE_MAX)),
         )
+        module._check()
+        return module
+
+    def _check(self) -> None:
+        """Require that the parts belong together, so that no action meets a phase without what it needs."""
+        if self.phase is not Phase.IDLE and self.deployment is None:
+            raise ContractError(_CODE, f"the record is in phase {self.phase} without a deployment")
+        if self.live is None and (self.phase in _PHASES_WITH_LIVE or self.fallback is not None):
+            raise ContractError(_CODE, f"the record is in phase {self.phase} without a live bundle")
 
 
 @dataclass(slots=True)
@@ -148,7 +169,7 @@ class Record:
             raise ContractError(_CODE, f"a record names at most {MODULES_MAX} modules")
         return cls(
             director_version=fields.integer("director_version"),
-            modules={name: ModuleRecord.from_json(item) for name, item in modules.items()},
+            modules={model_name(name): ModuleRecord.from_json(item) for name, item in modules.items()},
         )
 
 

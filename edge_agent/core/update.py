@@ -1,6 +1,6 @@
 """The update machine of a module as a table: which event means what in which phase, and where it may lead.
 
-The code in `agent.py`, the exhaustiveness test and the diagram in the documentation read this same table. An event
+The code in `module.py`, the exhaustiveness test and the diagram in the documentation read this same table. An event
 that has no row in a phase changes nothing there; completions of operations that were given up never reach the table.
 """
 
@@ -22,11 +22,19 @@ class AssignmentWithdrawn:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveGivenUp:
+    """Internal event: the live bundle did not come up, or stay up, as often as is tolerated."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One transition.
 
     Attributes:
-        action: Name of the method of the agent that carries it out.
+        action: Name of the method of `ModuleMachine` that carries it out, without `_act_`.
         next_phases: Where it may lead.
     """
 
@@ -44,13 +52,17 @@ INTERRUPTIBLE: Final = (Phase.RESOLVING, Phase.FETCHING, Phase.VERIFYING, Phase.
 _P = Phase
 TABLE: Final[dict[tuple[Phase, type], Row]] = {
     (_P.IDLE, AssignmentChosen): _row("begin", _P.RESOLVING, _P.IDLE),
-    (_P.IDLE, inputs.RollbackRequested): _row("roll_back_on_request", _P.ROLLING_BACK, _P.IDLE),
+    **{
+        (phase, inputs.RollbackRequested): _row("roll_back_on_request", _P.ROLLING_BACK, phase)
+        for phase in (_P.IDLE, *INTERRUPTIBLE, _P.PROBATION)
+    },
+    **{(phase, LiveGivenUp): _row("leave_live", _P.ROLLING_BACK, phase) for phase in (_P.IDLE, *INTERRUPTIBLE)},
     (_P.RESOLVING, inputs.TimeReached): _row("resolve", _P.RESOLVING),
     (_P.RESOLVING, inputs.BundleResolved): _row("fetch", _P.FETCHING),
     (_P.FETCHING, inputs.BlobsFetched): _row("verify", _P.VERIFYING),
     (_P.VERIFYING, inputs.BlobsVerified): _row("stage", _P.STAGING),
     (_P.STAGING, inputs.SlotStaged): _row("prove", _P.TESTING),
-    (_P.TESTING, inputs.CandidateProved): _row("activate", _P.ACTIVATING),
+    (_P.TESTING, inputs.CandidateProved): _row("activate", _P.ACTIVATING, _P.TESTING),
     **{(phase, AssignmentChosen): _row("supersede", _P.RESOLVING, _P.IDLE) for phase in INTERRUPTIBLE},
     **{(phase, AssignmentWithdrawn): _row("withdraw", _P.IDLE) for phase in INTERRUPTIBLE},
     **{(phase, inputs.CommandFailed): _row("fail", _P.RESOLVING, _P.IDLE) for phase in (*INTERRUPTIBLE, _P.ACTIVATING)},
@@ -59,7 +71,7 @@ TABLE: Final[dict[tuple[Phase, type], Row]] = {
     (_P.PROBATION, inputs.HealthObserved): _row("judge", _P.PROBATION, _P.COMMITTING, _P.ROLLING_BACK),
     (_P.PROBATION, inputs.CommandFailed): _row("fail_probation", _P.ROLLING_BACK),
     (_P.PROBATION, inputs.WorkerExited): _row("fail_probation", _P.ROLLING_BACK),
-    (_P.PROBATION, inputs.RollbackRequested): _row("roll_back_on_request", _P.ROLLING_BACK, _P.PROBATION),
+    (_P.PROBATION, LiveGivenUp): _row("fail_probation", _P.ROLLING_BACK),
     (_P.COMMITTING, inputs.SlotCommitted): _row("confirm", _P.IDLE),
     (_P.COMMITTING, inputs.CommandFailed): _row("confirm", _P.IDLE),
     (_P.ROLLING_BACK, inputs.SlotRolledBack): _row("end_rollback", _P.IDLE),

@@ -36,9 +36,9 @@ class Bench:
         self.disk: JsonObject | None = record
         self.fail: dict[type, tuple[str, str]] = {}
         self.health = (True, 0, 0)
+        self.sampling_ratio = 1.0
         self.trace: list[str] = []
         self.sent: list[do.Command] = []
-        self.answering: Digest | None = None
         self.boot()
 
     def boot(self) -> None:
@@ -46,7 +46,8 @@ class Bench:
         record = None if self.disk is None else Record.from_json(self.disk)
         self.core = Agent("dev", poll_ms=60_000, report_ms=60_000, record=record)
         self.waiting: list[do.Command] = []
-        self.answering = None
+        self.answers: dict[str, Digest] = {}
+        self.candidates: dict[str, Digest] = {}
         self.tell(inputs.Started())
 
     def tell(self, event: inputs.Event) -> None:
@@ -56,7 +57,9 @@ class Bench:
             self.trace.append(type(command).__name__)
             if isinstance(command, do.Persist):
                 self.disk = command.record
-            elif hasattr(command, "op") and not isinstance(command, do.CancelOperation):
+            elif isinstance(command, do.CancelOperation):
+                self.waiting = [item for item in self.waiting if getattr(item, "op", None) != command.op]
+            elif hasattr(command, "op") or isinstance(command, do.DiscardCandidate):
                 self.waiting.append(command)
 
     def step(self) -> bool:
@@ -64,8 +67,22 @@ class Bench:
         if not self.waiting:
             return False
         command = self.waiting.pop(0)
-        self.tell(self.answer(command))
+        if isinstance(command, do.DiscardCandidate):
+            self.candidates.pop(command.module, None)
+        else:
+            self.tell(self.answer(command))
         return True
+
+    def until(self, kind: type[do.Command]) -> do.Command:
+        """Complete commands until one of this kind is next; leaves it waiting."""
+        while not isinstance(self.waiting[0], kind):
+            assert self.step()
+        return self.waiting[0]
+
+    def end_worker(self, module: str = "digits") -> None:
+        """Let the live worker end by itself."""
+        self.tell(inputs.WorkerExited(module, self.answers.pop(module)))
+        self.tell(inputs.TimeReached())
 
     def settle(self, until: int = 10_000) -> None:
         """Complete everything and let time pass, at most to `now + until`."""
@@ -102,23 +119,39 @@ class Bench:
             case do.VerifyBlobs():
                 return inputs.BlobsVerified(op)
             case do.StageSlot():
-                return inputs.SlotStaged(op, 2_000, 0.05, 1.0)
-            case do.ProveCandidate():
+                return inputs.SlotStaged(op, 2_000, 0.05, self.sampling_ratio)
+            case do.ProveCandidate(assignment=chosen):
+                self.candidates[chosen.module] = chosen.manifest
                 return inputs.CandidateProved(op, GOLDEN)
             case do.ActivateSlot(assignment=chosen):
-                self.answering = chosen.manifest
+                if self.candidates.pop(chosen.module, None) != chosen.manifest:
+                    return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
+                self.answers[chosen.module] = chosen.manifest
                 return inputs.SlotActivated(op)
             case do.ObserveHealth():
                 return inputs.HealthObserved(op, *self.health)
             case do.CommitSlot():
                 return inputs.SlotCommitted(op)
-            case do.RollBack(manifest=manifest):
-                self.answering = manifest
+            case do.RollBack(module=module, manifest=manifest):
+                self._ensure(module, manifest)
                 return inputs.SlotRolledBack(op, GOLDEN if manifest else None)
-            case do.ServeLive(manifest=manifest):
-                self.answering = manifest
+            case do.ServeLive(module=module, manifest=manifest):
+                self._ensure(module, manifest)
                 return inputs.LiveServed(op, GOLDEN)
         raise AssertionError(f"no answer to {command}")
+
+    def _ensure(self, module: str, manifest: Digest | None) -> None:
+        """As the supervisor of workers does: what is to serve is proved first, in the place of any candidate."""
+        if manifest is None:
+            self.answers.pop(module, None)
+        elif self.answers.get(module) != manifest:
+            self.candidates.pop(module, None)
+            self.answers[module] = manifest
+
+    @property
+    def answering(self) -> Digest | None:
+        """What answers in module `digits`."""
+        return self.answers.get("digits")
 
     @property
     def module(self) -> JsonObject:
