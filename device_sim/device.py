@@ -185,6 +185,9 @@ class SimDevice:
         self._around.trace.add(self.name, f"{describe(event)} -> {[type(item).__name__ for item in commands]}")
         self._around.checkers.handled(self, self._around.clock.now_ms)
         for command in commands:
+            if getattr(command, "may_overtake", False) and self._draw.random() < 0.5:
+                self._submit(command)
+                continue
             # A report says what is true now; it waits behind the record that makes it so.
             self._commands.append(self._report(agent) if isinstance(command, do.SendReport) else command)
         self._carry_out()
@@ -213,10 +216,13 @@ class SimDevice:
             elif isinstance(command, do.CancelOperation):
                 self._cancel(command.op)
             elif not isinstance(command, do.SendReport):
-                work = _Work(command, getattr(command, "op", None), self._boot)
-                self._waiting[work.lane].append(work)
+                self._submit(command)
         for lane in Lane:
             self._work_on(lane)
+
+    def _submit(self, command: do.Command) -> None:
+        work = _Work(command, getattr(command, "op", None), self._boot)
+        self._waiting[work.lane].append(work)
 
     def _persist(self, command: do.Persist) -> None:
         self.storage.begin_write(command.record)
