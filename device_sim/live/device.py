@@ -77,7 +77,7 @@ class LiveDevice:
         self._is_online = False
         self._reports = 0
         # Read by the dispatcher's verifier on an executor thread; replaced whole.
-        self.release_counters: dict[str, int] = core.release_counters
+        self.release_counters: dict[tuple[str, str], int] = core.release_counters
 
     @property
     def name(self) -> str:

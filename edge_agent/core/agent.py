@@ -116,14 +116,16 @@ class Agent:
         return self._error
 
     @property
-    def release_counters(self) -> dict[str, int]:
-        """The highest release counter that is live, by model."""
-        counters: dict[str, int] = {}
-        for module in self._modules.values():
-            if (live := module.record.live) is not None:
-                artifact = live.artifact
-                counters[artifact.model] = max(counters.get(artifact.model, 0), artifact.release_counter)
-        return counters
+    def release_counters(self) -> dict[tuple[str, str], int]:
+        """Release counter of what is live, by module and model.
+
+        Counters of two models do not compare, and two modules may run versions of one model that differ.
+        """
+        return {
+            (name, live.artifact.model): live.artifact.release_counter
+            for name, module in self._modules.items()
+            if (live := module.record.live) is not None
+        }
 
     # -- events ----------------------------------------------------------------------------------------------------
 

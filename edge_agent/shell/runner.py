@@ -117,7 +117,7 @@ class Runner:
         self._is_online = False
         self._reports = 0
         # Read by the metadata lane; replaced whole, so that a reader sees one consistent state.
-        self.release_counters: dict[str, int] = core.release_counters
+        self.release_counters: dict[tuple[str, str], int] = core.release_counters
 
     # -- from other threads ----------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ class UptaneVerifier:
         device: str,
         director: FetchMetadata,
         image: FetchMetadata,
-        installed: Callable[[], Mapping[str, int]],
+        installed: Callable[[], Mapping[tuple[str, str], int]],
         floor: TimeFloor,
         verify: Callable[[int], Receipt] | None = None,
     ) -> None:
@@ -39,7 +39,7 @@ class UptaneVerifier:
             device: Name of this device.
             director: Fetches files of this device's director repository.
             image: Fetches files of the image repository.
-            installed: Gives the highest release counter that is live, by model; asked once a refresh.
+            installed: Gives the release counters of what is live, by module and model; asked once a refresh.
             floor: The floor under the clock.
             verify: Verifies in full at a given time; in this process when none.
         """
@@ -110,19 +110,19 @@ def _timestamp(fetch: FetchMetadata) -> Digest | None:
     return None if data is None else Digest.of(data)
 
 
-def require_counter(assignment: Assignment, installed: Mapping[str, int]) -> None:
+def require_counter(assignment: Assignment, installed: Mapping[tuple[str, str], int]) -> None:
     """Require that a module's release counter does not fall, unless the director signed a permit.
 
     Args:
         assignment: Verified.
-        installed: Highest release counter that is live, by model; counters of two models do
-            not compare, and a module may change its model.
+        installed: Release counters of what is live, by module and model: counters of two models do not compare, a
+            module may change its model, and two modules may run versions of one model that differ.
 
     Raises:
         EdgeError: `trust.release-rollback`.
     """
     artifact = assignment.artifact
-    floor, counter = installed.get(artifact.model, 0), artifact.release_counter
+    floor, counter = installed.get((assignment.module, artifact.model), 0), artifact.release_counter
     if counter < floor and not assignment.policy.allow_release_rollback:
         raise EdgeError(
             "trust.release-rollback",

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
 from edge_agent.core.limits import REFRESH_GAP_MS
@@ -81,8 +82,6 @@ def test_modules_beyond_what_a_device_holds_are_not_dropped_in_silence() -> None
 def test_modules_that_run_nothing_make_room_for_new_ones() -> None:
     bench = Bench()
     bench.settle(0)
-    from edge_agent.core import commands as do
-
     bench.fail = {do.ResolveBundle: ("artifact.platform-mismatch", "no")}
     bench.assign(*(assignment(1, module=f"m{n:02}") for n in range(MODULES_MAX)))
     bench.settle()
@@ -125,3 +124,11 @@ def test_a_record_names_modules_that_can_be_reported() -> None:
     record["modules"]["../x"] = record["modules"].pop("digits")
     with pytest.raises(EdgeError):
         Agent.restore(record, "dev")
+
+
+def test_two_modules_may_run_versions_of_one_model_that_differ() -> None:
+    bench = Bench()
+    bench.settle(0)
+    bench.assign(assignment(2), assignment(1, module="sound"))
+    bench.settle()
+    assert bench.core.release_counters == {("digits", "digits"): 2, ("sound", "digits"): 1}

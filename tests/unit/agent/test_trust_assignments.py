@@ -147,7 +147,7 @@ def test_a_director_that_delegates_is_refused(device: Device) -> None:
 
 
 def test_a_falling_release_counter_needs_a_permit(device: Device) -> None:
-    device.installed = {"digits": 5}
+    device.installed = {("digits", "digits"): 5, ("other", "digits"): 6}
     device.repositories.deploy(4)
     assert device.refused() == "trust.release-rollback"
     made = device.repositories.deploy(4, Policy(allow_release_rollback=True))

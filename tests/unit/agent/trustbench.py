@@ -20,7 +20,7 @@ class Device:
         self.folder = folder
         self.repositories = repositories
         self.wall_ms = NOW_MS
-        self.installed: dict[str, int] = {}
+        self.installed: dict[tuple[str, str], int] = {}
         self.roots = (repositories.director.files["1.root.json"], repositories.image.files["1.root.json"])
         self.start()
 
