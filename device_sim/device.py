@@ -185,7 +185,7 @@ class SimDevice:
         self._around.trace.add(self.name, f"{describe(event)} -> {[type(item).__name__ for item in commands]}")
         self._around.checkers.handled(self, self._around.clock.now_ms)
         for command in commands:
-            if getattr(command, "may_overtake", False) and self._draw.random() < 0.5:
+            if isinstance(command, do.ServeLive) and command.may_overtake and self._draw.random() < 0.5:
                 self._submit(command)
                 continue
             # A report says what is true now; it waits behind the record that makes it so.
