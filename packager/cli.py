@@ -12,6 +12,7 @@ import click
 from edge_contract.codes import EXIT_BY_CATEGORY, Category
 from edge_contract.errors import EdgeError
 from packager.commands.bundle import build, inspect, verify
+from packager.commands.iotedge import iotedge
 from packager.commands.keys import keys
 from packager.commands.pipeline import ci
 from packager.commands.publish import deploy, push, register, ship
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for _command in (keys, register, build, inspect, verify, push, deploy, ship, ci):
+for _command in (keys, register, build, inspect, verify, push, deploy, ship, ci, iotedge):
     cli.add_command(_command)
 
 

@@ -1,0 +1,1 @@
+"""Deployment manifests for Azure IoT Edge."""
