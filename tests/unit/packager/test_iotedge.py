@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from packager.iotedge.manifest import (
 from packager.iotedge.shape import desired_chars
 from packager.layout import Layout
 from packager.progress import QuietReporter
-from tests.support.require import require_shared_schema
+from tests.support.require import REPOSITORY_ROOT, require_shared_schema
 from tests.unit.packager.support import make_spec
 
 RELEASE = Release("digits", 3, Digest.of(b"index"))
@@ -357,3 +358,20 @@ def test_bad_input_is_refused_without_a_password_or_a_file(
     assert (code, document["error"]["code"].partition(".")[0]) == (2, "config")
     assert "hunter2" not in json.dumps(document)
     assert not (folder / "x.json").exists()
+
+
+def test_the_example_in_the_documentation_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (REPOSITORY_ROOT / "docs" / "packager.md").read_text().partition("## Azure IoT Edge")[2]
+    command, shown = section.split("```")[1], section.split("```json")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    build(make_spec(tmp_path, name="digits"), tmp_path / "bundle", QuietReporter(), None)
+    program, *arguments = shlex.split(command.replace("\\\n", " "))
+    assert (program, main(arguments)) == ("packager", 0)
+    manifest = json.loads((tmp_path / "deployment.json").read_text())
+    twin = manifest["modulesContent"]["digits"]["properties.desired"]
+    twin["lighterman"]["index"] = "sha256:…"
+    assert json.loads(shown) == {
+        "$edgeAgent": agent_of(manifest)["modules"]["digits"],
+        "$edgeHub": hub_of(manifest)["routes"],
+        "digits": twin,
+    }
