@@ -12,6 +12,6 @@ SERVE_FAILURES_MAX: Final = 3  # failures in a row of the live bundle to come up
 SERVE_STABLE_MS: Final = 60_000  # a live worker that ends sooner after it came up has failed again
 ROLLBACK_ATTEMPTS_MAX: Final = 3
 QUARANTINE_MAX: Final = 64  # digests remembered as bad, newest kept
-REFRESH_GAP_MS: Final = 500  # shortest time between two refreshes that nobody on the device asked for
+REFRESH_GAP_MS: Final = 200  # shortest time between two refreshes that nobody on the device asked for
 REFRESH_MS_FIRST: Final = 1_000
 """First wait after a failed refresh of metadata."""

@@ -1,21 +1,29 @@
 """The local control socket: one JSON line in, one JSON line out. Reachable by the agent's own user and group."""
 
 import json
-import os
 import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from edge_agent.core import inputs
-from edge_agent.shell.limits import CONTROL_BACKLOG, CONTROL_BYTES_MAX, CONTROL_MS
+from edge_agent.shell.clock import SystemClock
+from edge_agent.shell.limits import (
+    CONTROL_ASKERS_MAX,
+    CONTROL_BACKLOG,
+    CONTROL_BYTES_MAX,
+    CONTROL_MS,
+    CONTROL_PAUSE_MS,
+)
 from edge_agent.shell.runner import Runner
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import Fields, JsonObject, parse_object
 
+_MODE = 0o660
+
 
 class ControlServer:
-    """Answers local requests one after the other on a thread of its own."""
+    """Answers local requests, a few at a time, so that somebody who says nothing keeps nobody waiting."""
 
     def __init__(self, path: Path, runner: Runner, addresses: Callable[[str], JsonObject]) -> None:
         """Serve at a path.
@@ -24,15 +32,22 @@ class ControlServer:
             path: Of the socket; a stale one is replaced (the data directory's lock proves that nobody else uses it).
             runner: The loop to ask.
             addresses: Where a module answers predictions: `{"unix": path, "tcp": "host:port"}`.
+
+        Raises:
+            EdgeError: `config.invalid` when nothing can listen there.
         """
         self._runner = runner
         self._addresses = addresses
         self._path = path
-        path.unlink(missing_ok=True)
+        self._clock = SystemClock()
+        self._places = threading.BoundedSemaphore(CONTROL_ASKERS_MAX)
+        self._is_stopping = threading.Event()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o117)
         try:
+            path.unlink(missing_ok=True)
             self._socket.bind(str(path))
+            path.chmod(_MODE)  # before anybody can connect, and without a umask that other threads would share
+            self._socket.listen(CONTROL_BACKLOG)
         except OSError as error:
             self._socket.close()
             raise EdgeError(
@@ -40,9 +55,6 @@ class ControlServer:
                 f"the agent cannot listen at {path}: {error.strerror or error}",
                 "Choose another run directory, with a short path: --run-dir.",
             ) from error
-        finally:
-            os.umask(before)
-        self._socket.listen(CONTROL_BACKLOG)
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
 
     def start(self) -> None:
@@ -51,23 +63,49 @@ class ControlServer:
 
     def stop(self) -> None:
         """Answer no more."""
+        self._is_stopping.set()
         self._path.unlink(missing_ok=True)
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _serve(self) -> None:
-        while True:
+        while not self._is_stopping.is_set():
+            self._places.acquire()
             try:
                 connection, _ = self._socket.accept()
             except OSError:
-                return
+                self._places.release()
+                self._is_stopping.wait(CONTROL_PAUSE_MS / 1000)
+                continue
+            threading.Thread(target=self._attend, args=(connection,), name="control-asker", daemon=True).start()
+
+    def _attend(self, connection: socket.socket) -> None:
+        try:
             with connection:
+                line = self._read_line(connection)
                 connection.settimeout(CONTROL_MS / 1000)
-                try:
-                    line = _read_line(connection)
-                    connection.sendall(json.dumps(self._reply(line)).encode() + b"\n")
-                except OSError:
-                    continue  # the asker went away
+                connection.sendall(json.dumps(self._reply(line)).encode() + b"\n")
+        except OSError:
+            return  # the asker went away, or took too long
+        except BaseException as bug:  # noqa: BLE001  # nothing may fail in silence: the loop ends the process with it
+            self._runner.fail(bug)
+        finally:
+            self._places.release()
+
+    def _read_line(self, connection: socket.socket) -> bytes:
+        """One line, all of it within `CONTROL_MS`."""
+        until = self._clock.monotonic_ms() + CONTROL_MS
+        data = bytearray()
+        while not data.endswith(b"\n") and len(data) <= CONTROL_BYTES_MAX:
+            left = until - self._clock.monotonic_ms()
+            if left <= 0:
+                raise TimeoutError("no whole line came in time")
+            connection.settimeout(left / 1000)
+            chunk = connection.recv(4096)
+            if not chunk:
+                break
+            data += chunk
+        return bytes(data).rstrip(b"\n")
 
     def _reply(self, line: bytes) -> JsonObject:
         try:
@@ -90,22 +128,6 @@ class ControlServer:
             return {}
         if op == "rollback":
             module = fields.text("module")
-            modules = self._runner.call(self._runner.status, CONTROL_MS / 1000)["modules"]
-            if module not in modules:
-                known = ", ".join(sorted(modules)) or "none"
-                raise EdgeError("config.invalid", f"there is no module {module!r} on this device", f"Modules: {known}.")
-            if modules[module]["fallback"] is None:
-                raise EdgeError("device.no-fallback", f"module {module!r} has nothing to roll back to")
-            self._runner.post(inputs.RollbackRequested(module))
-            return {"fallback": modules[module]["fallback"]}
+            fallback = self._runner.call(lambda: self._runner.ask_rollback(module), CONTROL_MS / 1000)
+            return {"fallback": str(fallback)}
         raise EdgeError("config.invalid", f"unknown operation {op!r}", "Known: status, refresh, rollback.")
-
-
-def _read_line(connection: socket.socket) -> bytes:
-    data = b""
-    while not data.endswith(b"\n") and len(data) <= CONTROL_BYTES_MAX:
-        chunk = connection.recv(4096)
-        if not chunk:
-            break
-        data += chunk
-    return data.rstrip(b"\n")

@@ -1,5 +1,6 @@
 """Carries out the core's commands through the ports. Blocking; the simulator uses the same code with its own ports."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,6 +15,8 @@ from edge_contract.errors import EdgeError
 from edge_contract.limits import MANIFEST_BYTES_MAX, RUNTIME_BYTES_MAX
 from edge_contract.manifest import MANIFEST_TYPE, Descriptor, Manifest, Role
 from edge_contract.runtime import Runtime
+
+_log = logging.getLogger("edge_agent")
 
 Operation = (
     do.RefreshMetadata
@@ -84,6 +87,12 @@ def _never() -> bool:
     return False
 
 
+def _go_on(is_cancelled: Callable[[], bool]) -> None:
+    """Leave work that nobody wants any more."""
+    if is_cancelled():
+        raise EdgeError("network.cut", "the operation was cancelled")
+
+
 class Dispatcher:
     """Turns one command into the port calls it stands for, and their result into the completing event.
 
@@ -140,6 +149,7 @@ class Dispatcher:
             case do.VerifyBlobs(op, assignment):
                 out.blobs.verify(assignment.manifest, assignment.manifest_bytes)
                 for blob in self._manifest(assignment.manifest).blobs:
+                    _go_on(is_cancelled)
                     out.blobs.verify(blob.digest, blob.size)
                 return inputs.BlobsVerified(op)
             case do.StageSlot(op, assignment):
@@ -192,6 +202,7 @@ class Dispatcher:
     def _fetch(self, op: int, assignment: Assignment, is_cancelled: Callable[[], bool]) -> inputs.Event:
         total = 0
         for blob in self._manifest(assignment.manifest).blobs:
+            _go_on(is_cancelled)
             count = self._out.fetcher.fetch(assignment.artifact.repository, blob, is_cancelled)
             total += count
             self.network_bytes += count
@@ -206,6 +217,12 @@ class Dispatcher:
                 f"bundle {assignment.manifest.short} says it is {runtime.model}:{runtime.version}, "
                 f"signed metadata says {assignment.artifact.model}:{assignment.artifact.version}",
             )
+        told = runtime.golden.path if runtime.golden else None
+        if told != next((layer.path for layer in manifest.with_role(Role.GOLDEN)), None):
+            raise EdgeError(
+                "artifact.runtime-invalid",
+                f"bundle {assignment.manifest.short} has its golden vectors elsewhere than it says: {told}",
+            )
         self._out.slots.stage(assignment.manifest, manifest)
         probation = runtime.probation
         return inputs.SlotStaged(op, probation.window_ms, probation.failure_ratio_max, runtime.sampling_ratio)
@@ -218,22 +235,23 @@ class Dispatcher:
         return Runtime.parse(self._out.blobs.read(layer.digest, RUNTIME_BYTES_MAX))
 
     def _housekeeping(self, command: do.CollectGarbage | do.DiscardCandidate | do.SetSampling) -> None:
-        match command:
-            case do.DiscardCandidate(module):
-                self._out.server.discard(module)
-            case do.SetSampling(module, ratio):
-                self._out.server.set_sampling(module, ratio)
-            case do.CollectGarbage(keep):
-                self._collect(keep)
+        """What nobody waits for. Whatever goes wrong here shows itself in what follows: a worker that ended, a disk."""
+        try:
+            match command:
+                case do.DiscardCandidate(module):
+                    self._out.server.discard(module)
+                case do.SetSampling(module, ratio):
+                    self._out.server.set_sampling(module, ratio)
+                case do.CollectGarbage(keep):
+                    self._collect(keep)
+        except EdgeError as error:
+            _log.warning("%s did not work: %s", type(command).__name__, error)
 
     def _collect(self, keep: frozenset[Digest]) -> None:
-        """Mark from the bundles to keep, sweep the rest; without every mark nothing is swept."""
+        """Mark from the bundles to keep, sweep the rest; what is in doubt stays until the next collection."""
         blobs = set(keep)
-        try:
-            for digest in keep:
-                if self._out.blobs.has(digest):
-                    blobs |= {blob.digest for blob in self._manifest(digest).blobs}
-            self._out.slots.collect(keep)
-            self._out.blobs.collect(frozenset(blobs))
-        except EdgeError:
-            return  # what is in doubt stays; the next collection tries again
+        for digest in keep:
+            if self._out.blobs.has(digest):
+                blobs |= {blob.digest for blob in self._manifest(digest).blobs}
+        self._out.slots.collect(keep)
+        self._out.blobs.collect(frozenset(blobs))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.shell.dispatch import Dispatcher, Lane, lane_of
-from edge_agent.shell.limits import EVENTS_MAX, JOIN_MS
+from edge_agent.shell.limits import JOIN_MS, LANE_COMMANDS_MAX
 
 
 class Lanes:
@@ -32,10 +32,12 @@ class Lanes:
         self._dispatcher = dispatcher
         self._post = post
         self._crash = crash
-        self._queues: dict[Lane, queue.Queue[do.Command | None]] = {lane: queue.Queue(EVENTS_MAX) for lane in Lane}
+        self._queues: dict[Lane, queue.SimpleQueue[do.Command | None]] = {lane: queue.SimpleQueue() for lane in Lane}
         self._threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"lane-{lane}", daemon=True) for lane in Lane
         ]
+        self._lock = threading.Lock()  # guards the two sets
+        self._unfinished: set[int] = set()
         self._cancelled: set[int] = set()
         self._is_stopping = threading.Event()
 
@@ -45,12 +47,24 @@ class Lanes:
             thread.start()
 
     def submit(self, command: do.Command) -> None:
-        """Queue a command on its lane."""
-        self._queues[lane_of(command)].put_nowait(command)
+        """Queue a command on its lane.
+
+        Raises:
+            AssertionError: If the lane has `LANE_COMMANDS_MAX` commands to do; the process begins anew then.
+        """
+        waiting = self._queues[lane_of(command)]
+        if waiting.qsize() >= LANE_COMMANDS_MAX:
+            raise AssertionError(f"the {lane_of(command)} lane is {waiting.qsize()} commands behind")
+        if (op := getattr(command, "op", None)) is not None:
+            with self._lock:
+                self._unfinished.add(op)
+        waiting.put(command)
 
     def cancel(self, op: int) -> None:
         """Let an operation end as soon as it looks; its completion no longer matters."""
-        self._cancelled.add(op)
+        with self._lock:
+            if op in self._unfinished:
+                self._cancelled.add(op)
 
     def stop(self) -> None:
         """Cancel everything and wait for the threads within `JOIN_MS`.
@@ -61,7 +75,13 @@ class Lanes:
         for waiting in self._queues.values():
             waiting.put(None)
         for thread in self._threads:
-            thread.join(JOIN_MS / 1000)
+            if thread.ident is not None:
+                thread.join(JOIN_MS / 1000)
+
+    @property
+    def unfinished(self) -> int:
+        """How many operations are waiting or under way."""
+        return len(self._unfinished)
 
     def _run(self, lane: Lane) -> None:
         waiting = self._queues[lane]
@@ -79,6 +99,8 @@ class Lanes:
                 self._crash(bug)
                 return
             if op is not None:
-                self._cancelled.discard(op)
+                with self._lock:
+                    self._unfinished.discard(op)
+                    self._cancelled.discard(op)
             if event is not None:
                 self._post(event)

@@ -2,8 +2,10 @@
 
 from typing import Final
 
-EVENTS_MAX: Final = 10_000  # events waiting for the loop
+LANE_COMMANDS_MAX: Final = 10_000  # commands waiting in one lane; nothing but a bug makes so many
+ACKED_BOOTS_MAX: Final = 256  # boots in acknowledgements that wait for the loop
 SAMPLES_MAX: Final = 20_000  # samples waiting to be written; above it the newest are dropped and counted
+SAMPLES_BYTES_MAX: Final = 16 * 1024 * 1024  # of memory that they may take, about
 FLUSH_MS: Final = 100  # samples are written to the spool at most this often
 IDLE_MS_MAX: Final = 10_000  # the loop turns at least this often, for the watchdog
 PERSIST_RETRY_MS: Final = 2_000
@@ -11,3 +13,5 @@ JOIN_MS: Final = 10_000  # how long a lane may take to end
 CONTROL_MS: Final = 5_000  # how long a local request may take
 CONTROL_BYTES_MAX: Final = 64 * 1024
 CONTROL_BACKLOG: Final = 8
+CONTROL_ASKERS_MAX: Final = 8  # answered at the same time; the next one waits in the backlog
+CONTROL_PAUSE_MS: Final = 100  # after a connection could not be accepted, for want of file descriptors for example

@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import threading
 from pathlib import Path
 from types import FrameType
 
@@ -94,8 +93,7 @@ class _Process:
 
     def run(self) -> None:
         def stop(_signum: int, _frame: FrameType | None) -> None:
-            # Not from here: the handler interrupts the loop, which may hold the lock of its own queue.
-            threading.Thread(target=self._runner.stop, name="stop", daemon=True).start()
+            self._runner.stop()
 
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, stop)

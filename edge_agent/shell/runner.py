@@ -5,8 +5,6 @@ Thread ownership: everything of the core, the journal and the delivery of teleme
 """
 
 import logging
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,15 +15,17 @@ from edge_agent import ports
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
-from edge_agent.core.batching import Delivery
 from edge_agent.shell.dispatch import Dispatcher
 from edge_agent.shell.lanes import Lanes
-from edge_agent.shell.limits import EVENTS_MAX, FLUSH_MS, IDLE_MS_MAX, PERSIST_RETRY_MS, SAMPLES_MAX
+from edge_agent.shell.limits import IDLE_MS_MAX, PERSIST_RETRY_MS
+from edge_agent.shell.mailbox import Call, Item, Mailbox, Mark
+from edge_agent.shell.telemetry import Telemetry
+from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.phases import Phase
 from edge_contract.telemetry import Ack
-from edge_contract.twin import Report, ReportedError
+from edge_contract.twin import Report, ReportedError, ReportedModule
 
 _log = logging.getLogger("edge_agent")
 
@@ -64,19 +64,12 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    """A function that another thread wants run on the loop's thread."""
+class _View:
+    """What a report says of the core, as it was when the core asked for the report."""
 
-    function: Callable[[], Any]
-    future: "Future[Any]"
-
-
-class _Stop:
-    """Ends the loop."""
-
-
-class _SamplesWait:
-    """Samples were appended to the buffer."""
+    director_version: int
+    modules: dict[str, ReportedModule]
+    error: ReportedError | None
 
 
 class Runner:
@@ -100,20 +93,15 @@ class Runner:
         self._clock = clock
         self._journal = journal
         self._link = link
-        self._spool = spool
         self._supervisor = supervisor
-        self._queue: queue.Queue[inputs.Event | Ack | _Call | _SamplesWait | _Stop | BaseException] = queue.Queue(
-            EVENTS_MAX
-        )
-        self._lanes = Lanes(dispatcher, self.post, self._queue.put)
-        self._commands: deque[do.Command] = deque()
+        self._mail = Mailbox()
+        self._lanes = Lanes(dispatcher, self._mail.put, self._mail.put)
+        self._telemetry = Telemetry(spool, link, lambda: self._mail.put(Mark.SAMPLES))
+        self._commands: deque[do.Command | _View] = deque()
         self._persist_at: int | None = None
         self._disk_error: ReportedError | None = None
-        self._delivery = Delivery()
-        self._samples: deque[JsonObject] = deque()
-        self._samples_lock = threading.Lock()
-        self._samples_dropped = 0
-        self._flush_at: int | None = None
+        self._is_disk_error_told = False
+        self._told = self._view()
         self._is_online = False
         self._reports = 0
         # Read by the metadata lane; replaced whole, so that a reader sees one consistent state.
@@ -123,18 +111,15 @@ class Runner:
 
     def post(self, event: inputs.Event) -> None:
         """Tell the core an event. Any thread."""
-        self._queue.put(event)
+        self._mail.put(event)
+
+    def fail(self, bug: BaseException) -> None:
+        """End the process with what another thread met and nobody expected. Any thread."""
+        self._mail.put(bug)
 
     def sample_taken(self, module: str, record: JsonObject) -> None:
-        """Take a sample from a worker; dropped and counted above `SAMPLES_MAX`. Any thread, never blocks."""
-        with self._samples_lock:
-            if len(self._samples) >= SAMPLES_MAX:
-                self._samples_dropped += 1
-                return
-            self._samples.append({**record, "module": module})
-            is_first = len(self._samples) == 1
-        if is_first:
-            self._queue.put(_SamplesWait())
+        """Take a sample from a worker; see `Telemetry.take`. Any thread, never blocks."""
+        self._telemetry.take(module, record)
 
     def call(self, function: Callable[[], Any], timeout_s: float) -> Any:
         """Run a function on the loop's thread and give its result. Any other thread.
@@ -143,12 +128,12 @@ class Runner:
             TimeoutError: If the loop did not get to it in time.
         """
         future: Future[Any] = Future()
-        self._queue.put(_Call(function, future))
+        self._mail.put(Call(function, future))
         return future.result(timeout_s)
 
     def stop(self) -> None:
         """End the loop soon. Any thread, also from a signal handler."""
-        self._queue.put(_Stop())
+        self._mail.put(Mark.STOP)
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -159,62 +144,57 @@ class Runner:
             BaseException: Whatever a lane met that is not an operating error; the record decides at the next start.
         """
         self._lanes.start()
-        self._link.start(
-            on_nudge=lambda version: self.post(inputs.NudgeReceived(version)),
-            on_ack=self._queue.put,
-            on_online=lambda is_online: self.post(inputs.LinkChanged(is_online)),
-        )
-        if self._has_backlog():
-            self._delivery.record_waits(self._clock.monotonic_ms())
-        self.post(inputs.Started())
-        self._supervisor.ready()
         try:
+            self._mail.put(inputs.Started())  # before anything the link says
+            self._link.start(self._mail.put_nudge, self._mail.put_ack, self._mail.put_link)
+            self._telemetry.begin(self._clock.monotonic_ms())
+            self._supervisor.ready()
             while self._turn():
                 pass
         finally:
             self._supervisor.stopping()
             self._lanes.stop()
-            self._flush(self._clock.monotonic_ms())
+            self._telemetry.flush(self._clock.monotonic_ms())
             self._link.stop()
 
     def _turn(self) -> bool:
         item = self._next()
         now = self._clock.monotonic_ms()
-        if isinstance(item, _Stop):
+        if item is Mark.STOP:
             return False
-        if isinstance(item, BaseException):
-            raise item
-        if isinstance(item, _Call):
-            self._answer(item)
-        elif isinstance(item, Ack):
-            self._on_ack(item, now)
-        elif isinstance(item, _SamplesWait):
-            self._flush_at = now + FLUSH_MS
-        elif item is not None:
-            if isinstance(item, inputs.LinkChanged):
-                self._is_online = item.is_online
-                self._delivery.link_changed()
-            self._handle(item, now)
+        self._take(item, now)
         deadline = self._core.deadline()
         if deadline is not None and now >= deadline:
             self._handle(inputs.TimeReached(), now)
-        if self._flush_at is not None and now >= self._flush_at:
-            self._flush(now)
         self._carry_out(now)
-        self._deliver(now)
+        self._telemetry.on_time(now, self._is_online)
         self._supervisor.alive(f"{self._identity.device}: {'online' if self._is_online else 'offline'}")
         return True
 
-    def _next(self) -> inputs.Event | Ack | _Call | _SamplesWait | _Stop | BaseException | None:
+    def _next(self) -> Item | None:
         now = self._clock.monotonic_ms()
-        times = (self._core.deadline(), self._flush_at, self._persist_at, self._delivery.deadline(self._is_online))
+        times = (self._core.deadline(), self._persist_at, self._telemetry.deadline(self._is_online))
         wait = min(IDLE_MS_MAX, min((at - now for at in times if at is not None), default=IDLE_MS_MAX))
-        try:
-            return self._queue.get(timeout=wait / 1000) if wait > 0 else self._queue.get_nowait()
-        except queue.Empty:
-            return None
+        return self._mail.get(wait / 1000)
 
-    def _answer(self, call: _Call) -> None:
+    def _take(self, item: Item | None, now: int) -> None:
+        if item is None:
+            return
+        if isinstance(item, BaseException):
+            raise item
+        if isinstance(item, Call):
+            self._answer(item)
+        elif isinstance(item, Ack):
+            self._telemetry.acknowledged(item, now)
+        elif isinstance(item, Mark):
+            self._telemetry.samples_came(now)
+        else:
+            if isinstance(item, inputs.LinkChanged):
+                self._is_online = item.is_online
+                self._telemetry.link_changed()
+            self._handle(item, now)
+
+    def _answer(self, call: Call) -> None:
         try:
             call.future.set_result(call.function())
         except EdgeError as error:
@@ -223,7 +203,13 @@ class Runner:
     # -- commands --------------------------------------------------------------------------------------------------
 
     def _handle(self, event: inputs.Event, now: int) -> None:
-        self._commands.extend(self._core.handle(event, now))
+        for command in self._core.handle(event, now):
+            if isinstance(command, do.ServeLive) and command.may_overtake:
+                self._lanes.submit(command)
+            elif isinstance(command, do.SendReport):
+                self._plan_report()
+            else:
+                self._commands.append(command)
         self.release_counters = self._core.release_counters
         self._carry_out(now)
 
@@ -236,28 +222,46 @@ class Runner:
             if isinstance(command, do.Persist) and not self._persist(command.record, now):
                 return
             self._commands.popleft()
-            if isinstance(command, do.CancelOperation):
+            if isinstance(command, _View):
+                self._send(command)
+            elif isinstance(command, do.CancelOperation):
                 self._lanes.cancel(command.op)
-            elif isinstance(command, do.SendReport):
-                self._send_report()
             elif not isinstance(command, do.Persist):
                 self._lanes.submit(command)
+        if self._is_disk_error_told:
+            self._is_disk_error_told = False
+            self._send(self._view())
 
     def _persist(self, record: JsonObject, now: int) -> bool:
         try:
             self._journal.save(record)
         except EdgeError as error:
             # The live worker goes on answering; what the core decided waits until it can be remembered.
-            _log.warning("the record cannot be written: %s", error)
-            if self._disk_error is None or self._disk_error.code != error.code:
-                self._disk_error = ReportedError(error.code, error.detail, Phase.IDLE, 1)
-                self._send_report()
             self._persist_at = now + PERSIST_RETRY_MS
+            if self._disk_error is None or self._disk_error.code != error.code:
+                _log.warning("the record cannot be written: %s", error)
+                self._disk_error = ReportedError.of(error.code, error.detail, Phase.IDLE)
+                self._send(self._told)
             return False
         self._persist_at = self._disk_error = None
         return True
 
-    def _send_report(self) -> None:
+    # -- reports: what they claim is durable -----------------------------------------------------------------------
+
+    def _view(self) -> _View:
+        return _View(self._core.director_version, self._core.reported_modules(), self._core.error)
+
+    def _plan_report(self) -> None:
+        """Send a report behind the records that make it true; meanwhile the last one that is true."""
+        if self._commands and isinstance(self._commands[-1], _View):
+            self._commands.pop()
+        self._commands.append(self._view())
+        if self._persist_at is not None:
+            self._send(self._told)
+
+    def _send(self, view: _View) -> None:
+        self._told = view
+        self._is_disk_error_told = self._disk_error is not None
         self._reports += 1
         who = self._identity
         report = Report(
@@ -267,62 +271,12 @@ class Runner:
             sent_ms=max(0, self._clock.wall_ms()),
             platform=who.platform,
             agent_version=who.agent_version,
-            director_version=self._core.director_version,
-            modules=self._core.reported_modules(),
-            error=self._disk_error or self._core.error,
+            director_version=view.director_version,
+            modules=view.modules,
+            error=self._disk_error or view.error,
             bytes_fetched=self._dispatcher.network_bytes,
         )
         self._link.send_report(report.to_bytes())
-
-    # -- telemetry -------------------------------------------------------------------------------------------------
-
-    def _flush(self, now: int) -> None:
-        with self._samples_lock:
-            records, self._samples = list(self._samples), deque()
-        self._flush_at = None
-        if not records:
-            return
-        try:
-            self._spool.append(records)
-        except EdgeError as error:
-            self._samples_dropped += len(records)
-            _log.warning("%d samples were dropped: %s", len(records), error)
-            return
-        self._delivery.record_waits(now)
-
-    def _on_ack(self, ack: Ack, now: int) -> None:
-        try:
-            is_taken = self._spool.acknowledge(ack) > 0
-        except EdgeError as error:
-            # A full disk must not end the agent. The batch is sent again, and acknowledged again.
-            _log.warning("an acknowledgement waits for the disk: %s", error)
-            return
-        if is_taken:
-            self._delivery.batch_acknowledged(now, has_more=self._has_backlog())
-
-    def _has_backlog(self) -> bool:
-        """Whether records wait; when the disk does not say, they may."""
-        try:
-            return self._spool.backlog()[0] > 0
-        except EdgeError as error:
-            _log.warning("the spool cannot be read: %s", error)
-            return True
-
-    def _deliver(self, now: int) -> None:
-        deadline = self._delivery.deadline(self._is_online)
-        if deadline is None or now < deadline:
-            return
-        try:
-            batch = self._spool.next_batch()
-        except EdgeError as error:
-            _log.warning("telemetry waits for the disk: %s", error)
-            self._delivery.batch_sent(now)  # asked for again when it would be sent again
-            return
-        if batch is None:
-            self._delivery.batch_acknowledged(now, has_more=False)
-            return
-        self._link.send_batch(batch.to_bytes())
-        self._delivery.batch_sent(now)
 
     # -- for the control socket (the loop's thread) ----------------------------------------------------------------
 
@@ -330,10 +284,10 @@ class Runner:
         """How things stand, for `edge-agent status`."""
         error = self._disk_error or self._core.error
         try:
-            records, waiting_bytes, dropped = self._spool.backlog()
+            records, waiting_bytes, dropped = self._telemetry.backlog()
         except EdgeError as problem:
             # What is live has to be seen all the same.
-            records = waiting_bytes = dropped = 0
+            records, waiting_bytes, dropped = 0, 0, self._telemetry.dropped
             error = error or ReportedError.of(problem.code, problem.detail, Phase.IDLE)
         return {
             "device": self._identity.device,
@@ -343,7 +297,29 @@ class Runner:
             "director_version": self._core.director_version,
             "online": self._is_online,
             "modules": {name: module.to_json() for name, module in self._core.reported_modules().items()},
-            "spool": {"records": records, "bytes": waiting_bytes, "dropped": dropped + self._samples_dropped},
+            "spool": {"records": records, "bytes": waiting_bytes, "dropped": dropped},
             "bytes_fetched": self._dispatcher.network_bytes,
             "error": None if error is None else error.to_json(),
         }
+
+    def ask_rollback(self, module: str) -> Digest:
+        """Roll a module back because a person asks; gives what will be live.
+
+        Raises:
+            EdgeError: `config.invalid`, `device.no-fallback` or `device.between-bundles`; then nothing changes.
+        """
+        modules = self._core.reported_modules()
+        if module not in modules:
+            known = ", ".join(sorted(modules)) or "none"
+            raise EdgeError("config.invalid", f"there is no module {module!r} on this device", f"Modules: {known}.")
+        reported = modules[module]
+        if reported.phase in (Phase.ACTIVATING, Phase.COMMITTING):
+            raise EdgeError(
+                "device.between-bundles",
+                f"module {module!r} is {reported.phase} this moment",
+                "Ask again in a moment; what is live and what a rollback would bring back may have changed by then.",
+            )
+        if reported.fallback is None:
+            raise EdgeError("device.no-fallback", f"module {module!r} has nothing to roll back to")
+        self._handle(inputs.RollbackRequested(module), self._clock.monotonic_ms())
+        return reported.fallback

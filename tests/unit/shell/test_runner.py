@@ -1,84 +1,14 @@
 """The loop: commands in order, durable before they matter, telemetry until acknowledged, and a clean end."""
 
-import threading
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from edge_agent.core.agent import Agent
-from edge_agent.shell.clock import SystemClock
-from edge_agent.shell.dispatch import Dispatcher, Ports
-from edge_agent.shell.runner import Identity, Runner
 from edge_contract.errors import EdgeError
 from edge_contract.telemetry import Ack
-from edge_contract.twin import ReportedModule
-from tests.unit.shell.fakes import (
-    PLATFORM,
-    Cloud,
-    FakeJournal,
-    FakeLink,
-    FakeServer,
-    FakeSlots,
-    FakeSpool,
-    FakeStore,
-    FakeSupervisor,
-    FakeVerifier,
-)
-
-
-class Device:
-    """A running agent with fakes outside."""
-
-    def __init__(self) -> None:
-        self.cloud = Cloud()
-        self.store = FakeStore(self.cloud)
-        self.slots = FakeSlots()
-        self.server = FakeServer()
-        self.journal = FakeJournal()
-        self.link = FakeLink()
-        self.spool = FakeSpool()
-        self.supervisor = FakeSupervisor()
-        self.raised: BaseException | None = None
-        clock = SystemClock()
-        outside = Ports(clock, FakeVerifier(self.cloud), self.store, self.store, self.slots, self.server)
-        self.dispatcher = Dispatcher(PLATFORM, "", outside)
-        self.runner = Runner(
-            Agent("dev"),
-            Identity("dev", "00" * 8, PLATFORM, "0"),
-            self.dispatcher,
-            clock,
-            self.journal,
-            self.link,
-            self.spool,
-            self.supervisor,
-        )
-        self.thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        try:
-            self.runner.run()
-        except BaseException as error:  # noqa: BLE001  # the test looks at it
-            self.raised = error
-
-    def end(self) -> None:
-        """Stop and wait."""
-        self.runner.stop()
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-
-    @property
-    def module(self) -> ReportedModule:
-        """Module `digits` in the newest report."""
-        return self.link.reports[-1].modules.get("digits") or ReportedModule("idle")
-
-    @property
-    def ended(self) -> tuple[str | None, str | None]:
-        """(outcome, error code) of the newest reported deployment."""
-        deployment = self.module.deployment
-        if deployment is None or deployment.outcome is None:
-            return None, None
-        return str(deployment.outcome), deployment.error.code if deployment.error else None
+from tests.unit.shell.device import Device
+from tests.unit.shell.fakes import PLATFORM
 
 
 @pytest.fixture
@@ -89,10 +19,6 @@ def device() -> Iterator[Device]:
     yield device
     device.end()
     assert device.supervisor.signs == ["ready", "stopping"]
-
-
-def _deploy(device: Device, version: int) -> None:
-    device.link.nudge(device.cloud.assign(device.cloud.publish(version)))
 
 
 def test_an_assignment_ends_as_what_answers(device: Device) -> None:
@@ -138,7 +64,7 @@ def test_nothing_starts_before_the_record_is_durable_and_everything_goes_on_when
     device: Device,
 ) -> None:
     device.journal.error = EdgeError("device.disk-full", "no space left")
-    _deploy(device, 1)
+    device.deploy(1)
     device.link.wait_for(lambda: (error := device.link.reports[-1].error) and error.code == "device.disk-full")
     assert not device.store.present
     device.journal.error = None
@@ -148,7 +74,7 @@ def test_nothing_starts_before_the_record_is_durable_and_everything_goes_on_when
 
 def test_what_the_network_cuts_is_reported_and_tried_again(device: Device) -> None:
     device.store.fail = EdgeError("network.cut", "the connection ended")
-    _deploy(device, 1)
+    device.deploy(1)
     device.link.wait_for(lambda: (item := device.module.deployment) and item.error and item.error.code == "network.cut")
     device.store.fail = None
     device.link.wait_for(lambda: device.ended == ("confirmed", None))
@@ -186,7 +112,7 @@ def _runs(device: Device, version: int) -> bool:
 
 def test_garbage_is_collected_after_a_confirmation_and_keeps_what_is_needed(device: Device) -> None:
     for version in (1, 2, 3):
-        _deploy(device, version)
+        device.deploy(version)
         device.link.wait_for(partial(_runs, device, version))
     device.runner.call(lambda: None, 10)
     live, fallback = device.module.live, device.module.fallback
@@ -209,20 +135,10 @@ def test_a_bug_in_a_lane_ends_the_process_instead_of_hiding() -> None:
 def test_after_a_restart_the_record_decides_what_serves() -> None:
     first = Device()
     first.thread.start()
-    _wait_confirmed(first)
+    first.confirm(1)
     first.end()
-    second = Device()
-    second.cloud, second.journal = first.cloud, first.journal
-    second.store.present, second.slots.staged = first.store.present, first.slots.staged
-    assert first.journal.record is not None
-    second.runner._core = Agent.restore(first.journal.record, "dev")
+    second = Device(first)
     second.thread.start()
     second.link.wait_for(lambda: second.link.reports and second.module.serving)
     second.end()
     assert second.link.reports[0].modules["digits"].live == first.module.live
-
-
-def _wait_confirmed(device: Device) -> None:
-    device.link.wait_for(lambda: device.link.reports)
-    _deploy(device, 1)
-    device.link.wait_for(lambda: device.ended == ("confirmed", None))
