@@ -1,7 +1,8 @@
 """What the agent's shell needs from the outside, as small Protocols named for the role.
 
-Unless a method says otherwise it blocks, is called from the shell's one executor thread, and raises
-`edge_contract.errors.EdgeError` for everything that can go wrong in operation; a library's own exceptions never pass.
+Unless a method says otherwise it blocks, is called from the one lane of the shell that its port belongs to (metadata,
+store or serving; `SlotStore.path` from serving as well), and raises `edge_contract.errors.EdgeError` for everything
+that can go wrong in operation; a library's own exceptions never pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -201,7 +202,10 @@ class ModelServer(Protocol):
         ...
 
     def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
-        """Make this bundle what serves: nothing to do when it does, else prove and activate it. Returns as `prove`."""
+        """Make this bundle what serves: nothing to do when it does, else prove and activate it. Returns as `prove`.
+
+        Proving it takes the place of any candidate of the module.
+        """
         ...
 
     def discard(self, module: str) -> None:
