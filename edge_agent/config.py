@@ -64,6 +64,21 @@ class MqttConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class IotHubConfig:
+    """How to reach Azure IoT Hub, which takes the broker's place.
+
+    Attributes:
+        connection_string_file: File that holds the device's connection string; mode 0600 is advised.
+        ca: Certificates to trust instead of the system's, or none.
+        gateway: Host to dial instead of the hub; empty for none.
+    """
+
+    connection_string_file: Path
+    ca: Path | None = None
+    gateway: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """Everything an agent process is told.
 
@@ -76,6 +91,7 @@ class AgentConfig:
         reserve_bytes: Free space that no download may touch.
         serve: Where predictions are answered.
         mqtt: Overrides of the broker's address.
+        iothub: Azure IoT Hub instead of a broker, or none.
         log_level: One of `LOG_LEVELS`.
     """
 
@@ -87,6 +103,7 @@ class AgentConfig:
     reserve_bytes: int = RESERVE_BYTES_DEFAULT
     serve: ServeConfig = field(default_factory=ServeConfig)
     mqtt: MqttConfig = field(default_factory=MqttConfig)
+    iothub: IotHubConfig | None = None
     log_level: str = "info"
 
 
@@ -150,10 +167,23 @@ def parse_config(text: str, file: Path) -> AgentConfig:
             password_file=mqtt.path("password_file"),
             persistent=mqtt.flag("persistent") or False,
         ),
+        iothub=_iothub(table),
         log_level=table.choice("log_level", LOG_LEVELS, "info"),
     )
     for part in (table, serve, mqtt):
         part.close()
+    return config
+
+
+def _iothub(root: "_Table") -> IotHubConfig | None:
+    if root.take("iothub") is None:
+        return None
+    table = root.table("iothub")
+    secret = table.path("connection_string_file")
+    if secret is None:
+        raise table.error("connection_string_file", "is needed: the file that holds the device's connection string")
+    config = IotHubConfig(secret, table.path("ca"), table.text("gateway", ""))
+    table.close()
     return config
 
 

@@ -56,6 +56,14 @@ LINK_TICK_MS: Final = 1_000  # how often paho looks at its timers
 LINK_OUTBOX_MAX: Final = 16  # messages handed over and not yet given to paho
 LINK_INFLIGHT_MAX: Final = 32  # messages given to paho and not yet acknowledged by the broker
 
+# The link over Azure IoT Hub
+HUB_MESSAGE_BYTES_MAX: Final = 255 * KIB  # the hub takes 256 KiB, properties included
+HUB_INBOX_MAX: Final = 64  # heard and not yet looked at; beyond, the oldest go
+HUB_OPEN_MS_MAX: Final = 60_000
+HUB_SEND_MS_MAX: Final = 30_000
+HUB_ABANDONED_MAX: Final = 4  # calls of the SDK that never came back; with more, no new connection is made
+HUB_SECRET_BYTES_MAX: Final = 256 * KIB  # a connection string or a file of authorities
+
 # The control socket
 CONTROL_BYTES_MAX: Final = 1 * MIB
 CONTROL_MS_MAX: Final = 30_000

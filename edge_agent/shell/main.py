@@ -12,6 +12,7 @@ from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
 from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.identity import DeviceIdentity, load_identity
+from edge_agent.link.iothub import AzureSdk, IotHubLink
 from edge_agent.link.mqtt import MqttAddress, MqttLink, MqttTls
 from edge_agent.serving.supervisor import WorkerSupervisor
 from edge_agent.shell.clock import SystemClock
@@ -85,7 +86,7 @@ class _Process:
             Dispatcher(who.platform, who.hardware_id, outside),
             clock,
             journal,
-            MqttLink(_broker(config, who), who.device, is_persistent=config.mqtt.persistent),
+            _link(config, who),
             self._spool,
             SystemdSupervisor(),
         )
@@ -143,6 +144,19 @@ def _restore(journal: FileJournal, device: str, config: AgentConfig) -> Agent:
             raise
         _log.error("the record is lost, the device starts anew from signed metadata: %s", error)
     return Agent(device, config.poll_ms, config.report_ms)
+
+
+def _link(config: AgentConfig, who: DeviceIdentity) -> ports.Link:
+    hub = config.iothub
+    if hub is None:
+        return MqttLink(_broker(config, who), who.device, is_persistent=config.mqtt.persistent)
+    try:
+        if hub.connection_string_file.stat().st_mode & 0o077:
+            _log.warning("others may read %s, which holds a key: chmod 600", hub.connection_string_file)
+    except OSError as error:
+        detail = f"the connection string's file {hub.connection_string_file} cannot be read: {error.strerror}"
+        raise EdgeError("config.file-missing", detail) from None
+    return IotHubLink(AzureSdk(hub.connection_string_file, hub.ca, hub.gateway))
 
 
 def _broker(config: AgentConfig, who: DeviceIdentity) -> MqttAddress:
