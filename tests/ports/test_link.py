@@ -1,4 +1,4 @@
-"""`ports.Link` over a real broker: what the shell counts on, whoever carries it."""
+"""`ports.Link` over a real broker, and over a stand-in for IoT Hub: what the shell counts on, whoever carries it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.link.iothub import IotHubLink
 from edge_agent.link.mqtt import MqttAddress, MqttLink
 from edge_agent.ports import Link
 from edge_contract import topics
+from edge_contract.errors import ContractError
 from edge_contract.telemetry import Ack
 from edge_contract.twin import Nudge
+from tests.support.fakehub import FakeHub
 from tests.support.mosquitto import mosquitto
 from tests.support.mqttpeer import mqtt_peer
 from tests.support.net import LOOPBACK, wait_until
@@ -76,7 +79,40 @@ def over_mqtt(folder: Path) -> Iterator[Bench]:
         link.stop()
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Path], AbstractContextManager[Bench]]] = {"mqtt": over_mqtt}
+@contextmanager
+def over_iothub(_folder: Path) -> Iterator[Bench]:
+    hub = FakeHub()
+    link = IotHubLink(hub, retry_ms_first=50, retry_ms_max=200)
+    names = {"report": topics.report(DEVICE), "batch": topics.telemetry(DEVICE)}
+
+    def say(topic: str, message: bytes) -> None:
+        if topic == topics.ack(DEVICE):
+            hub.tell(message, kind="ack")
+        elif topic == topics.nudge(DEVICE):
+            try:
+                hub.patch({"lighterman": {"director_version": Nudge.parse(message).director_version}})
+            except ContractError:
+                hub.patch({"lighterman": {"director_version": message}})
+
+    def wait_for(predicate: Callable[[list[tuple[str, bytes]]], object]) -> None:
+        wait_until(lambda: predicate([(names[kind], content) for kind, content in list(hub.sent)]), 20)
+
+    @contextmanager
+    def outage() -> Iterator[None]:
+        hub.is_away = True
+        if hub.clients:
+            hub.drop()
+        yield
+        hub.is_away = False
+
+    yield Bench(link, say, wait_for, outage)
+    link.stop()
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Path], AbstractContextManager[Bench]]] = {
+    "mqtt": over_mqtt,
+    "iothub": over_iothub,
+}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
