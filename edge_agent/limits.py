@@ -59,9 +59,10 @@ LINK_INFLIGHT_MAX: Final = 32  # messages given to paho and not yet acknowledged
 # The link over Azure IoT Hub
 HUB_MESSAGE_BYTES_MAX: Final = 255 * KIB  # the hub takes 256 KiB, properties included
 HUB_INBOX_MAX: Final = 64  # heard and not yet looked at; beyond, the oldest go
-HUB_OPEN_MS_MAX: Final = 60_000
+HUB_OPEN_MS_MAX: Final = 30_000
 HUB_SEND_MS_MAX: Final = 30_000
-HUB_ABANDONED_MAX: Final = 4  # calls of the SDK that never came back; with more, no new connection is made
+HUB_ABANDONED_MAX: Final = 4  # calls of the SDK that never came back; with more, the next wait is
+HUB_PATIENCE_MS: Final = 3_600_000  # this long, so that a mute hub costs one thread an hour at most
 HUB_SECRET_BYTES_MAX: Final = 256 * KIB  # a connection string or a file of authorities
 
 # The control socket

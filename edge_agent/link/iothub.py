@@ -25,6 +25,7 @@ from edge_agent.limits import (
     HUB_INBOX_MAX,
     HUB_MESSAGE_BYTES_MAX,
     HUB_OPEN_MS_MAX,
+    HUB_PATIENCE_MS,
     HUB_SECRET_BYTES_MAX,
     HUB_SEND_MS_MAX,
     LINK_KEEPALIVE_S,
@@ -121,6 +122,7 @@ class IotHubLink:
         retry_ms_max: int = LINK_RETRY_MS_MAX,
         open_ms_max: int = HUB_OPEN_MS_MAX,
         send_ms_max: int = HUB_SEND_MS_MAX,
+        patience_ms: int = HUB_PATIENCE_MS,
     ) -> None:
         """Describe the link; `start` connects it.
 
@@ -130,10 +132,12 @@ class IotHubLink:
             retry_ms_max: Upper bound of the waits, which double.
             open_ms_max: Bound of connecting, subscribing and reading the twin together.
             send_ms_max: Bound of one send, to the hub's acknowledgement.
+            patience_ms: Wait between connections while too many calls of the SDK never came back.
         """
         self._sdk = sdk
         self._retry_ms = (retry_ms_first, retry_ms_max)
         self._open_ms_max, self._send_ms_max = open_ms_max, send_ms_max
+        self._patience_ms = patience_ms
         self._turn = threading.Condition()  # guards everything below
         self._outbox: deque[tuple[str, bytes]] = deque()
         self._is_online = False
@@ -218,11 +222,11 @@ class IotHubLink:
         full = min(most, first << min(attempt - 1, 20)) / 1000
         with self._turn:
             self._turn.wait_for(lambda: self._is_stopping, full / 2 + random.uniform(0, full / 2))
-            while not self._is_stopping:
-                self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
-                if len(self._abandoned) < HUB_ABANDONED_MAX:
-                    return
-                self._turn.wait(most / 1000)
+            # Some never do: the SDK's shutdown does not wake whoever waits for a twin.
+            self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
+            if len(self._abandoned) >= HUB_ABANDONED_MAX:
+                _LOG.warning("%d calls of the IoT hub's SDK never came back", len(self._abandoned))
+                self._turn.wait_for(lambda: self._is_stopping, self._patience_ms / 1000)
 
     def _serve(self, connection: "_Connection") -> None:
         """Carry messages until the connection ends or the link is stopped and has sent what waited."""

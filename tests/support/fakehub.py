@@ -26,6 +26,7 @@ class FakeHub:
         twin: What `get_twin` gives.
         script: Exceptions that the next connects raise, first one first.
         is_away: Every connect fails.
+        twins_lost: So many requests for the twin wait until `release`.
         is_mute: Sends wait until `release`, or for ever.
     """
 
@@ -34,6 +35,7 @@ class FakeHub:
     script: list[Exception] = field(default_factory=list)
     is_away: bool = False
     is_mute: bool = False
+    twins_lost: int = 0
     release: threading.Event = field(default_factory=threading.Event)
     clients: list[FakeClient] = field(default_factory=list)
 
@@ -83,6 +85,9 @@ class FakeClient:
 
     def get_twin(self) -> Any:
         """The document as it is now."""
+        if self._hub.twins_lost > 0:
+            self._hub.twins_lost -= 1
+            self._hub.release.wait(20)
         return self._hub.twin
 
     def send_message(self, message: tuple[str, bytes]) -> None:

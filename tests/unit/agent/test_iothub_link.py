@@ -127,6 +127,14 @@ def test_a_send_without_answer_ends_the_connection_and_blocks_nobody(bench: Benc
     wait_until(lambda: bench.hub.sent == [("report", b"report")], 10)
 
 
+def test_calls_that_never_come_back_do_not_end_the_link(bench: Bench) -> None:
+    bench.link = IotHubLink(bench.hub, retry_ms_first=5, retry_ms_max=20, open_ms_max=50, patience_ms=50)
+    bench.hub.twins_lost = 6
+    bench.start()
+    assert bench.online == [True]
+    assert len(bench.hub.clients) == 7
+
+
 def test_a_batch_too_long_for_the_hub_goes_in_parts(bench: Bench) -> None:
     samples = tuple(Sample(n, "event", "", "", 0, None, 0, {"text": "x" * 26_000}) for n in range(1, 11))
     whole = Batch("dev-1", "00" * 8, samples).to_bytes()
