@@ -74,17 +74,14 @@ class SqlDocuments:
         for repository, name in sorted(remove):
             connection.execute(delete(documents).where(documents.c.repository == repository, documents.c.name == name))
         for row in sorted(rows, key=lambda item: (item.repository, item.name)):
-            self._put(connection, row)
+            self._put(connection, row, is_first=expect.get((row.repository, row.name)) == 0)
 
-    def _put(self, connection: Connection, row: MetadataRow) -> None:
+    def _put(self, connection: Connection, row: MetadataRow, is_first: bool) -> None:
         values = {"version": row.version, "data": row.data}
-        changed = connection.execute(
-            update(documents)
-            .where(documents.c.repository == row.repository, documents.c.name == row.name)
-            .values(values)
-        )
-        if changed.rowcount == 0:
-            # Two first writers: the second one's insert fails on the key, which is a conflict.
+        matching = (documents.c.repository == row.repository, documents.c.name == row.name)
+        # A row that was not there cannot be locked, so another first writer may have committed since it was looked for:
+        # an update would overwrite that one's row, while a second insert fails on the key, which is a conflict.
+        if is_first or connection.execute(update(documents).where(*matching).values(values)).rowcount == 0:
             connection.execute(insert(documents).values(repository=row.repository, name=row.name, **values))
 
     def _locked_version(self, connection: Connection, repository: str, name: str) -> int:
