@@ -5,8 +5,8 @@ store or serving; `SlotStore.path` from serving as well), and raises `edge_contr
 that can go wrong in operation; a library's own exceptions never pass.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
 from edge_contract.manifest import Descriptor, Manifest
 from edge_contract.telemetry import Ack, Batch
+from edge_contract.twin import ReportedDeployment
 
 
 class Clock(Protocol):
@@ -35,11 +36,15 @@ class Desired:
 
     Attributes:
         director_version: Version of the director targets metadata.
-        assignments: One for each module.
+        assignments: One for each module, without those that this device must not take.
+        refused: What was assigned and must not be taken here, by module; what the module runs stays as it is.
+        is_clock_trusted: False when the clock is behind a time known to have passed, and that time was used instead.
     """
 
     director_version: int
     assignments: tuple[Assignment, ...]
+    refused: Mapping[str, ReportedDeployment] = field(default_factory=dict)
+    is_clock_trusted: bool = True
 
 
 class MetadataVerifier(Protocol):
@@ -51,10 +56,11 @@ class MetadataVerifier(Protocol):
         Metadata trusted before stays in force when new metadata is bad. Everything is durable before it is trusted.
 
         Args:
-            wall_ms: The system's claim of the time; refused when earlier than a time known to have passed.
+            wall_ms: The system's claim of the time; when it is earlier than a time known to have passed, that is
+                used in its place.
 
         Raises:
-            EdgeError: `trust.*`, `network.*`, `cloud.*`, `device.clock-untrusted`.
+            EdgeError: `trust.*`, `network.*`, `cloud.*`, `device.*`.
         """
         ...
 
@@ -137,6 +143,25 @@ class SlotStore(Protocol):
         """
         ...
 
+    def verify(self, manifest_digest: Digest, is_cancelled: Callable[[], bool]) -> None:
+        """Read a complete slot from disk again and compare every file with what the manifest says of it.
+
+        Raises:
+            EdgeError: `device.disk-corrupt` when something differs or is missing, `artifact.not-found` when there is
+                no complete slot, `network.cut` when cancelled.
+        """
+        ...
+
+    def set_aside(self, manifest_digest: Digest) -> None:
+        """Take a damaged slot out of use, durably, with whatever of its blobs is damaged; a running worker keeps its
+        open files. `stage` makes it anew once its blobs are there again. Nothing happens if there is no slot.
+        """
+        ...
+
+    def bytes_needed(self, manifest: Manifest) -> int:
+        """Upper bound of what `stage` will write for a bundle, beside its blobs; 0 when its slot is complete."""
+        ...
+
     def collect(self, keep: frozenset[Digest]) -> None:
         """Remove every slot that is not to be kept."""
         ...
@@ -177,6 +202,19 @@ class Health:
     failures: int
 
 
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """What a module's own socket said when the agent asked it for a prediction like any client.
+
+    Attributes:
+        manifest: Digest of the bundle that answered.
+        golden: Digest of the outputs that this worker computed on its golden vectors just now; none without vectors.
+    """
+
+    manifest: Digest
+    golden: Digest | None
+
+
 class ModelServer(Protocol):
     """Starts, proves, swaps and watches worker processes: one live worker a module, at most one candidate beside it."""
 
@@ -208,6 +246,30 @@ class ModelServer(Protocol):
         """
         ...
 
+    def attest(self, module: str) -> Attestation:
+        """Ask the module's own socket which bundle answers, and let that worker compute its golden vectors again.
+
+        Raises:
+            EdgeError: `model.golden-mismatch`, `model.timeout`, `model.worker-crashed`, `model.not-serving`.
+        """
+        ...
+
+    def restart(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """Swap the live worker for a fresh one of the same bundle, from its slot as it is now. Returns as `prove`."""
+        ...
+
+    def pause(self, module: str) -> None:
+        """End the live worker and keep its sockets, so that a candidate can load in its memory.
+
+        Connections wait in the listening sockets' queues, or get 503, until `activate` or `ensure`; the end is no
+        news (`on_exit` is not called). Nothing happens when nothing is live.
+        """
+        ...
+
+    def memory_bytes(self, module: str) -> int:
+        """Resident memory of the live worker, 0 when there is none."""
+        ...
+
     def discard(self, module: str) -> None:
         """End the candidate, if there is one."""
         ...
@@ -232,6 +294,55 @@ class ModelServer(Protocol):
         ...
 
 
+class MemoryGauge(Protocol):
+    """How much memory this device can still give. Any thread."""
+
+    def available_bytes(self) -> int | None:
+        """Memory that new processes may use, the limits of a cgroup included; none when nobody can tell."""
+        ...
+
+
+class DeviceSigner(Protocol):
+    """The device's private key, wherever it is (file, PKCS#11 token, TPM). Any thread."""
+
+    @property
+    def keyid(self) -> str:
+        """SHA-256 of the public key (SubjectPublicKeyInfo, DER), hexadecimal."""
+        ...
+
+    @property
+    def algorithm(self) -> str:
+        """`ES256` or `EdDSA` (RFC 7518, RFC 8037)."""
+        ...
+
+    def sign(self, content: bytes) -> bytes:
+        """Sign: Ed25519, 64 bytes; or ECDSA P-256 over SHA-256 in DER. Blocks within a bound.
+
+        Raises:
+            EdgeError: `device.key-unusable`.
+        """
+        ...
+
+
+class UpdateHook(Protocol):
+    """The device owner's own say in when an update goes on."""
+
+    def ask(self, gate: str, assignment: Assignment) -> int:
+        """Ask whether to go on.
+
+        Args:
+            gate: `download` or `activate`.
+            assignment: What is about to be downloaded or activated.
+
+        Returns:
+            0 to go on, or how many milliseconds to wait before asking again.
+
+        Raises:
+            EdgeError: `device.hook-failed`; the update waits and asks again.
+        """
+        ...
+
+
 class Link(Protocol):
     """One device's connection to the cloud. Methods may be called from any thread and never block for the network."""
 
@@ -242,7 +353,10 @@ class Link(Protocol):
         ...
 
     def send_report(self, report: bytes) -> bool:
-        """Hand a report to the broker; false when offline or the queue is full (the caller sends a newer one later)."""
+        """Hand a signed report (`edge_contract.signed.Envelope`) to the broker.
+
+        False when offline or the queue is full; the caller sends a newer one later.
+        """
         ...
 
     def send_batch(self, batch: bytes) -> bool:

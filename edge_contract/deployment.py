@@ -3,17 +3,20 @@
 What the image repository says of an artifact, and what the director assigns to a device.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError
 from edge_contract.jsonio import Fields, JsonObject
-from edge_contract.limits import MANIFEST_BYTES_MAX, PROBATION_MS_MAX
+from edge_contract.limits import MANIFEST_BYTES_MAX, MODULES_MAX, PROBATION_MS_MAX, WINDOWS_MAX
 from edge_contract.names import model_name, platform_name, repository_name
 
 _CODE = "trust.metadata-invalid"
 _PPM = 1_000_000
+DAY_MINUTES = 24 * 60
 
 
 def target_path(model: str, version: int, digest: Digest) -> str:
@@ -81,6 +84,54 @@ class Artifact:
             raise ContractError(_CODE, error.detail) from None
 
 
+class ActivationMode(StrEnum):
+    """How a module changes from one bundle to the next."""
+
+    AUTO = "auto"  # overlap where memory allows it, else stop first
+    OVERLAP = "overlap"  # the candidate is proved while the live worker answers; no request is lost
+    STOP_FIRST = "stop_first"  # the live worker ends before the candidate loads; the gap is measured and reported
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A weekly maintenance window in UTC, in which a candidate may be loaded and activated.
+
+    Attributes:
+        days: On which days it opens, 1 (Monday) to 7; empty means every day.
+        start_minute: When it opens, minutes after midnight, `0..1439`.
+        length_minutes: How long it stays open, `1..1440`; it may reach into the next day.
+    """
+
+    start_minute: int
+    length_minutes: int
+    days: tuple[int, ...] = ()
+
+    def to_json(self) -> JsonObject:
+        """The JSON form that `from_json` reads."""
+        return {
+            "days": list(self.days),
+            "start_minute": self.start_minute,
+            "length_minutes": self.length_minutes,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Window":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ContractError: `trust.metadata-invalid`.
+        """
+        fields = Fields(value, "window", _CODE)
+        days = fields.take("days", [])
+        if not isinstance(days, list) or not all(type(day) is int and 1 <= day <= 7 for day in days):
+            raise ContractError(_CODE, "the days of a window are numbers from 1 (Monday) to 7")
+        return cls(
+            start_minute=fields.integer("start_minute", high=DAY_MINUTES - 1),
+            length_minutes=fields.integer("length_minutes", low=1, high=DAY_MINUTES),
+            days=tuple(sorted(set(days))),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Device policy of one assignment, signed by the director.
@@ -89,11 +140,15 @@ class Policy:
         sampling_ratio: Overrides the bundle's when not none, `0..1`.
         probation_ms: Overrides the bundle's when not none.
         allow_release_rollback: Permit to install a lower release counter.
+        windows: When a candidate may be loaded and activated; empty means at any time. Downloads do not wait.
+        activation: How the module changes from the live bundle to this one.
     """
 
     sampling_ratio: float | None = None
     probation_ms: int | None = None
     allow_release_rollback: bool = False
+    windows: tuple[Window, ...] = ()
+    activation: ActivationMode = ActivationMode.AUTO
 
     def to_json(self) -> JsonObject:
         """The JSON form; fields that override nothing are left out."""
@@ -102,6 +157,10 @@ class Policy:
             result["sampling_ratio"] = self.sampling_ratio
         if self.probation_ms is not None:
             result["probation_ms"] = self.probation_ms
+        if self.windows:
+            result["windows"] = [window.to_json() for window in self.windows]
+        if self.activation is not ActivationMode.AUTO:
+            result["activation"] = str(self.activation)
         return result
 
     def to_custom(self) -> JsonObject:
@@ -130,7 +189,16 @@ class Policy:
             sampling_ratio=sampling,
             probation_ms=None if probation is None else fields.integer("probation_ms", high=PROBATION_MS_MAX),
             allow_release_rollback=fields.flag("allow_release_rollback", False),
+            windows=tuple(Window.from_json(item) for item in fields.items("windows", WINDOWS_MAX)),
+            activation=_activation(fields.text("activation", ActivationMode.AUTO)),
         )
+
+
+def _activation(value: str) -> ActivationMode:
+    try:
+        return ActivationMode(value)
+    except ValueError:
+        raise ContractError(_CODE, f"no way to activate: {value[:32]!r}; known: {', '.join(ActivationMode)}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,39 +221,16 @@ class Assignment:
     artifact: Artifact
     policy: Policy = field(default_factory=Policy)
 
-    def custom(self) -> JsonObject:
-        """The director target's custom object."""
-        return self.artifact.to_json() | {
-            "module": self.module,
-            "deployment": self.deployment,
-            "policy": self.policy.to_custom(),
-        }
-
     def to_json(self) -> JsonObject:
         """The JSON form for the device's record."""
-        return self.custom() | {"manifest": str(self.manifest), "manifest_bytes": self.manifest_bytes}
+        return (
+            self.artifact.to_json()
+            | self._entry()
+            | {"manifest": str(self.manifest), "manifest_bytes": self.manifest_bytes}
+        )
 
-    @classmethod
-    def from_custom(cls, value: Any, manifest: Digest, manifest_bytes: int) -> "Assignment":
-        """Read the custom object of a director target.
-
-        Raises:
-            ContractError: `trust.metadata-invalid`.
-        """
-        fields = Fields(value, "assignment", _CODE)
-        if not 0 < manifest_bytes <= MANIFEST_BYTES_MAX:
-            raise ContractError(_CODE, f"a manifest has 1 to {MANIFEST_BYTES_MAX} bytes, not {manifest_bytes}")
-        try:
-            return cls(
-                module=model_name(fields.text("module")),
-                deployment=fields.text("deployment", chars_max=128),
-                manifest=manifest,
-                manifest_bytes=manifest_bytes,
-                artifact=Artifact._from_fields(fields),
-                policy=Policy.from_json(fields.take("policy", {})),
-            )
-        except ContractError as error:
-            raise ContractError(_CODE, error.detail) from None
+    def _entry(self) -> JsonObject:
+        return {"module": self.module, "deployment": self.deployment, "policy": self.policy.to_custom()}
 
     @classmethod
     def from_json(cls, value: Any) -> "Assignment":
@@ -195,4 +240,54 @@ class Assignment:
             ContractError: `trust.metadata-invalid` or `artifact.digest-invalid`.
         """
         fields = Fields(value, "assignment", _CODE)
-        return cls.from_custom(value, Digest(fields.text("manifest")), fields.integer("manifest_bytes"))
+        return cls._read(
+            fields, Artifact.from_json(value), Digest(fields.text("manifest")), fields.integer("manifest_bytes")
+        )
+
+    @classmethod
+    def _read(cls, fields: Fields, artifact: Artifact, manifest: Digest, manifest_bytes: int) -> "Assignment":
+        if not 0 < manifest_bytes <= MANIFEST_BYTES_MAX:
+            raise ContractError(_CODE, f"a manifest has 1 to {MANIFEST_BYTES_MAX} bytes, not {manifest_bytes}")
+        try:
+            return cls(
+                module=model_name(fields.text("module")),
+                deployment=fields.text("deployment", chars_max=128),
+                manifest=manifest,
+                manifest_bytes=manifest_bytes,
+                artifact=artifact,
+                policy=Policy.from_json(fields.take("policy", {})),
+            )
+        except ContractError as error:
+            raise ContractError(_CODE, error.detail) from None
+
+
+def director_custom(assignments: Sequence[Assignment]) -> JsonObject:
+    """The custom object of one director target: the artifact, and every module that is to run it.
+
+    A target is a file and stands once in metadata, but two modules of a device may run the same bundle.
+
+    Args:
+        assignments: At least one, all of the same artifact and manifest.
+    """
+    entries = [assignment._entry() for assignment in sorted(assignments, key=lambda item: item.module)]
+    return assignments[0].artifact.to_json() | {"assignments": entries}
+
+
+def read_director_custom(value: Any, manifest: Digest, manifest_bytes: int) -> tuple[Assignment, ...]:
+    """Read the custom object of a director target; `1..MODULES_MAX` assignments, a module each.
+
+    Raises:
+        ContractError: `trust.metadata-invalid`.
+    """
+    fields = Fields(value, "director target", _CODE)
+    artifact = Artifact.from_json(value)
+    try:
+        entries = fields.items("assignments", MODULES_MAX, required=True)
+    except ContractError as error:
+        raise ContractError(_CODE, error.detail) from None
+    result = tuple(
+        Assignment._read(Fields(entry, "assignment", _CODE), artifact, manifest, manifest_bytes) for entry in entries
+    )
+    if not result or len({assignment.module for assignment in result}) != len(result):
+        raise ContractError(_CODE, "a director target is for one or more modules, each named once")
+    return result

@@ -39,7 +39,8 @@ UNPACK_RATIO_MAX: Final = 200  # uncompressed over compressed bytes; above it an
 UNPACK_BYTES_MAX: Final = 8 * GIB
 
 # Messages
-REPORT_BYTES_MAX: Final = 64 * KIB
+REPORT_BYTES_MAX: Final = 176 * KIB
+ENVELOPE_BYTES_MAX: Final = 240 * KIB  # a report in base64, with its signature
 NUDGE_BYTES_MAX: Final = 1 * KIB
 BATCH_BYTES_MAX: Final = 256 * KIB
 BATCH_SAMPLES_MAX: Final = 2_000
@@ -47,9 +48,11 @@ SAMPLE_BYTES_MAX: Final = 64 * KIB
 SAMPLE_DEPTH_MAX: Final = 24  # of a sample's body; a batch around it stays within `JSON_DEPTH_MAX`
 DETAIL_CHARS_MAX: Final = 500
 MODULES_MAX: Final = 16
+WINDOWS_MAX: Final = 14  # maintenance windows of a policy
 
 # Times that both ends of a wire count on
 PROBATION_MS_DEFAULT: Final = 2_000
 PROBATION_MS_MAX: Final = 7 * 24 * 3600 * 1000
 POLL_MS_DEFAULT: Final = 60_000
 REPORT_MS_DEFAULT: Final = 60_000
+DEVICE_TOKEN_MS_MAX: Final = 10 * 60 * 1000  # longest life of a token that a device signs for itself

@@ -147,6 +147,12 @@ class ReportedModule:
         fallback: Digest of the bundle a rollback would make live, or none.
         serving: Whether the worker answers right now.
         deployment: The latest deployment, or none.
+        answering: Digest of the bundle that answered the agent's last probe of the module's own socket, or none. A
+            deployment is confirmed only when this is its manifest; a later change of it is a revert.
+        held: Whether an operator holds updates of this module back.
+        gap_ms: How long nobody answered in the last activation, 0 when workers overlapped.
+        refused: A deployment that signed metadata asked for and this device did not take, or none.
+        error: What is wrong with the live bundle, for example damage on disk that is being healed, or none.
     """
 
     phase: Phase | str
@@ -157,6 +163,11 @@ class ReportedModule:
     fallback: Digest | None = None
     serving: bool = False
     deployment: ReportedDeployment | None = None
+    answering: Digest | None = None
+    held: bool = False
+    gap_ms: int = 0
+    refused: ReportedDeployment | None = None
+    error: ReportedError | None = None
 
     def to_json(self) -> JsonObject:
         """The JSON form that `from_json` reads."""
@@ -169,6 +180,11 @@ class ReportedModule:
             "fallback": _text(self.fallback),
             "serving": self.serving,
             "deployment": None if self.deployment is None else self.deployment.to_json(),
+            "answering": _text(self.answering),
+            "held": self.held,
+            "gap_ms": self.gap_ms,
+            "refused": None if self.refused is None else self.refused.to_json(),
+            "error": None if self.error is None else self.error.to_json(),
         }
 
     @classmethod
@@ -179,7 +195,7 @@ class ReportedModule:
             ContractError: `artifact.document-invalid` or `artifact.digest-invalid`.
         """
         fields = Fields(value, "reported module", _CODE)
-        deployment = fields.take("deployment")
+        deployment, refused, error = fields.take("deployment"), fields.take("refused"), fields.take("error")
         return cls(
             phase=_phase(fields),
             live=_digest(fields.take("live")),
@@ -189,16 +205,21 @@ class ReportedModule:
             fallback=_digest(fields.take("fallback")),
             serving=fields.flag("serving", False),
             deployment=None if deployment is None else ReportedDeployment.from_json(deployment),
+            answering=_digest(fields.take("answering")),
+            held=fields.flag("held", False),
+            gap_ms=fields.integer("gap_ms", 0),
+            refused=None if refused is None else ReportedDeployment.from_json(refused),
+            error=None if error is None else ReportedError.from_json(error),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a device says of itself. The newest one by (boot counter order of arrival, number) wins in the cloud.
+    """What a device says of itself. It travels in a `signed.Envelope`; the greatest (boot, number) is the newest.
 
     Attributes:
         device: Name of the device.
-        boot: Identifier of this run of the agent, 16 hexadecimal digits.
+        boot: Identifier of this run of the agent, 16 hexadecimal digits; later runs have greater ones.
         number: Counts up from 1 within a boot.
         sent_ms: Device's wall clock, milliseconds since 1970; may be wrong.
         platform: `os/architecture[/variant]`.
@@ -207,6 +228,7 @@ class Report:
         modules: Modules by name.
         error: An error that belongs to no module, for example an untrusted clock.
         bytes_fetched: Bytes of blobs pulled since this boot.
+        clock_trusted: False when the clock is behind a time known to have passed; metadata is then judged by that.
     """
 
     device: str
@@ -219,6 +241,7 @@ class Report:
     modules: dict[str, ReportedModule] = field(default_factory=dict)
     error: ReportedError | None = None
     bytes_fetched: int = 0
+    clock_trusted: bool = True
 
     def to_bytes(self) -> bytes:
         """The message."""
@@ -235,6 +258,7 @@ class Report:
                 "modules": {name: module.to_json() for name, module in self.modules.items()},
                 "error": None if self.error is None else self.error.to_json(),
                 "bytes_fetched": self.bytes_fetched,
+                "clock_trusted": self.clock_trusted,
             }
         )
 
@@ -263,6 +287,7 @@ class Report:
             modules={model_name(name): ReportedModule.from_json(modules.take(name)) for name in names},
             error=None if error is None else ReportedError.from_json(error),
             bytes_fetched=fields.integer("bytes_fetched", 0),
+            clock_trusted=fields.flag("clock_trusted", True),
         )
 
 

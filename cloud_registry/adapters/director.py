@@ -23,10 +23,10 @@ from cloud_registry.limits import (
     TIMESTAMP_LIFE_MS,
 )
 from cloud_registry.ports import AssignmentSource, Clock, MetadataRow, MetadataTable
-from edge_contract.deployment import Assignment, target_path
+from edge_contract.deployment import Assignment, director_custom, target_path
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
-from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
+from edge_contract.jsonio import Fields, dump, parse_object
 from edge_contract.names import device_name
 
 LOGGER = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class TufDirector:
 
     def _updated(self, device: str, shelf: _Shelf, assignments: Sequence[Assignment]) -> _Shelf:
         now = self._clock.wall_ms()
-        targets = _targets_of(device, assignments)
+        targets = _targets_of(assignments)
         content = str(Digest.of(dump({path: target.to_dict() for path, target in targets.items()})))
         is_new = content != shelf.content or now >= shelf.renew_ms[Targets.type]
         if is_new:
@@ -216,17 +216,18 @@ class TufDirector:
         )
 
 
-def _targets_of(device: str, assignments: Sequence[Assignment]) -> dict[str, TargetFile]:
-    targets: dict[str, TargetFile] = {}
+def _targets_of(assignments: Sequence[Assignment]) -> dict[str, TargetFile]:
+    """One target a bundle, which names every module that is to run it."""
+    by_path: dict[str, list[Assignment]] = {}
     for item in assignments:
         path = target_path(item.artifact.model, item.artifact.version, item.manifest)
-        if path in targets:
-            # A target is a file and names one module; a second module with the same bundle has no place to stand.
-            LOGGER.warning("%s: module %s waits, another one runs the same bundle %s", device, item.module, path)
-            continue
-        custom: JsonObject = item.custom()
-        targets[path] = TargetFile(item.manifest_bytes, {"sha256": item.manifest.hex}, path, {"custom": custom})
-    return targets
+        by_path.setdefault(path, []).append(item)
+    return {
+        path: TargetFile(
+            items[0].manifest_bytes, {"sha256": items[0].manifest.hex}, path, {"custom": director_custom(items)}
+        )
+        for path, items in by_path.items()
+    }
 
 
 def _renewal(shelf: _Shelf, role: str, now: int, life_ms: int) -> dict[str, int]:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from tuf.api.metadata import TargetFile, Targets
 
-from edge_contract.deployment import Artifact, Assignment, target_path
+from edge_contract.deployment import Artifact, Assignment, read_director_custom, target_path
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.limits import MANIFEST_BYTES_MAX, MODULES_MAX
@@ -35,17 +35,20 @@ def director_assignments(targets: Targets, device: str) -> tuple[tuple[Assignmen
         raise EdgeError("trust.metadata-invalid", "director repository: targets delegate, which they must not")
     if len(targets.targets) > MODULES_MAX:
         raise EdgeError("trust.metadata-invalid", f"director repository: more than {MODULES_MAX} assignments")
-    result = tuple((_assignment(path, file), file) for path, file in sorted(targets.targets.items()))
-    if len({assignment.module for assignment, _ in result}) != len(result):
-        raise EdgeError("trust.metadata-invalid", "director repository: two assignments are for the same module")
+    result = tuple(
+        (assignment, file) for path, file in sorted(targets.targets.items()) for assignment in _assignments(path, file)
+    )
+    if len(result) > MODULES_MAX or len({assignment.module for assignment, _ in result}) != len(result):
+        raise EdgeError("trust.metadata-invalid", "director repository: a module is named twice, or there are too many")
     return result
 
 
-def _assignment(path: str, file: TargetFile) -> Assignment:
+def _assignments(path: str, file: TargetFile) -> tuple[Assignment, ...]:
     try:
         digest = Digest.from_hex(file.hashes.get(_HASH, ""))
-        assignment = Assignment.from_custom(file.custom, digest, file.length)
-        expected = target_path(assignment.artifact.model, assignment.artifact.version, digest)
+        assignments = read_director_custom(file.custom, digest, file.length)
+        artifact = assignments[0].artifact
+        expected = target_path(artifact.model, artifact.version, digest)
     except ContractError as error:
         raise EdgeError(
             "trust.metadata-invalid", f"director repository: target {path[:200]!r}: {error.detail}"
@@ -54,7 +57,7 @@ def _assignment(path: str, file: TargetFile) -> Assignment:
         raise EdgeError(
             "trust.metadata-invalid", f"director repository: target {path[:200]!r} is not a bundle manifest's"
         )
-    return assignment
+    return assignments
 
 
 def require_agreement(assignment: Assignment, director: TargetFile, image: TargetFile | None) -> None:

@@ -9,12 +9,13 @@ from typing import Any, Final
 import pytest
 
 from edge_contract.codes import CODES
-from edge_contract.deployment import Artifact, Assignment
+from edge_contract.deployment import Artifact, director_custom, read_director_custom
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError
 from edge_contract.manifest import Index, Manifest
 from edge_contract.names import alias_name, device_name, model_name, platform_name, relative_path
 from edge_contract.runtime import Runtime
+from edge_contract.signed import Envelope
 from edge_contract.telemetry import Ack, Batch
 from edge_contract.tensors import read_safetensors_header
 from edge_contract.twin import Nudge, Report
@@ -25,6 +26,7 @@ MANIFEST: Final = Digest.from_hex("a" * 64)
 DOCUMENTS: Final[dict[str, Callable[[bytes], Any]]] = {
     "ack": Ack.parse,
     "batch": Batch.parse,
+    "envelope": Envelope.parse,
     "index": Index.parse,
     "manifest": Manifest.parse,
     "nudge": Nudge.parse,
@@ -33,7 +35,7 @@ DOCUMENTS: Final[dict[str, Callable[[bytes], Any]]] = {
 }
 CUSTOMS: Final[dict[str, Callable[[Any], Any]]] = {
     "artifact": Artifact.from_json,
-    "assignment": lambda value: Assignment.from_custom(value, MANIFEST, 700),
+    "assignment": lambda value: read_director_custom(value, MANIFEST, 700),
 }
 VALUES: Final[dict[str, Callable[[Any], Any]]] = {
     "alias-name": alias_name,
@@ -94,7 +96,7 @@ def test_customs_of_targets(kind: str, vector: Vector) -> None:
     found, parsed = verdict(CUSTOMS[kind], vector.value)
     assert found == vector.expect
     if vector.is_valid:
-        written = parsed.to_json() if kind == "artifact" else parsed.custom()
+        written = parsed.to_json() if kind == "artifact" else director_custom(parsed)
         assert (written == vector.value) is not vector.is_rewritten
 
 

@@ -20,7 +20,7 @@ from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
-from edge_contract.deployment import Artifact, Assignment, bundle_repository, target_path
+from edge_contract.deployment import Artifact, bundle_repository, read_director_custom, target_path
 from edge_contract.digest import Digest
 from edge_contract.manifest import (
     CODE_RAW,
@@ -377,7 +377,7 @@ def test_the_reference_client_reads_a_devices_assignments_and_their_versions(sit
         updater.refresh()
         found = updater.get_targetinfo(target_path("letters", 1, digest))
         assert found is not None
-        assignment = Assignment.from_custom(found.custom, digest, found.length)
+        (assignment,) = read_director_custom(found.custom, digest, found.length)
         assert (assignment.module, assignment.deployment) == ("letters", deployment["id"])
         assert (assignment.artifact, found.length) == (artifact, length)
         assert (assignment.policy.sampling_ratio, assignment.policy.probation_ms) == (0.5, 700)

@@ -22,7 +22,7 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from edge_contract.deployment import Artifact, Assignment, Policy, bundle_repository, target_path
+from edge_contract.deployment import Artifact, Assignment, Policy, bundle_repository, director_custom, target_path
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 
@@ -223,7 +223,9 @@ class TwoRepositories:
         self.director.targets.clear()
         for assignment in assignments:
             hashes = {"sha256": assignment.manifest.hex}
-            self.director.set_target(path_of(assignment), assignment.manifest_bytes, hashes, assignment.custom())
+            self.director.set_target(
+                path_of(assignment), assignment.manifest_bytes, hashes, director_custom([assignment])
+            )
         self.director.publish()
         return self.director.versions["targets"]
 

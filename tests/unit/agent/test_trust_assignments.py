@@ -11,8 +11,9 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Delegations, SuccinctRoles
 
 from edge_agent.store import durable
-from edge_contract.deployment import Policy
+from edge_contract.deployment import Assignment, Policy, director_custom
 from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
 from tests.support.tufrepo import DAY_MS, NOW_MS, path_of
 from tests.unit.agent.trustbench import Device
 
@@ -49,6 +50,12 @@ def test_director_targets_that_name_no_device_are_refused(device: Device, fields
 # -------------------------------------------------------------------------------------------------------
 
 
+def spoilt(made: Assignment, **change: object) -> JsonObject:
+    """The director's custom object of one assignment, with something wrong in its entry."""
+    custom = director_custom([made])
+    return custom | {"assignments": [custom["assignments"][0] | change]}
+
+
 def test_an_artifact_the_image_repository_never_signed_is_refused(device: Device) -> None:
     made = device.repositories.release(1)
     del device.repositories.image.targets[path_of(made)]
@@ -59,7 +66,7 @@ def test_an_artifact_the_image_repository_never_signed_is_refused(device: Device
 
 def test_a_director_that_changes_the_artifact_is_refused(device: Device) -> None:
     made = device.repositories.release(1)
-    custom = made.custom()
+    custom = director_custom([made])
     for key, value in {
         "platform": "linux/arm64",
         "release_counter": 99,
@@ -79,7 +86,7 @@ def test_a_director_that_changes_the_artifact_is_refused(device: Device) -> None
 def test_a_director_that_changes_the_length_is_refused(device: Device) -> None:
     made = device.repositories.release(1)
     device.repositories.director.set_target(
-        path_of(made), made.manifest_bytes + 1, {"sha256": made.manifest.hex}, made.custom()
+        path_of(made), made.manifest_bytes + 1, {"sha256": made.manifest.hex}, director_custom([made])
     )
     device.repositories.director.publish()
     assert device.refused() == "trust.repositories-disagree"
@@ -93,7 +100,7 @@ def test_hashes_that_differ_in_one_algorithm_are_refused(device: Device) -> None
     image.publish()
     device.refresh()  # one algorithm is enough, as long as none of both contradicts
     director = device.repositories.director
-    director.set_target(path, made.manifest_bytes, hashes | {"sha512": "1" * 128}, made.custom())
+    director.set_target(path, made.manifest_bytes, hashes | {"sha512": "1" * 128}, director_custom([made]))
     director.publish()
     assert device.refused() == "trust.repositories-disagree"
 
@@ -105,8 +112,8 @@ def test_hashes_that_differ_in_one_algorithm_are_refused(device: Device) -> None
         lambda made: {"path": "digits/2/" + made.manifest.hex + ".json"},
         lambda made: {"hashes": {"sha512": "0" * 128}},
         lambda made: {"custom": {}},
-        lambda made: {"custom": {**made.custom(), "module": "../etc"}},
-        lambda made: {"custom": {**made.custom(), "policy": {"sampling_ppm": 2_000_000}}},
+        lambda made: {"custom": spoilt(made, module="../etc")},
+        lambda made: {"custom": spoilt(made, policy={"sampling_ppm": 2_000_000})},
         lambda made: {"length": 0},
         lambda made: {"length": 2**40},
     ],
@@ -119,7 +126,7 @@ def test_a_director_target_that_is_no_assignment_is_refused(
         "path": path_of(made),
         "length": made.manifest_bytes,
         "hashes": {"sha256": made.manifest.hex},
-        "custom": made.custom(),
+        "custom": director_custom([made]),
         **spoil(made),
     }
     device.repositories.director.set_target(**fields)  # type: ignore[arg-type]

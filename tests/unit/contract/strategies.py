@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from edge_contract.deployment import Artifact, Assignment, Policy
+from edge_contract.deployment import DAY_MINUTES, ActivationMode, Artifact, Assignment, Policy, Window
 from edge_contract.digest import Digest
 from edge_contract.limits import BLOB_BYTES_MAX, MANIFEST_BYTES_MAX, PROBATION_MS_MAX
 from edge_contract.manifest import (
@@ -24,6 +24,7 @@ from edge_contract.manifest import (
 from edge_contract.names import PLATFORMS
 from edge_contract.phases import Outcome, Phase
 from edge_contract.runtime import ENGINES, RUNTIME_PATH, Golden, Member, Probation, Runtime
+from edge_contract.signed import Envelope
 from edge_contract.telemetry import KINDS, Ack, Batch, Sample
 from edge_contract.tensors import ITEM_BYTES, TensorSpec
 from edge_contract.twin import Report, ReportedDeployment, ReportedError, ReportedModule
@@ -125,6 +126,16 @@ policies = st.builds(
     st.none() | st.integers(0, 1_000_000).map(lambda ppm: ppm / 1_000_000),
     st.none() | st.integers(0, PROBATION_MS_MAX),
     st.booleans(),
+    st.lists(
+        st.builds(
+            Window,
+            st.integers(0, DAY_MINUTES - 1),
+            st.integers(1, DAY_MINUTES),
+            st.sets(st.integers(1, 7)).map(lambda days: tuple(sorted(days))),
+        ),
+        max_size=3,
+    ).map(tuple),
+    st.sampled_from(ActivationMode),
 )
 artifacts = st.builds(
     Artifact,
@@ -149,6 +160,11 @@ modules = st.builds(
     st.none() | digests,
     st.booleans(),
     st.none() | deployments,
+    st.none() | digests,
+    st.booleans(),
+    counts,
+    st.none() | deployments,
+    st.none() | errors,
 )
 reports = st.builds(
     Report,
@@ -162,7 +178,9 @@ reports = st.builds(
     modules=st.dictionaries(names, modules, max_size=3),
     error=st.none() | errors,
     bytes_fetched=counts,
+    clock_trusted=st.booleans(),
 )
+envelopes = st.builds(Envelope, texts, st.binary(max_size=200), texts, st.binary(max_size=80))
 
 samples = st.builds(
     Sample,

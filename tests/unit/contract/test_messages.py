@@ -6,11 +6,18 @@ from typing import Any
 import pytest
 
 from edge_contract import topics
-from edge_contract.deployment import Artifact, Assignment, Policy
+from edge_contract.deployment import Artifact, Assignment, Policy, director_custom, read_director_custom
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError
-from edge_contract.limits import DETAIL_CHARS_MAX, MANIFEST_BYTES_MAX, MODULES_MAX, REPORT_BYTES_MAX
+from edge_contract.limits import (
+    DETAIL_CHARS_MAX,
+    ENVELOPE_BYTES_MAX,
+    MANIFEST_BYTES_MAX,
+    MODULES_MAX,
+    REPORT_BYTES_MAX,
+)
 from edge_contract.phases import Outcome, Phase
+from edge_contract.signed import REPORT_TYPE, Envelope
 from edge_contract.telemetry import Ack, Batch, Sample
 from edge_contract.twin import Report, ReportedDeployment, ReportedError, ReportedModule
 
@@ -30,20 +37,26 @@ ASSIGNMENT = Assignment("digits", "d1", MANIFEST, 100, ARTIFACT)
         {"repository": "../../other?x="}, {"repository": "http://x/y"}, {"hardware_ids": "x"}, {"hardware_ids": [7]},
         {"policy": None}, {"policy": {"sampling_ppm": 1_000_001}}, {"policy": {"sampling_ppm": 0.5}},
         {"policy": {"probation_ms": -1}}, {"policy": {"probation_ms": "1"}}, {"policy": {"allow_release_rollback": 1}},
+        {"policy": {"activation": "sideways"}}, {"policy": {"windows": 5}}, {"policy": {"windows": [{"days": [8]}]}},
+        {"policy": {"windows": [{"start_minute": 1440, "length_minutes": 1}]}},
+        {"policy": {"windows": [{"start_minute": 0, "length_minutes": 0}]}},
     ],
 )  # fmt: skip
 def test_an_assignment_that_is_not_right_is_invalid_metadata(change: dict[str, object]) -> None:
-    custom = ASSIGNMENT.custom()
-    assert Assignment.from_custom(custom | {"of a newer director": 1}, MANIFEST, 100) == ASSIGNMENT
+    custom = director_custom([ASSIGNMENT])
+    (entry,) = custom["assignments"]
+    newer = custom | {"of a newer director": 1, "assignments": [entry | {"also": 2}]}
+    assert read_director_custom(newer, MANIFEST, 100) == (ASSIGNMENT,)
+    bad = custom | change | {"assignments": [entry | change]}
     with pytest.raises(ContractError) as caught:
-        Assignment.from_custom(custom | change, MANIFEST, 100)
+        read_director_custom(bad, MANIFEST, 100)
     assert caught.value.code == "trust.metadata-invalid"
 
 
 @pytest.mark.parametrize("size", [0, -1, MANIFEST_BYTES_MAX + 1, 2**60])
 def test_an_assignment_names_no_manifest_that_nobody_would_read(size: int) -> None:
     with pytest.raises(ContractError) as caught:
-        Assignment.from_custom(ASSIGNMENT.custom(), MANIFEST, size)
+        read_director_custom(director_custom([ASSIGNMENT]), MANIFEST, size)
     assert caught.value.code == "trust.metadata-invalid"
 
 
@@ -113,9 +126,10 @@ def test_a_report_that_is_none_is_refused(change: dict[str, Any]) -> None:
 def test_the_largest_report_a_device_can_make_can_be_read(character: str) -> None:
     error = ReportedError("x" * 64, character * DETAIL_CHARS_MAX, Phase.ROLLING_BACK, 2**53 - 1)
     name = "m" * 62
+    deployment = ReportedDeployment("d" * 128, MANIFEST, Outcome.ROLLBACK_FAILED, error)
     module = ReportedModule(
-        Phase.ROLLING_BACK, MANIFEST, name, 2**53 - 1, MANIFEST, MANIFEST, False,
-        ReportedDeployment("d" * 128, MANIFEST, Outcome.ROLLBACK_FAILED, error),
+        Phase.ROLLING_BACK, MANIFEST, name, 2**53 - 1, MANIFEST, MANIFEST, False, deployment,
+        MANIFEST, False, 2**53 - 1, deployment, error,
     )  # fmt: skip
     modules = {f"{name}{n:02}": module for n in range(MODULES_MAX)}
     largest = Report(
@@ -123,6 +137,8 @@ def test_the_largest_report_a_device_can_make_can_be_read(character: str) -> Non
     )
     assert len(largest.to_bytes()) <= REPORT_BYTES_MAX
     assert Report.parse(largest.to_bytes()) == largest
+    envelope = Envelope(REPORT_TYPE, b"x" * REPORT_BYTES_MAX, "k" * 64, b"s" * 72)
+    assert len(envelope.to_bytes()) <= ENVELOPE_BYTES_MAX
 
 
 # -- telemetry -----------------------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_contract.deployment import Artifact, Assignment, Policy
+from edge_contract.deployment import Artifact, Assignment, Policy, director_custom, read_director_custom
 from edge_contract.jsonio import dump, parse_object
 from edge_contract.limits import MIB
 from edge_contract.manifest import Index, Manifest
 from edge_contract.runtime import Runtime
+from edge_contract.signed import Envelope
 from edge_contract.telemetry import Ack, Batch
 from edge_contract.tensors import TensorSpec
 from edge_contract.twin import Nudge, Report
@@ -69,7 +70,13 @@ def test_nudge(version: int) -> None:
 @given(some.assignments)
 def test_assignment(value: Assignment) -> None:
     assert Assignment.from_json(parse_object(dump(value.to_json()), "assignment", MIB)) == value
-    assert Assignment.from_custom(value.custom(), value.manifest, value.manifest_bytes) == value
+    assert read_director_custom(director_custom([value]), value.manifest, value.manifest_bytes) == (value,)
+
+
+@few
+@given(some.envelopes)
+def test_envelope(value: Envelope) -> None:
+    assert Envelope.parse(value.to_bytes()) == value
 
 
 @few
