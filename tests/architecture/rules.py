@@ -204,7 +204,7 @@ UNWANTED_WORDS: dict[str, str] = {
 }
 """Words the glossary replaces, and by what. They are looked for in names that cross a wire."""
 
-WIRE_NAMES_OF_OTHERS: frozenset[str] = frozenset({"payload", "payload_type"})  # DSSE
+WIRE_NAMES_OF_OTHERS: frozenset[str] = frozenset({"payload", "payload_type", "payloadType"})  # DSSE
 """Names with such a word that a specification we follow prescribes."""
 
 # --- size ------------------------------------------------------------------------------------------------------------
