@@ -28,7 +28,7 @@ from cloud_registry.ports import ImageTarget
 from edge_contract.deployment import Artifact, target_path
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError, EdgeError
-from edge_contract.jsonio import parse_object
+from edge_contract.jsonio import JsonObject, parse_object
 
 Part = TypeVar("Part", Root, Targets, Snapshot, Timestamp)
 _OFFLINE: Final = {IMAGE: ("root", "targets"), DIRECTOR: ("root",)}
@@ -233,6 +233,10 @@ def new_snapshot(version: int, versions: Mapping[str, int], wall_ms: int, life_m
 
 
 def new_timestamp(version: int, snapshot_version: int, snapshot: bytes, wall_ms: int, life_ms: int) -> Timestamp:
-    """A timestamp that names a snapshot by version, length and digest."""
+    """A timestamp that names a snapshot by version, length and digest, and says when it was signed.
+
+    A device without a clock takes the newest instant that such a signature vouches for as the earliest it can be.
+    """
     meta = MetaFile.from_data(snapshot_version, snapshot, ["sha256"])
-    return Timestamp(version=version, expires=later(wall_ms, life_ms), snapshot_meta=meta)
+    said: JsonObject = {"lighterman": {"signed_ms": wall_ms}}
+    return Timestamp(version=version, expires=later(wall_ms, life_ms), snapshot_meta=meta, unrecognized_fields=said)

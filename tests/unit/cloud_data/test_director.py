@@ -129,6 +129,12 @@ def test_a_timestamp_is_renewed_without_a_new_version_of_the_targets(desk: Desk)
     assert desk.director.version("d1") == 1
 
 
+def test_a_timestamp_says_when_it_was_signed(desk: Desk) -> None:
+    assert desk.chain()[0].unrecognized_fields == {"lighterman": {"signed_ms": desk.clock.now_ms}}
+    desk.clock.now_ms += TIMESTAMP_LIFE_MS
+    assert desk.chain()[0].unrecognized_fields == {"lighterman": {"signed_ms": desk.clock.now_ms}}
+
+
 def test_targets_near_their_expiry_get_a_new_version(desk: Desk) -> None:
     desk.versions()
     desk.clock.now_ms += DIRECTOR_TARGETS_LIFE_MS // 2

@@ -413,6 +413,13 @@ def test_the_timestamp_is_renewed_at_half_of_its_life_and_the_snapshot_too(regis
     assert len(registry.snapshot().meta) == 257
 
 
+def test_a_timestamp_says_when_it_was_signed(registry: Registry) -> None:
+    registry.with_bins()
+    assert registry.timestamp().unrecognized_fields == {"lighterman": {"signed_ms": registry.clock.now_ms}}
+    registry.clock.now_ms += TIMESTAMP_LIFE_MS
+    assert registry.timestamp().unrecognized_fields == {"lighterman": {"signed_ms": registry.clock.now_ms}}
+
+
 def test_a_renewal_by_somebody_else_meanwhile_is_as_good(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.with_bins()
     registry.clock.now_ms += TIMESTAMP_LIFE_MS
