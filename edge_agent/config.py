@@ -9,10 +9,16 @@ from typing import Any, Final
 
 from edge_agent.limits import (
     CONFIG_BYTES_MAX,
+    HOOK_MS_DEFAULT,
+    HOOK_MS_MAX,
+    HOOK_MS_MIN,
     PERIOD_MS_MAX,
     PERIOD_MS_MIN,
     PORT_MAX,
     RESERVE_BYTES_DEFAULT,
+    SCRUB_MS_DEFAULT,
+    SCRUB_MS_MAX,
+    SCRUB_MS_MIN,
     SPOOL_BYTES_DEFAULT,
     SPOOL_BYTES_MIN,
 )
@@ -79,6 +85,21 @@ class IotHubConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateConfig:
+    """The device owner's say in how updates go.
+
+    Attributes:
+        hook: Program that is asked before a download and before an activation, or none; see `edge_agent.hook`.
+        hook_timeout_ms: How long it may run.
+        scrub_ms: How often the files of what is live are read again and compared with their signed digests.
+    """
+
+    hook: Path | None = None
+    hook_timeout_ms: int = HOOK_MS_DEFAULT
+    scrub_ms: int = SCRUB_MS_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """Everything an agent process is told.
 
@@ -92,6 +113,7 @@ class AgentConfig:
         serve: Where predictions are answered.
         mqtt: Overrides of the broker's address.
         iothub: Azure IoT Hub instead of a broker, or none.
+        update: How updates go.
         log_level: One of `LOG_LEVELS`.
     """
 
@@ -104,6 +126,7 @@ class AgentConfig:
     serve: ServeConfig = field(default_factory=ServeConfig)
     mqtt: MqttConfig = field(default_factory=MqttConfig)
     iothub: IotHubConfig | None = None
+    update: UpdateConfig = field(default_factory=UpdateConfig)
     log_level: str = "info"
 
 
@@ -150,6 +173,7 @@ def parse_config(text: str, file: Path) -> AgentConfig:
         raise EdgeError("config.invalid", f"{file} is not valid TOML: {error}") from None
     serve = table.table("serve")
     mqtt = table.table("mqtt")
+    update = table.table("update")
     config = AgentConfig(
         data=table.path("data") or DATA_DEFAULT,
         run=table.path("run") or Path(),
@@ -168,9 +192,14 @@ def parse_config(text: str, file: Path) -> AgentConfig:
             persistent=mqtt.flag("persistent") or False,
         ),
         iothub=_iothub(table),
+        update=UpdateConfig(
+            hook=update.path("hook"),
+            hook_timeout_ms=update.integer("hook_timeout_ms", HOOK_MS_MIN, HOOK_MS_MAX, HOOK_MS_DEFAULT),
+            scrub_ms=update.integer("scrub_ms", SCRUB_MS_MIN, SCRUB_MS_MAX, SCRUB_MS_DEFAULT),
+        ),
         log_level=table.choice("log_level", LOG_LEVELS, "info"),
     )
-    for part in (table, serve, mqtt):
+    for part in (table, serve, mqtt, update):
         part.close()
     return config
 

@@ -8,10 +8,13 @@ from edge_contract.limits import KIB, MIB
 RESERVE_BYTES_DEFAULT: Final = 64 * MIB  # emergency reserve that no download may touch
 JOURNAL_BYTES_MAX: Final = 1 * MIB
 SLOT_MARK_BYTES_MAX: Final = 4 * KIB
+ENTRY_BYTES: Final = 4 * KIB  # what a small file or a folder takes of the disk
 
 # Unpacking
 TAR_READ_BYTES_MAX: Final = 1 * MIB  # longest extension header of a tar entry that is read at once
 WHEEL_DIRECTORY_BYTES_MAX: Final = 4 * MIB  # central directory of a wheel; zipfile holds all of it in memory
+WHEEL_GROWTH: Final = 8  # a wheel that is not here yet is planned with so many times its length; most need 3 to 4
+TAR_GROWTH: Final = 4  # the same of a tar: one of tiny files takes a block for each kilobyte
 BOMB_FREE_BYTES: Final = 1 * MIB  # output that is never taken for a bomb, however well it was compressed
 
 # The spool
@@ -64,6 +67,19 @@ HUB_SEND_MS_MAX: Final = 30_000
 HUB_ABANDONED_MAX: Final = 4  # calls of the SDK that never came back; with more, the next wait is
 HUB_PATIENCE_MS: Final = 3_600_000  # this long, so that a mute hub costs one thread an hour at most
 HUB_SECRET_BYTES_MAX: Final = 256 * KIB  # a connection string or a file of authorities
+
+# The device owner's say in updates
+SCRUB_MS_DEFAULT: Final = 24 * 3600 * 1000  # between two readings of everything that is live
+SCRUB_MS_MIN: Final = 60_000
+SCRUB_MS_MAX: Final = 90 * 24 * 3600 * 1000
+HOOK_MS_DEFAULT: Final = 60_000  # how long a hook may run
+HOOK_MS_MIN: Final = 100
+HOOK_MS_MAX: Final = 3600 * 1000
+HOOK_WAIT_MS_DEFAULT: Final = 300_000  # a hook that asks to wait and does not say how long
+HOOK_WAIT_MS_MIN: Final = 1_000
+HOOK_WAIT_MS_MAX: Final = 24 * 3600 * 1000
+HOOK_OUTPUT_BYTES_MAX: Final = 64 * KIB  # of what a hook says
+HOOK_DETAIL_CHARS_MAX: Final = 200  # of what it says that goes into an error
 
 # The control socket
 CONTROL_BYTES_MAX: Final = 1 * MIB

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import config as config_module
-from edge_agent.config import AgentConfig, load_config, parse_config
+from edge_agent.config import AgentConfig, UpdateConfig, load_config, parse_config
 from edge_contract.errors import EdgeError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -130,3 +130,14 @@ def test_the_file_that_ships_says_the_defaults() -> None:
     shown = parse_config("\n".join(lines), file)
     assert shown.mqtt.host == "broker.example"
     assert shown.serve.ports == {"digits": 8501}
+
+
+def test_the_owners_say_in_updates_is_read() -> None:
+    config = parse_config('[update]\nhook = "hooks/gate"\nhook_timeout_ms = 5000\nscrub_ms = 3600000\n', FILE)
+    assert config.update == UpdateConfig(FILE.parent / "hooks/gate", 5_000, 3_600_000)
+    assert parse_config("", FILE).update == UpdateConfig(None, 60_000, 24 * 3_600_000)
+
+
+def test_a_hook_may_not_run_for_ever() -> None:
+    with pytest.raises(EdgeError, match=r"update\.hook_timeout_ms"):
+        parse_config("[update]\nhook_timeout_ms = 3600001\n", FILE)
