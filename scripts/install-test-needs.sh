@@ -19,6 +19,7 @@ needs=(
     "docker-registry docker-registry"
     "postgresql initdb"
     "strace strace"
+    "softhsm2 softhsm2-util"
 )
 services=(mosquitto docker-registry postgresql)
 
