@@ -18,6 +18,9 @@ from edge_contract.errors import EdgeError
 TEMPORARY_PREFIX: Final = ".tmp-"
 """Names with this prefix are leftovers of an interrupted write and may be removed by whoever owns the folder."""
 
+UNREADABLE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+"""What a disk answers for a sector that is lost: the file is damaged, and a fresh copy heals it."""
+
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _READ_ONLY_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _CREATE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -96,6 +99,12 @@ def open_file(path: Path) -> int:
         OSError: It is not there or cannot be opened.
     """
     return os.open(path, _READ_ONLY_FLAGS)
+
+
+def forget_cached(descriptor: int) -> None:
+    """Have the next reads of a file come from the disk, as far as the kernel goes along with it."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
@@ -188,6 +197,8 @@ def remove_tree(folder: Path) -> None:
     if not folder.name.startswith(TEMPORARY_PREFIX):
         doomed = folder.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
         folder.rename(doomed)
+        # Nothing may be gone from under the name before the name is.
+        sync_folder(folder.parent)
     shutil.rmtree(doomed)
     sync_folder(folder.parent)
 
@@ -216,6 +227,18 @@ def list_folder(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except FileNotFoundError:
         return []
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file and folder below a folder.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    for item in list_folder(folder):
+        yield item
+        if item.is_dir() and not item.is_symlink():
+            yield from walk(item)
 
 
 def sync_tree(folder: Path) -> None:

@@ -8,17 +8,18 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from edge_agent.limits import SLOT_MARK_BYTES_MAX
 from edge_agent.store import durable
 from edge_agent.store.blobs import FileBlobStore
+from edge_agent.store.limits import ENTRY_BYTES, TAR_GROWTH, WHEEL_GROWTH
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import JsonObject, dump, parse_object
-from edge_contract.limits import CHUNK_BYTES, RUNTIME_BYTES_MAX
+from edge_contract.limits import CHUNK_BYTES, MANIFEST_BYTES_MAX, RUNTIME_BYTES_MAX
 from edge_contract.manifest import TAR_TYPES, Descriptor, Manifest, Role
 from edge_contract.runtime import Runtime
 
@@ -28,6 +29,7 @@ SITE: Final = "site"
 _FILE_MODE: Final = 0o444
 _FOLDER_MODE: Final = 0o755
 _CLASHES: Final = (FileExistsError, NotADirectoryError, IsADirectoryError)
+_NO_LINKS: Final = frozenset({errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP})
 
 
 class FileSlotStore:
@@ -42,6 +44,7 @@ class FileSlotStore:
         """
         self._slots = root / "slots"
         self._blobs = blobs
+        self._has_links: bool | None = None
 
     def stage(self, manifest_digest: Digest, manifest: Manifest) -> Path:
         """See `ports.SlotStore.stage`. A complete slot whose links no longer are the blobs' files is made anew."""
@@ -51,13 +54,14 @@ class FileSlotStore:
             durable.make_folder(self._slots)
             durable.remove_leftovers(self._slots)
             if self._is_complete(folder, manifest):
+                # Who renamed it may have been killed before it could sync the name.
+                durable.sync_folder(self._slots)
                 return folder
             durable.remove_tree(folder)
             staging = self._slots / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
             try:
                 self._build(staging, manifest)
-                mark = {"manifest": str(manifest_digest), "model": runtime.model, "version": runtime.version}
-                durable.write_file(staging / MARK, dump(mark), _FILE_MODE)
+                durable.write_file(staging / MARK, _mark(manifest_digest, runtime), _FILE_MODE)
                 durable.rename(staging, folder)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -105,21 +109,83 @@ class FileSlotStore:
                 if folder.name not in wanted:
                     durable.remove_tree(folder)
 
-    def check(self, manifest_digest: Digest, manifest: Manifest) -> None:
+    def verify(self, manifest_digest: Digest, is_cancelled: Callable[[], bool]) -> None:
+        """See `ports.SlotStore.verify`; also compares its blobs, the mark, and that nothing else lies in the slot."""
+        self.path(manifest_digest)
+        try:
+            manifest = Manifest.parse(self._blobs.read(manifest_digest, MANIFEST_BYTES_MAX))
+            self.check(manifest_digest, manifest, is_cancelled)
+        except EdgeError as error:
+            if error.code != "artifact.not-found":
+                raise
+            raise EdgeError("device.disk-corrupt", error.detail, error.hint) from None
+
+    def check(
+        self, manifest_digest: Digest, manifest: Manifest, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
         """Compare every file of a slot with the verified blobs it was made from, changing nothing.
 
         Raises:
-            EdgeError: `device.disk-corrupt` for a file that is missing or differs, `artifact.not-found` for a slot or
-                blob that is not there, `device.disk-error`.
+            EdgeError: `device.disk-corrupt` for a file that is missing, differs, cannot be read or does not belong
+                there; `artifact.not-found` for a slot or blob that is not there; `network.cut` when cancelled;
+                `device.disk-error`.
         """
         folder = self.path(manifest_digest)
+        known = {MARK, FILES, SITE}
         with durable.disk_errors(f"reading {folder}"):
+            self._blobs.check(manifest.config.digest, manifest.config.size)
             for layer in manifest.layers:
+                _go_on(is_cancelled)
                 self._blobs.check(layer.digest, layer.size)
-                contents = self._unpacked(layer) if layer.media_type in TAR_TYPES else self._all(layer)
-                for path, chunks in contents:
+                known.update(_above(f"{FILES}/{layer.path}"))
+                for path, chunks in self._contents(layer):
+                    _go_on(is_cancelled)
+                    known.update(_above(path))
                     if chunks is not None and not _is_same(folder / path, chunks):
-                        raise EdgeError("device.disk-corrupt", f"{folder / path} is damaged or missing")
+                        raise _corrupt(folder / path, "is damaged or missing")
+            mark = _mark(manifest_digest, _runtime(self._blobs, manifest))
+            if not _is_same(folder / MARK, iter((mark,))):
+                raise _corrupt(folder / MARK, "is damaged")
+            for found in durable.walk(folder):
+                if str(found.relative_to(folder)) not in known:
+                    raise _corrupt(found, "is not part of the bundle")
+
+    def set_aside(self, manifest_digest: Digest) -> None:
+        """See `ports.SlotStore.set_aside`.
+
+        The slot goes first: were power to fail in between, damaged blobs without a slot are found by the verification
+        before the next activation, while a slot that links to them would be served.
+        """
+        folder = self._slots / manifest_digest.hex
+        if not folder.exists():
+            return
+        with durable.disk_errors(f"setting {folder} aside"):
+            durable.remove_tree(folder)
+        for digest in self._blobs_of(manifest_digest):
+            if self._blobs.has(digest):
+                with contextlib.suppress(EdgeError):  # says what was damaged, and is gone now
+                    self._blobs.verify(digest)
+
+    def bytes_needed(self, manifest: Manifest) -> int:
+        """See `ports.SlotStore.bytes_needed`.
+
+        Exact but for archives that are not here yet: those are taken for `WHEEL_GROWTH` or `TAR_GROWTH` times their
+        length. `stage` asks for the exact space again before it writes.
+
+        Raises:
+            EdgeError: `artifact.archive-*`, `device.disk-full`, `device.disk-error`.
+        """
+        with durable.disk_errors(f"asking for the space of a slot in {self._slots}"):
+            # A manifest that is not written in the one form is not found here; then the bound is only a high one.
+            if self._is_complete(self._slots / Digest.of(manifest.to_bytes()).hex, manifest):
+                return 0
+            total = 4 * ENTRY_BYTES  # the mark, and the folders that every slot has
+            for layer in manifest.layers:
+                total += ENTRY_BYTES * (1 + layer.path.count("/"))
+                if layer.media_type not in TAR_TYPES and not self._can_link():
+                    total += layer.size
+                total += self._unpacked_bytes(layer)
+        return total
 
     def _is_complete(self, folder: Path, manifest: Manifest) -> bool:
         """Whether a slot is whole and made of the very blobs that are in the store now.
@@ -147,7 +213,7 @@ class FileSlotStore:
     def _build(self, staging: Path, manifest: Manifest) -> None:
         for folder in (staging, staging / FILES, staging / SITE):
             folder.mkdir(mode=_FOLDER_MODE)
-        self._blobs.require_space(self._unpacked_bytes(manifest))
+        self._blobs.require_space(self.bytes_needed(manifest))
         for layer in manifest.layers:
             target = staging / FILES / layer.path
             _make_parents(target, staging)
@@ -159,10 +225,11 @@ class FileSlotStore:
                 _put(staging, path, chunks, layer)
         durable.sync_tree(staging)
 
-    def _all(self, layer: Descriptor) -> Iterator[tuple[str, Iterator[bytes] | None]]:
-        """Paths below the slot that a raw layer fills: its own, and what it unpacks to."""
-        with self._blobs.open(layer.digest) as file:
-            yield f"{FILES}/{layer.path}", _chunks(file)
+    def _contents(self, layer: Descriptor) -> Iterator[tuple[str, Iterator[bytes] | None]]:
+        """Paths below the slot that a layer fills: its own if it is no tar, and what it unpacks to."""
+        if layer.media_type not in TAR_TYPES:
+            with self._blobs.open(layer.digest) as file:
+                yield f"{FILES}/{layer.path}", _chunks(file)
         yield from self._unpacked(layer)
 
     def _unpacked(self, layer: Descriptor) -> Iterator[tuple[str, Iterator[bytes] | None]]:
@@ -189,29 +256,77 @@ class FileSlotStore:
         except FileNotFoundError:
             raise EdgeError("artifact.not-found", f"{layer.digest} is not on this device") from None
         except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+            if error.errno not in _NO_LINKS:
                 raise
+            self._has_links = False
             self._blobs.require_space(layer.size)
             with self._blobs.open(layer.digest) as file:
                 _write(target, _chunks(file))
 
-    def _unpacked_bytes(self, manifest: Manifest) -> int:
+    def _unpacked_bytes(self, layer: Descriptor) -> int:
+        """What a layer unpacks to, in whole blocks; assumed when it is not here yet, 0 when it is no archive."""
+        is_tar = layer.media_type in TAR_TYPES
+        if not is_tar and layer.role != Role.WHEEL:
+            return 0
         from edge_agent.store import unpack
 
-        total = 0
-        for layer in manifest.layers:
-            if layer.media_type in TAR_TYPES:
-                total += layer.size
-            elif layer.role == Role.WHEEL:
-                with self._blobs.open(layer.digest) as file:
-                    total += unpack.wheel_bytes(file, f"layer {layer.path}")
-        return total
+        what = f"layer {layer.path}"
+        if not self._blobs.has(layer.digest):
+            return layer.size * (TAR_GROWTH if is_tar else WHEEL_GROWTH)
+        with self._blobs.open(layer.digest) as file:
+            return unpack.tar_bytes(file, what) if is_tar else unpack.wheel_bytes(file, what)
+
+    def _can_link(self) -> bool:
+        """Whether this file system has hard links; tried once a process."""
+        if self._has_links is None:
+            durable.make_folder(self._slots)
+            one, two = (self._slots / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}" for _ in range(2))
+            try:
+                os.close(durable.create_file(one))
+                os.link(one, two)
+                self._has_links = True
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._has_links = False
+            finally:
+                for path in (one, two):
+                    path.unlink(missing_ok=True)
+        return self._has_links
+
+    def _blobs_of(self, manifest_digest: Digest) -> list[Digest]:
+        """The blobs of a bundle and its manifest; every blob there is when the manifest cannot be read."""
+        try:
+            manifest = Manifest.parse(self._blobs.read(manifest_digest, MANIFEST_BYTES_MAX))
+        except EdgeError:
+            return list(self._blobs.digests())
+        return [manifest_digest, *(blob.digest for blob in manifest.blobs)]
 
 
 def _runtime(blobs: FileBlobStore, manifest: Manifest) -> Runtime:
     """The checked runtime descriptor, so that a bundle without a usable one never gets a slot."""
     layer = manifest.with_role(Role.RUNTIME)[0]
     return Runtime.parse(blobs.read(layer.digest, RUNTIME_BYTES_MAX))
+
+
+def _mark(manifest_digest: Digest, runtime: Runtime) -> bytes:
+    return dump({"manifest": str(manifest_digest), "model": runtime.model, "version": runtime.version})
+
+
+def _go_on(is_cancelled: Callable[[], bool]) -> None:
+    if is_cancelled():
+        raise EdgeError("network.cut", "reading the slot again was cancelled")
+
+
+def _corrupt(path: Path, why: str) -> EdgeError:
+    return EdgeError("device.disk-corrupt", f"{path} {why}", "The bundle will be fetched again.")
+
+
+def _above(path: str) -> Iterator[str]:
+    """A relative path and those of the folders above it."""
+    parts = path.split("/")
+    for count in range(1, len(parts) + 1):
+        yield "/".join(parts[:count])
 
 
 def _put(staging: Path, path: str, chunks: Iterator[bytes] | None, layer: Descriptor) -> None:

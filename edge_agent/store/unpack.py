@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Final, cast
 
 from edge_agent.limits import BOMB_FREE_BYTES, TAR_READ_BYTES_MAX, WHEEL_DIRECTORY_BYTES_MAX
+from edge_agent.store.limits import ENTRY_BYTES
 from edge_contract.errors import ContractError
 from edge_contract.limits import CHUNK_BYTES, UNPACK_BYTES_MAX, UNPACK_ENTRIES_MAX, UNPACK_RATIO_MAX
 from edge_contract.names import relative_path
@@ -195,8 +196,21 @@ def wheel_entries(file: BinaryIO, what: str) -> Iterator[Entry]:
         raise ContractError("artifact.archive-invalid", f"{what} is not a readable wheel: {error}") from None
 
 
+def tar_bytes(file: BinaryIO, what: str) -> int:
+    """Bytes of the disk that a tar layer takes unpacked, in whole blocks; for asking for the space beforehand.
+
+    Raises:
+        ContractError: As `tar_entries`.
+        OSError: The archive cannot be read from disk.
+    """
+    total = 0
+    for entry in tar_entries(file, what):
+        total += _blocks(sum(len(chunk) for chunk in entry.chunks))
+    return total
+
+
 def wheel_bytes(file: BinaryIO, what: str) -> int:
-    """Bytes a wheel claims to unpack to; for asking for the space beforehand.
+    """Bytes of the disk that a wheel claims to take unpacked, in whole blocks; for asking for the space beforehand.
 
     Raises:
         ContractError: `artifact.archive-invalid`, `artifact.archive-bomb`.
@@ -205,9 +219,14 @@ def wheel_bytes(file: BinaryIO, what: str) -> int:
     try:
         _require_small_directory(file, _length(file), what)
         with zipfile.ZipFile(file) as archive:
-            return sum(info.file_size for info in archive.infolist())
+            return sum(_blocks(info.file_size) for info in archive.infolist())
     except _ZIP_ERRORS as error:
         raise ContractError("artifact.archive-invalid", f"{what} is not a readable wheel: {error}") from None
+
+
+def _blocks(size: int) -> int:
+    """A file's length in whole blocks; an empty one still needs its name."""
+    return max(-(-size // ENTRY_BYTES), 1) * ENTRY_BYTES
 
 
 def _wheel_path(info: zipfile.ZipInfo, what: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import io
 import os
 import resource
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,7 @@ from edge_contract.manifest import (
     Role,
 )
 from edge_contract.runtime import RUNTIME_PATH, Member, Runtime
+from edge_contract.stream import VerifyingStream
 
 # --- durable
 # ------------------------------------------------------------------------------------------------------------
@@ -117,6 +120,12 @@ def put(blobs: FileBlobStore, data: bytes) -> Digest:
     return digest
 
 
+def code_of(call: Callable[[], object]) -> str:
+    with pytest.raises(EdgeError) as caught:
+        call()
+    return caught.value.code
+
+
 def test_a_blob_cannot_be_written_by_accident(blobs: FileBlobStore) -> None:
     path = blobs.path(put(blobs, b"data"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
@@ -139,6 +148,35 @@ def test_a_damaged_blob_is_removed_by_verify_and_left_by_check(blobs: FileBlobSt
     assert blobs.has(digest)
     with pytest.raises(EdgeError):
         blobs.verify(digest, 4)
+    assert not blobs.has(digest)
+
+
+def test_bytes_that_were_let_in_wrongly_are_found_by_the_second_reader(
+    blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the verification of what streams in broken, the one before activation would still see it."""
+    monkeypatch.setattr(VerifyingStream, "finish", lambda _: None)
+    genuine = Digest.of(b"genuine")
+    with blobs.resume(genuine, 7) as partial:
+        partial.write(b"forgery")
+        partial.commit()
+    assert blobs.has(genuine)
+    assert code_of(lambda: blobs.verify(genuine, 7)) == "device.disk-corrupt"
+    assert not blobs.has(genuine)
+
+
+def test_a_blob_on_a_lost_sector_is_damaged_and_makes_room_for_a_fresh_one(
+    blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    digest = put(blobs, b"data")
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "file_digest", lost)
+        assert code_of(lambda: blobs.check(digest)) == "device.disk-corrupt"
+        assert blobs.has(digest)
+        assert code_of(lambda: blobs.verify(digest, 4)) == "device.disk-corrupt"
     assert not blobs.has(digest)
 
 
@@ -342,6 +380,109 @@ def test_a_slot_that_links_to_a_damaged_blob_is_made_anew(slots: FileSlotStore, 
     assert contents(folder)["files/model.onnx"] == b"weighty"
     slots.stage(bundle.digest, bundle.manifest)
     assert contents(folder)["files/model.onnx"] == b"weights"
+
+
+def spoil(path: Path) -> None:
+    """Change a byte in place: every hard link to the file sees it."""
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]))
+
+
+def test_a_slot_set_aside_takes_its_damaged_blobs_along(slots: FileSlotStore, blobs: FileBlobStore) -> None:
+    bundle = full_bundle(blobs)
+    model = slots.stage(bundle.digest, bundle.manifest) / "files" / "model.onnx"
+    kept = blobs.path(Digest.of(b"def run(): ...")).stat().st_ino
+    damaged = model.stat().st_ino
+    spoil(model)
+    with model.open("rb") as reading:  # as a worker does
+        slots.set_aside(bundle.digest)
+        assert not blobs.has(Digest.of(b"weights"))
+        assert blobs.path(Digest.of(b"def run(): ...")).stat().st_ino == kept
+        assert code_of(lambda: slots.stage(bundle.digest, bundle.manifest)) == "artifact.not-found"
+        put(blobs, b"weights")
+        slots.stage(bundle.digest, bundle.manifest)
+        slots.verify(bundle.digest, lambda: False)
+        assert model.stat().st_ino != damaged
+        assert reading.read() == b"veights"
+
+
+@pytest.mark.parametrize("name", ["files/helpers/util/a.py", "site/two/__init__.py", "slot.json"])
+def test_damage_outside_the_blobs_is_healed_without_the_network(
+    slots: FileSlotStore, blobs: FileBlobStore, name: str
+) -> None:
+    bundle = full_bundle(blobs)
+    spoil(slots.stage(bundle.digest, bundle.manifest) / name)
+    assert code_of(lambda: slots.verify(bundle.digest, lambda: False)) == "device.disk-corrupt"
+    slots.set_aside(bundle.digest)
+    slots.stage(bundle.digest, bundle.manifest)
+    slots.verify(bundle.digest, lambda: False)
+
+
+def test_a_slot_whose_manifest_is_lost_is_damaged(slots: FileSlotStore, blobs: FileBlobStore) -> None:
+    bundle = full_bundle(blobs)
+    model = slots.stage(bundle.digest, bundle.manifest) / "files" / "model.onnx"
+    spoil(model)
+    spoil(blobs.path(bundle.digest))
+    assert code_of(lambda: slots.verify(bundle.digest, lambda: False)) == "device.disk-corrupt"
+    slots.set_aside(bundle.digest)
+    assert not blobs.has(bundle.digest)
+    assert not blobs.has(Digest.of(b"weights"))
+    assert blobs.has(bundle.manifest.config.digest)
+    full_bundle(blobs)
+    slots.stage(bundle.digest, bundle.manifest)
+    blobs.path(bundle.digest).unlink()
+    assert code_of(lambda: slots.verify(bundle.digest, lambda: False)) == "device.disk-corrupt"
+
+
+def test_damage_shared_by_two_slots_is_found_in_both(slots: FileSlotStore, blobs: FileBlobStore) -> None:
+    one, two = full_bundle(blobs), Bundle(blobs)
+    for bundle in (one, two):
+        slots.stage(bundle.digest, bundle.manifest)
+    spoil(blobs.path(Digest.of(b"weights")))
+    slots.set_aside(one.digest)
+    put(blobs, b"weights")
+    slots.stage(one.digest, one.manifest)
+    slots.verify(one.digest, lambda: False)
+    assert code_of(lambda: slots.verify(two.digest, lambda: False)) == "device.disk-corrupt"
+    slots.set_aside(two.digest)
+    slots.stage(two.digest, two.manifest)
+    slots.verify(two.digest, lambda: False)
+
+
+def test_what_does_not_belong_into_a_slot_is_found(slots: FileSlotStore, blobs: FileBlobStore) -> None:
+    bundle = full_bundle(blobs)
+    folder = slots.stage(bundle.digest, bundle.manifest)
+    (folder / "site" / "sitecustomize.py").write_bytes(b"")
+    assert code_of(lambda: slots.verify(bundle.digest, lambda: False)) == "device.disk-corrupt"
+
+
+def test_what_a_slot_needs_is_known_before_its_blobs_are_here(slots: FileSlotStore, blobs: FileBlobStore) -> None:
+    bundle = full_bundle(blobs)
+    exact = slots.bytes_needed(bundle.manifest)
+    blobs.collect(frozenset())
+    assert slots.bytes_needed(bundle.manifest) > 0
+    full_bundle(blobs)
+    folder = slots.stage(bundle.digest, bundle.manifest)
+    alone = [path for path in folder.rglob("*") if path.is_dir() or path.stat().st_nlink == 1]
+    assert sum(path.stat().st_blocks * 512 for path in alone) <= exact
+
+
+def test_copies_are_part_of_what_a_slot_needs(
+    slots: FileSlotStore, blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = full_bundle(blobs)
+    linked = slots.bytes_needed(bundle.manifest)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    other = FileSlotStore(tmp_path, blobs)
+    assert other.bytes_needed(bundle.manifest) - linked >= len(b"weights") + len(b"def run(): ...")
+    assert list((tmp_path / "slots").iterdir()) == []
 
 
 @pytest.mark.parametrize(

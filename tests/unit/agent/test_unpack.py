@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from edge_agent.limits import BOMB_FREE_BYTES
-from edge_agent.store.unpack import tar_entries, wheel_bytes, wheel_entries
+from edge_agent.store.limits import ENTRY_BYTES
+from edge_agent.store.unpack import tar_bytes, tar_entries, wheel_bytes, wheel_entries
 from edge_contract.errors import ContractError
 from edge_contract.limits import UNPACK_ENTRIES_MAX
 
@@ -216,7 +217,15 @@ def test_the_library_of_a_wheel_comes_out() -> None:
         "pure.py": b"3",
         "native/x.so": b"4",
     }
-    assert wheel_bytes(io.BytesIO(data), "layer") == 6
+    assert wheel_bytes(io.BytesIO(data), "layer") == 6 * ENTRY_BYTES
+
+
+def test_the_space_that_an_archive_takes_is_counted_in_blocks() -> None:
+    files = {"empty": b"", "one": b"1", "full": b"x" * ENTRY_BYTES, "more": b"x" * (ENTRY_BYTES + 1)}
+    assert tar_bytes(io.BytesIO(tar(*(entry(name, data=data) for name, data in files.items()))), "layer") == (
+        wheel_bytes(io.BytesIO(wheel(files)), "layer")
+    )
+    assert wheel_bytes(io.BytesIO(wheel(files)), "layer") == 5 * ENTRY_BYTES
 
 
 @pytest.mark.parametrize("name", [name for name in UNSAFE if name != "ü"])

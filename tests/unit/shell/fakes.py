@@ -126,6 +126,8 @@ class FakeSlots:
 
     def __init__(self) -> None:
         self.staged: set[Digest] = set()
+        self.damaged: set[Digest] = set()
+        self.checked: list[Digest] = []
 
     def stage(self, manifest_digest: Digest, manifest: Manifest) -> Path:
         """Remember the slot."""
@@ -138,6 +140,25 @@ class FakeSlots:
         if manifest_digest not in self.staged:
             raise EdgeError("artifact.not-found", f"no slot {manifest_digest}")
         return Path("/slots") / manifest_digest.hex
+
+    def verify(self, manifest_digest: Digest, is_cancelled: Callable[[], bool]) -> None:
+        """Damaged when the test says so."""
+        self.path(manifest_digest)
+        if is_cancelled():
+            raise EdgeError("network.cut", "cancelled")
+        self.checked.append(manifest_digest)
+        if manifest_digest in self.damaged:
+            raise EdgeError("device.disk-corrupt", f"slot {manifest_digest} is damaged")
+
+    def set_aside(self, manifest_digest: Digest) -> None:
+        """Forget it, and the damage with it."""
+        self.staged.discard(manifest_digest)
+        self.damaged.discard(manifest_digest)
+
+    def bytes_needed(self, manifest: Manifest) -> int:
+        """A kilobyte a layer, as long as there is no slot."""
+        is_staged = Digest.of(manifest.to_bytes()) in self.staged
+        return 0 if is_staged else 1024 * len(manifest.layers)
 
     def collect(self, keep: frozenset[Digest]) -> None:
         """Forget the rest."""
