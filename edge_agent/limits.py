@@ -8,13 +8,10 @@ from edge_contract.limits import KIB, MIB
 RESERVE_BYTES_DEFAULT: Final = 64 * MIB  # emergency reserve that no download may touch
 JOURNAL_BYTES_MAX: Final = 1 * MIB
 SLOT_MARK_BYTES_MAX: Final = 4 * KIB
-ENTRY_BYTES: Final = 4 * KIB  # what a small file or a folder takes of the disk
 
 # Unpacking
 TAR_READ_BYTES_MAX: Final = 1 * MIB  # longest extension header of a tar entry that is read at once
 WHEEL_DIRECTORY_BYTES_MAX: Final = 4 * MIB  # central directory of a wheel; zipfile holds all of it in memory
-WHEEL_GROWTH: Final = 8  # a wheel that is not here yet is planned with so many times its length; most need 3 to 4
-TAR_GROWTH: Final = 4  # the same of a tar: one of tiny files takes a block for each kilobyte
 BOMB_FREE_BYTES: Final = 1 * MIB  # output that is never taken for a bomb, however well it was compressed
 
 # The spool
@@ -49,6 +46,9 @@ CLOCK_STEP_BACK_MS_MAX: Final = 24 * 3600 * 1000
 ENROL_BYTES_MAX: Final = 4 * MIB
 TOKEN_CHARS_MAX: Final = 512
 CERTIFICATE_BYTES_MAX: Final = 256 * KIB  # a chain, a key or a file of authorities
+
+# Reports
+REPORTING_STOP_MS_MAX: Final = 5_000  # how long the last report may take to be signed when the agent ends
 
 # The link
 LINK_RETRY_MS_FIRST: Final = 1_000
