@@ -231,8 +231,11 @@ class ModelServer(Protocol):
         """
         ...
 
-    def activate(self, module: str, manifest: Digest) -> None:
+    def activate(self, module: str, manifest: Digest) -> int:
         """Let the proved candidate accept requests, drain the live worker and end it. Loses no request.
+
+        Returns:
+            How long nobody answered, in milliseconds: 0 unless the live worker was paused before.
 
         Raises:
             EdgeError: `model.worker-crashed`, `model.timeout`; then the live worker still serves.
@@ -267,7 +270,7 @@ class ModelServer(Protocol):
         ...
 
     def memory_bytes(self, module: str) -> int:
-        """Resident memory of the live worker, 0 when there is none."""
+        """Resident memory of the live worker, 0 when there is none. Any thread."""
         ...
 
     def discard(self, module: str) -> None:

@@ -6,6 +6,7 @@ others have no completion.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
@@ -60,6 +61,21 @@ class RefreshMetadata:
     op: int
 
 
+class Gate(StrEnum):
+    """Where the device's owner has a say."""
+
+    DOWNLOAD = "download"
+    ACTIVATE = "activate"
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStore:
+    """Read these slots and their blobs from disk again; completes with `StoreScrubbed`."""
+
+    op: int
+    manifests: frozenset[Digest]
+
+
 @dataclass(frozen=True, slots=True)
 class BundleCommand:
     """Base of the steps of an update.
@@ -75,7 +91,14 @@ class BundleCommand:
 
 @dataclass(frozen=True, slots=True)
 class ResolveBundle(BundleCommand):
-    """Get and check the manifest, the platform and the space; completes with `BundleResolved`."""
+    """Get and check manifest, platform, space on disk and in memory; completes with `BundleResolved`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskLeave(BundleCommand):
+    """Ask windows, hook and memory whether to go on; completes with `LeaveGiven` or `LeavePostponed`."""
+
+    gate: Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +118,26 @@ class StageSlot(BundleCommand):
 
 @dataclass(frozen=True, slots=True)
 class ProveCandidate(BundleCommand):
-    """Start the candidate and prove it on the golden vectors; completes with `CandidateProved`."""
+    """Start the candidate and prove it on the golden vectors; completes with `CandidateProved`.
+
+    Attributes:
+        stops_first: End the live worker before; then nobody answers until an activation, a `ServeLive` or a `RollBack`.
+    """
+
+    stops_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ActivateSlot(BundleCommand):
     """Make the proved candidate what answers; completes with `SlotActivated`.
 
-    On failure the live worker still answers.
+    On failure the live worker still answers, unless it was stopped first.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class HealSlot(BundleCommand):
+    """Make a damaged slot anew from genuine bytes; completes with `SlotHealed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +160,19 @@ class ObserveHealth(ModuleCommand):
 
 @dataclass(frozen=True, slots=True)
 class CommitSlot(ModuleCommand):
-    """Do what follows a good probation; completes with `SlotCommitted`."""
+    """Let the live bundle prove that it is what answers; completes with `SlotCommitted`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttestLive(ModuleCommand):
+    """The same, without anything following from it; completes with `LiveAttested`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartLive(ModuleCommand):
+    """Swap the live worker for a fresh one of this bundle, from its slot as it is now; completes with `LiveServed`."""
+
+    manifest: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +205,19 @@ Command = (
     | SetSampling
     | CollectGarbage
     | RefreshMetadata
+    | ScrubStore
     | ResolveBundle
+    | AskLeave
     | FetchBlobs
     | VerifyBlobs
     | StageSlot
     | ProveCandidate
     | ActivateSlot
+    | HealSlot
     | ObserveHealth
     | CommitSlot
+    | AttestLive
+    | RestartLive
     | RollBack
     | ServeLive
 )

@@ -4,10 +4,12 @@ An event with an `op` completes the command that carried the same operation iden
 one completion, or none when it was cancelled. Completions of operations the core has given up are ignored.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
+from edge_contract.twin import ReportedDeployment, ReportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,20 @@ class RollbackRequested:
     """An operator on the device asked for the fallback of a module."""
 
     module: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRequested:
+    """An operator asked to begin or go on with no update, of one module or (empty) of the whole device."""
+
+    module: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRequested:
+    """An operator ended a hold, of one module or (empty) of the whole device and all its modules."""
+
+    module: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +91,21 @@ class CommandFailed(Completed):
 
 @dataclass(frozen=True, slots=True)
 class MetadataRefreshed(Completed):
-    """Metadata was verified; these are all assignments of this device."""
+    """Metadata was verified; these are all assignments of this device.
+
+    Attributes:
+        director_version: Version of the director's targets.
+        assignments: One a module, without those in `refused`.
+        refused: What was assigned and must not be taken, by module; the module goes on with what it has.
+        is_clock_trusted: Whether the clock was not behind a time known to have passed.
+        warning: What went wrong beside it and keeps nothing from going on, or none.
+    """
 
     director_version: int
     assignments: tuple[Assignment, ...]
+    refused: Mapping[str, ReportedDeployment] = field(default_factory=dict)
+    is_clock_trusted: bool = True
+    warning: ReportedError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +113,26 @@ class BundleResolved(Completed):
     """The manifest is present and valid, the platform fits and there is space."""
 
     plan_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveGiven(Completed):
+    """Nothing speaks against going on.
+
+    Attributes:
+        stops_first: Whether the live worker has to end before the candidate loads, for want of memory or by policy.
+    """
+
+    stops_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeavePostponed(Completed):
+    """A maintenance window is closed, or the device's hook asked to wait."""
+
+    wait_ms: int
+    code: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +165,9 @@ class CandidateProved(Completed):
 
 @dataclass(frozen=True, slots=True)
 class SlotActivated(Completed):
-    """The candidate answers; the worker before it has drained and ended."""
+    """The candidate answers; the worker before it has drained and ended. Nobody answered for `gap_ms`."""
+
+    gap_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +181,10 @@ class HealthObserved(Completed):
 
 @dataclass(frozen=True, slots=True)
 class SlotCommitted(Completed):
-    """Housekeeping after a good probation is done."""
+    """The module's own socket was asked: this bundle answers, and computed this on its golden vectors just now."""
+
+    manifest: Digest
+    golden: Digest | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +201,43 @@ class LiveServed(Completed):
     golden: Digest | None
 
 
+@dataclass(frozen=True, slots=True)
+class LiveAttested(Completed):
+    """The module's own socket was asked: this bundle answers, and computed this on its golden vectors just now."""
+
+    manifest: Digest
+    golden: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreScrubbed(Completed):
+    """Slots and their blobs were read from disk again; these are damaged or gone."""
+
+    damaged: frozenset[Digest]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotHealed(Completed):
+    """A damaged slot was made anew from genuine bytes."""
+
+    manifest: Digest
+
+
 Event = (
     Started
     | TimeReached
     | NudgeReceived
     | RefreshRequested
     | RollbackRequested
+    | HoldRequested
+    | ResumeRequested
     | WorkerExited
     | LinkChanged
     | CommandFailed
     | MetadataRefreshed
     | BundleResolved
+    | LeaveGiven
+    | LeavePostponed
     | BlobsFetched
     | BlobsVerified
     | SlotStaged
@@ -169,4 +247,7 @@ Event = (
     | SlotCommitted
     | SlotRolledBack
     | LiveServed
+    | LiveAttested
+    | StoreScrubbed
+    | SlotHealed
 )

@@ -39,6 +39,11 @@ class ModuleRecord:
         sampling_ratio: Share of requests to be collected, as the live bundle says itself; its policy may say otherwise.
         fallback_sampling_ratio: The same of the fallback.
         quarantined: Manifests that failed here, oldest first.
+        is_live_proved: Whether the live bundle passed its probation; one that did not is nothing to roll back to.
+        commits: Attempts of the live bundle to prove that it answers, at the end of this probation.
+        heals: Times this deployment was done again because its slot was damaged on disk.
+        is_again: Whether the desired assignment is to be done again although it ended.
+        held: Whether an operator holds updates of this module back.
     """
 
     phase: Phase = Phase.IDLE
@@ -57,6 +62,11 @@ class ModuleRecord:
     sampling_ratio: float = 1.0
     fallback_sampling_ratio: float = 1.0
     quarantined: tuple[Digest, ...] = ()
+    is_live_proved: bool = True
+    commits: int = 0
+    heals: int = 0
+    is_again: bool = False
+    held: bool = False
 
     @property
     def live_sampling_ratio(self) -> float:
@@ -90,6 +100,11 @@ class ModuleRecord:
             "sampling_ratio": self.sampling_ratio,
             "fallback_sampling_ratio": self.fallback_sampling_ratio,
             "quarantined": [str(digest) for digest in self.quarantined],
+            "is_live_proved": self.is_live_proved,
+            "commits": self.commits,
+            "heals": self.heals,
+            "is_again": self.is_again,
+            "held": self.held,
         }
 
     @classmethod
@@ -123,6 +138,11 @@ class ModuleRecord:
             sampling_ratio=fields.number("sampling_ratio", high=1.0),
             fallback_sampling_ratio=fields.number("fallback_sampling_ratio", high=1.0),
             quarantined=tuple(Digest(item) for item in fields.texts("quarantined", QUARANTINE_MAX)),
+            is_live_proved=fields.flag("is_live_proved", True),
+            commits=fields.integer("commits", 0),
+            heals=fields.integer("heals", 0),
+            is_again=fields.flag("is_again", False),
+            held=fields.flag("held", False),
         )
         module._check()
         return module
@@ -142,10 +162,12 @@ class Record:
     Attributes:
         director_version: Newest verified director targets version.
         modules: By name, at most `MODULES_MAX`.
+        held: Whether an operator holds all updates back.
     """
 
     director_version: int = 0
     modules: dict[str, ModuleRecord] = field(default_factory=dict)
+    held: bool = False
 
     def to_json(self) -> JsonObject:
         """The JSON form that `from_json` reads."""
@@ -153,6 +175,7 @@ class Record:
             "schema": SCHEMA,
             "director_version": self.director_version,
             "modules": {name: module.to_json() for name, module in self.modules.items()},
+            "held": self.held,
         }
 
     @classmethod
@@ -170,6 +193,7 @@ class Record:
         return cls(
             director_version=fields.integer("director_version"),
             modules={model_name(name): ModuleRecord.from_json(item) for name, item in modules.items()},
+            held=fields.flag("held", False),
         )
 
 

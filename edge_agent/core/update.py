@@ -51,19 +51,28 @@ INTERRUPTIBLE: Final = (Phase.RESOLVING, Phase.FETCHING, Phase.VERIFYING, Phase.
 
 _P = Phase
 TABLE: Final[dict[tuple[Phase, type], Row]] = {
-    (_P.IDLE, AssignmentChosen): _row("begin", _P.RESOLVING, _P.IDLE),
+    (_P.IDLE, AssignmentChosen): _row("begin", _P.RESOLVING, _P.IDLE, _P.PROBATION),
     **{
         (phase, inputs.RollbackRequested): _row("roll_back_on_request", _P.ROLLING_BACK, phase)
         for phase in (_P.IDLE, *INTERRUPTIBLE, _P.PROBATION)
     },
     **{(phase, LiveGivenUp): _row("leave_live", _P.ROLLING_BACK, phase) for phase in (_P.IDLE, *INTERRUPTIBLE)},
     (_P.RESOLVING, inputs.TimeReached): _row("resolve", _P.RESOLVING),
-    (_P.RESOLVING, inputs.BundleResolved): _row("fetch", _P.FETCHING),
+    (_P.RESOLVING, inputs.BundleResolved): _row("ask_to_download", _P.RESOLVING),
+    (_P.RESOLVING, inputs.LeavePostponed): _row("postpone", _P.RESOLVING),
+    (_P.RESOLVING, inputs.LeaveGiven): _row("fetch", _P.FETCHING),
+    (_P.RESOLVING, inputs.ResumeRequested): _row("resume", _P.RESOLVING),
     (_P.FETCHING, inputs.BlobsFetched): _row("verify", _P.VERIFYING),
     (_P.VERIFYING, inputs.BlobsVerified): _row("stage", _P.STAGING),
-    (_P.STAGING, inputs.SlotStaged): _row("prove", _P.TESTING),
+    (_P.STAGING, inputs.SlotStaged): _row("ask_to_activate", _P.STAGING),
+    (_P.STAGING, inputs.LeavePostponed): _row("postpone", _P.STAGING),
+    (_P.STAGING, inputs.TimeReached): _row("ask_again", _P.STAGING),
+    (_P.STAGING, inputs.LeaveGiven): _row("prove", _P.TESTING),
     (_P.TESTING, inputs.CandidateProved): _row("activate", _P.ACTIVATING, _P.TESTING),
-    **{(phase, AssignmentChosen): _row("supersede", _P.RESOLVING, _P.IDLE) for phase in INTERRUPTIBLE},
+    **{(phase, AssignmentChosen): _row("supersede", _P.RESOLVING, _P.IDLE, _P.PROBATION) for phase in INTERRUPTIBLE},
+    **{(phase, inputs.HoldRequested): _row("hold", _P.RESOLVING) for phase in INTERRUPTIBLE},
+    # The bundle before it has proved itself, the one on probation has not: the newer one need not wait for the verdict.
+    (_P.PROBATION, AssignmentChosen): _row("supersede_probation", _P.PROBATION, _P.RESOLVING),
     **{(phase, AssignmentWithdrawn): _row("withdraw", _P.IDLE) for phase in INTERRUPTIBLE},
     **{(phase, inputs.CommandFailed): _row("fail", _P.RESOLVING, _P.IDLE) for phase in (*INTERRUPTIBLE, _P.ACTIVATING)},
     (_P.ACTIVATING, inputs.SlotActivated): _row("watch", _P.PROBATION),
@@ -72,8 +81,10 @@ TABLE: Final[dict[tuple[Phase, type], Row]] = {
     (_P.PROBATION, inputs.CommandFailed): _row("fail_probation", _P.ROLLING_BACK),
     (_P.PROBATION, inputs.WorkerExited): _row("fail_probation", _P.ROLLING_BACK),
     (_P.PROBATION, LiveGivenUp): _row("fail_probation", _P.ROLLING_BACK),
-    (_P.COMMITTING, inputs.SlotCommitted): _row("confirm", _P.IDLE),
-    (_P.COMMITTING, inputs.CommandFailed): _row("confirm", _P.IDLE),
+    (_P.COMMITTING, inputs.SlotCommitted): _row("confirm", _P.IDLE, _P.ROLLING_BACK),
+    (_P.COMMITTING, inputs.CommandFailed): _row("fail_commit", _P.COMMITTING, _P.ROLLING_BACK),
+    (_P.COMMITTING, inputs.TimeReached): _row("commit", _P.COMMITTING),
+    (_P.COMMITTING, LiveGivenUp): _row("fail_probation", _P.ROLLING_BACK),
     (_P.ROLLING_BACK, inputs.SlotRolledBack): _row("end_rollback", _P.IDLE),
     (_P.ROLLING_BACK, inputs.CommandFailed): _row("retry_rollback", _P.ROLLING_BACK, _P.IDLE),
     (_P.ROLLING_BACK, inputs.TimeReached): _row("roll_back", _P.ROLLING_BACK),

@@ -2,34 +2,48 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 from edge_agent import ports
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
+from edge_agent.core.planning import stops_first, window_wait_ms
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.limits import MANIFEST_BYTES_MAX, RUNTIME_BYTES_MAX
 from edge_contract.manifest import MANIFEST_TYPE, Descriptor, Manifest, Role
+from edge_contract.phases import Phase
 from edge_contract.runtime import Runtime
+from edge_contract.twin import ReportedError
 
 _log = logging.getLogger("edge_agent")
+_DAMAGE: Final = frozenset({"device.disk-corrupt", "artifact.not-found"})
+"""What reading a slot again ends with when it is no longer what was staged."""
 
-Operation = (
-    do.RefreshMetadata
-    | do.ResolveBundle
-    | do.FetchBlobs
-    | do.VerifyBlobs
-    | do.StageSlot
-    | do.ProveCandidate
+_OfWorkers = (
+    do.ProveCandidate
     | do.ActivateSlot
     | do.ObserveHealth
     | do.CommitSlot
+    | do.AttestLive
+    | do.RestartLive
     | do.RollBack
     | do.ServeLive
+)
+Operation = (
+    do.RefreshMetadata
+    | do.ScrubStore
+    | do.ResolveBundle
+    | do.AskLeave
+    | do.FetchBlobs
+    | do.VerifyBlobs
+    | do.StageSlot
+    | do.HealSlot
+    | _OfWorkers
 )
 
 
@@ -46,15 +60,20 @@ class Lane(StrEnum):
 
 _LANES: Final[dict[type, Lane]] = {
     do.RefreshMetadata: Lane.METADATA,
+    do.ScrubStore: Lane.STORE,
     do.ResolveBundle: Lane.STORE,
+    do.AskLeave: Lane.STORE,
     do.FetchBlobs: Lane.STORE,
     do.VerifyBlobs: Lane.STORE,
     do.StageSlot: Lane.STORE,
+    do.HealSlot: Lane.STORE,
     do.CollectGarbage: Lane.STORE,
     do.ProveCandidate: Lane.SERVING,
     do.ActivateSlot: Lane.SERVING,
     do.ObserveHealth: Lane.SERVING,
     do.CommitSlot: Lane.SERVING,
+    do.AttestLive: Lane.SERVING,
+    do.RestartLive: Lane.SERVING,
     do.RollBack: Lane.SERVING,
     do.ServeLive: Lane.SERVING,
     do.DiscardCandidate: Lane.SERVING,
@@ -71,9 +90,29 @@ def lane_of(command: do.Command) -> Lane:
     return _LANES[type(command)]
 
 
+class _NobodyKnows:
+    """A `MemoryGauge` for where nobody can tell."""
+
+    def available_bytes(self) -> int | None:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The ports that commands need."""
+    """The ports that commands need.
+
+    Attributes:
+        clock: Time.
+        verifier: Metadata.
+        fetcher: Content.
+        blobs: Blobs on disk.
+        slots: Unpacked bundles.
+        server: Workers.
+        gauge: Memory.
+        hook: The device owner's say, or none.
+        floor_ms: The latest time known to have passed; windows are not judged by an earlier clock.
+        duty: Done after each refresh of metadata, with the time; a failure is reported and stops nothing.
+    """
 
     clock: ports.Clock
     verifier: ports.MetadataVerifier
@@ -81,6 +120,10 @@ class Ports:
     blobs: ports.BlobStore
     slots: ports.SlotStore
     server: ports.ModelServer
+    gauge: ports.MemoryGauge = field(default_factory=_NobodyKnows)
+    hook: ports.UpdateHook | None = None
+    floor_ms: Callable[[], int] = lambda: 0
+    duty: Callable[[int], None] | None = None
 
 
 def _never() -> bool:
@@ -114,6 +157,9 @@ class Dispatcher:
         self._platform = platform
         self._hardware_id = hardware_id
         self._out = outside
+        self._sound: set[Digest] = (
+            set()
+        )  # slots that were read whole in this process; the rest is read before it serves
         self.network_bytes = 0
 
     def execute(self, command: do.Command, is_cancelled: Callable[[], bool] = _never) -> inputs.Event | None:
@@ -140,42 +186,90 @@ class Dispatcher:
         out = self._out
         match command:
             case do.RefreshMetadata(op):
-                desired = out.verifier.refresh(out.clock.wall_ms())
-                return inputs.MetadataRefreshed(op, desired.director_version, desired.assignments)
+                return self._refresh(op)
+            case do.ScrubStore(op, manifests):
+                return inputs.StoreScrubbed(op, self._scrub(manifests, is_cancelled))
             case do.ResolveBundle(op, assignment):
                 return self._resolve(op, assignment, is_cancelled)
+            case do.AskLeave(op, assignment, gate):
+                return self._ask_leave(op, assignment, gate)
             case do.FetchBlobs(op, assignment):
                 return self._fetch(op, assignment, is_cancelled)
             case do.VerifyBlobs(op, assignment):
-                out.blobs.verify(assignment.manifest, assignment.manifest_bytes)
-                for blob in self._manifest(assignment.manifest).blobs:
-                    _go_on(is_cancelled)
-                    out.blobs.verify(blob.digest, blob.size)
+                self._verify(assignment, is_cancelled)
                 return inputs.BlobsVerified(op)
             case do.StageSlot(op, assignment):
-                return self._stage(op, assignment)
-            case do.ProveCandidate(op, assignment):
+                return self._stage(op, assignment, is_cancelled)
+            case do.HealSlot(op, assignment):
+                return self._heal(op, assignment, is_cancelled)
+            case _:
+                return self._operate_workers(command, is_cancelled)
+
+    def _operate_workers(self, command: _OfWorkers, is_cancelled: Callable[[], bool]) -> inputs.Event:
+        out = self._out
+        match command:
+            case do.ProveCandidate(op, assignment, is_live_stopped):
+                if is_live_stopped:
+                    out.server.pause(assignment.module)
                 slot = out.slots.path(assignment.manifest)
                 return inputs.CandidateProved(op, out.server.prove(assignment.module, assignment.manifest, slot))
             case do.ActivateSlot(op, assignment):
-                out.server.activate(assignment.module, assignment.manifest)
-                return inputs.SlotActivated(op)
+                return inputs.SlotActivated(op, out.server.activate(assignment.module, assignment.manifest))
             case do.ObserveHealth(op, module):
                 health = out.server.health(module)
                 return inputs.HealthObserved(op, health.is_alive, health.requests, health.failures)
-            case do.CommitSlot(op):
-                return inputs.SlotCommitted(op)
+            case do.CommitSlot(op, module):
+                found = out.server.attest(module)
+                return inputs.SlotCommitted(op, found.manifest, found.golden)
+            case do.AttestLive(op, module):
+                found = out.server.attest(module)
+                return inputs.LiveAttested(op, found.manifest, found.golden)
             case do.RollBack(op, module, manifest):
-                golden = self._serve(module, manifest)
+                golden = self._serve(module, manifest, is_cancelled)
                 return inputs.SlotRolledBack(op, golden)
             case do.ServeLive(op, module, manifest):
-                return inputs.LiveServed(op, self._serve(module, manifest))
+                return inputs.LiveServed(op, self._serve(module, manifest, is_cancelled))
+            case do.RestartLive(op, module, manifest):
+                slot = self._sound_slot(manifest, is_cancelled)
+                return inputs.LiveServed(op, out.server.restart(module, manifest, slot))
 
-    def _serve(self, module: str, manifest: Digest | None) -> Digest | None:
+    # -- metadata --------------------------------------------------------------------------------------------------
+
+    def _refresh(self, op: int) -> inputs.Event:
+        out = self._out
+        wall_ms = out.clock.wall_ms()
+        desired = out.verifier.refresh(wall_ms)
+        warning: ReportedError | None = None
+        if out.duty is not None:
+            try:
+                out.duty(wall_ms)
+            except EdgeError as error:
+                _log.warning("%s", error)
+                warning = ReportedError.of(error.code, error.detail, Phase.IDLE)
+        return inputs.MetadataRefreshed(
+            op, desired.director_version, desired.assignments, desired.refused, desired.is_clock_trusted, warning
+        )
+
+    # -- serving ---------------------------------------------------------------------------------------------------
+
+    def _serve(self, module: str, manifest: Digest | None, is_cancelled: Callable[[], bool]) -> Digest | None:
         if manifest is None:
             self._out.server.stop(module)
             return None
-        return self._out.server.ensure(module, manifest, self._out.slots.path(manifest))
+        return self._out.server.ensure(module, manifest, self._sound_slot(manifest, is_cancelled))
+
+    def _sound_slot(self, manifest: Digest, is_cancelled: Callable[[], bool]) -> Path:
+        """The folder of a slot that was read whole since this process began: nothing else is ever run.
+
+        Raises:
+            EdgeError: `device.disk-corrupt`, `artifact.not-found`.
+        """
+        if manifest not in self._sound:
+            self._out.slots.verify(manifest, is_cancelled)
+            self._sound.add(manifest)
+        return self._out.slots.path(manifest)
+
+    # -- getting a bundle ------------------------------------------------------------------------------------------
 
     def _resolve(self, op: int, assignment: Assignment, is_cancelled: Callable[[], bool]) -> inputs.Event:
         artifact = assignment.artifact
@@ -191,13 +285,46 @@ class Dispatcher:
                 f"bundle {assignment.manifest.short} is for the hardware {', '.join(artifact.hardware_ids)}, "
                 f"this device is {self._hardware_id or 'of no named hardware'}",
             )
-        descriptor = Descriptor(MANIFEST_TYPE, assignment.manifest, assignment.manifest_bytes)
-        self.network_bytes += self._out.fetcher.fetch(artifact.repository, descriptor, is_cancelled)
-        manifest = self._manifest(assignment.manifest)
+        manifest = self._get_manifest(assignment, is_cancelled)
+        for layer in manifest.with_role(Role.RUNTIME):
+            self.network_bytes += self._out.fetcher.fetch(artifact.repository, layer, is_cancelled)
+        self._plan_memory(assignment, manifest)
         missing = [blob for blob in manifest.blobs if not self._out.blobs.has(blob.digest)]
-        plan_bytes = sum(blob.size for blob in missing)
+        plan_bytes = sum(blob.size for blob in missing) + self._out.slots.bytes_needed(manifest)
         self._out.blobs.require_space(plan_bytes)
         return inputs.BundleResolved(op, plan_bytes)
+
+    def _get_manifest(self, assignment: Assignment, is_cancelled: Callable[[], bool]) -> Manifest:
+        descriptor = Descriptor(MANIFEST_TYPE, assignment.manifest, assignment.manifest_bytes)
+        self.network_bytes += self._out.fetcher.fetch(assignment.artifact.repository, descriptor, is_cancelled)
+        return self._manifest(assignment.manifest)
+
+    def _plan_memory(self, assignment: Assignment, manifest: Manifest) -> bool:
+        """Whether the live worker has to end before the candidate loads.
+
+        Raises:
+            EdgeError: `device.memory-short`.
+        """
+        return stops_first(
+            assignment.policy.activation,
+            self._runtime(manifest).load_peak_bytes,
+            self._out.server.memory_bytes(assignment.module),
+            self._out.gauge.available_bytes(),
+        )
+
+    def _ask_leave(self, op: int, assignment: Assignment, gate: do.Gate) -> inputs.Event:
+        is_activation = gate is do.Gate.ACTIVATE
+        if is_activation:
+            now_ms = max(self._out.clock.wall_ms(), self._out.floor_ms())
+            wait_ms = window_wait_ms(assignment.policy.windows, now_ms)
+            if wait_ms > 0:
+                detail = f"the maintenance window opens in {wait_ms // 1000} s"
+                return inputs.LeavePostponed(op, wait_ms, "device.outside-window", detail)
+        if self._out.hook is not None and (wait_ms := self._out.hook.ask(str(gate), assignment)) > 0:
+            detail = f"the device's hook asked to wait {wait_ms // 1000} s with the {gate}"
+            return inputs.LeavePostponed(op, wait_ms, "device.postponed", detail)
+        is_stopped = is_activation and self._plan_memory(assignment, self._manifest(assignment.manifest))
+        return inputs.LeaveGiven(op, is_stopped)
 
     def _fetch(self, op: int, assignment: Assignment, is_cancelled: Callable[[], bool]) -> inputs.Event:
         total = 0
@@ -208,7 +335,13 @@ class Dispatcher:
             self.network_bytes += count
         return inputs.BlobsFetched(op, total)
 
-    def _stage(self, op: int, assignment: Assignment) -> inputs.Event:
+    def _verify(self, assignment: Assignment, is_cancelled: Callable[[], bool]) -> None:
+        self._out.blobs.verify(assignment.manifest, assignment.manifest_bytes)
+        for blob in self._manifest(assignment.manifest).blobs:
+            _go_on(is_cancelled)
+            self._out.blobs.verify(blob.digest, blob.size)
+
+    def _stage(self, op: int, assignment: Assignment, is_cancelled: Callable[[], bool]) -> inputs.Event:
         manifest = self._manifest(assignment.manifest)
         runtime = self._runtime(manifest)
         if (runtime.model, runtime.version) != (assignment.artifact.model, assignment.artifact.version):
@@ -223,9 +356,54 @@ class Dispatcher:
                 "artifact.runtime-invalid",
                 f"bundle {assignment.manifest.short} has its golden vectors elsewhere than it says: {told}",
             )
-        self._out.slots.stage(assignment.manifest, manifest)
+        self._unpack(assignment.manifest, manifest, is_cancelled)
         probation = runtime.probation
         return inputs.SlotStaged(op, probation.window_ms, probation.failure_ratio_max, runtime.sampling_ratio)
+
+    def _unpack(self, digest: Digest, manifest: Manifest, is_cancelled: Callable[[], bool]) -> None:
+        """Stage a slot, and read it whole: one that was complete before may have rotted since.
+
+        Raises:
+            EdgeError: `device.disk-corrupt` when it had; it is out of the way then, and the next attempt makes it anew.
+        """
+        self._out.slots.stage(digest, manifest)
+        try:
+            self._out.slots.verify(digest, is_cancelled)
+        except EdgeError as error:
+            if error.code in _DAMAGE:
+                self._set_aside(digest)
+            raise
+        self._sound.add(digest)
+
+    # -- healing ---------------------------------------------------------------------------------------------------
+
+    def _scrub(self, manifests: frozenset[Digest], is_cancelled: Callable[[], bool]) -> frozenset[Digest]:
+        damaged = set()
+        for digest in sorted(manifests):
+            _go_on(is_cancelled)
+            try:
+                self._out.slots.verify(digest, is_cancelled)
+            except EdgeError as error:
+                if error.code not in _DAMAGE:
+                    raise
+                _log.error("slot %s is damaged: %s", digest.short, error)
+                self._sound.discard(digest)
+                damaged.add(digest)
+        return frozenset(damaged)
+
+    def _heal(self, op: int, assignment: Assignment, is_cancelled: Callable[[], bool]) -> inputs.Event:
+        self._set_aside(assignment.manifest)
+        manifest = self._get_manifest(assignment, is_cancelled)
+        missing = sum(blob.size for blob in manifest.blobs if not self._out.blobs.has(blob.digest))
+        self._out.blobs.require_space(missing + self._out.slots.bytes_needed(manifest))
+        self._fetch(op, assignment, is_cancelled)
+        self._verify(assignment, is_cancelled)
+        self._unpack(assignment.manifest, manifest, is_cancelled)
+        return inputs.SlotHealed(op, assignment.manifest)
+
+    def _set_aside(self, digest: Digest) -> None:
+        self._sound.discard(digest)
+        self._out.slots.set_aside(digest)
 
     def _manifest(self, digest: Digest) -> Manifest:
         return Manifest.parse(self._out.blobs.read(digest, MANIFEST_BYTES_MAX))

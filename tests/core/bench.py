@@ -34,6 +34,9 @@ class Bench:
         self.director_version = 0
         self.now = 0
         self.disk: JsonObject | None = record
+        self.damaged: set[Digest] = set()
+        self.postponed: dict[str, int] = {}
+        self.is_memory_short = False
         self.fail: dict[type, tuple[str, str]] = {}
         self.health = (True, 0, 0)
         self.sampling_ratio = 1.0
@@ -118,9 +121,12 @@ class Bench:
                 return inputs.BlobsFetched(op, 1000)
             case do.VerifyBlobs():
                 return inputs.BlobsVerified(op)
-            case do.StageSlot():
+            case do.StageSlot(assignment=chosen):
+                self.damaged.discard(chosen.manifest)
                 return inputs.SlotStaged(op, 2_000, 0.05, self.sampling_ratio)
-            case do.ProveCandidate(assignment=chosen):
+            case do.ProveCandidate(assignment=chosen, stops_first=stops_first):
+                if stops_first:
+                    self.answers.pop(chosen.module, None)
                 self.candidates[chosen.module] = chosen.manifest
                 return inputs.CandidateProved(op, GOLDEN)
             case do.ActivateSlot(assignment=chosen):
@@ -130,12 +136,31 @@ class Bench:
                 return inputs.SlotActivated(op)
             case do.ObserveHealth():
                 return inputs.HealthObserved(op, *self.health)
-            case do.CommitSlot():
-                return inputs.SlotCommitted(op)
+            case do.AskLeave(gate=gate):
+                if (wait_ms := self.postponed.get(str(gate), 0)) > 0:
+                    return inputs.LeavePostponed(op, wait_ms, "device.postponed", "not now")
+                return inputs.LeaveGiven(op, gate is do.Gate.ACTIVATE and self.is_memory_short)
+            case do.CommitSlot(module=module) | do.AttestLive(module=module):
+                found = self.answers.get(module)
+                if found is None:
+                    return inputs.CommandFailed(op, "model.not-serving", "nothing answers")
+                done = inputs.SlotCommitted if isinstance(command, do.CommitSlot) else inputs.LiveAttested
+                return done(op, found, GOLDEN)
+            case do.ScrubStore(manifests=manifests):
+                return inputs.StoreScrubbed(op, manifests & self.damaged)
+            case do.HealSlot(assignment=chosen):
+                self.damaged.discard(chosen.manifest)
+                return inputs.SlotHealed(op, chosen.manifest)
+            case do.RestartLive(module=module, manifest=manifest):
+                self.candidates.pop(module, None)
+                self.answers[module] = manifest
+                return inputs.LiveServed(op, GOLDEN)
             case do.RollBack(module=module, manifest=manifest):
                 self._ensure(module, manifest)
                 return inputs.SlotRolledBack(op, GOLDEN if manifest else None)
             case do.ServeLive(module=module, manifest=manifest):
+                if manifest in self.damaged:
+                    return inputs.CommandFailed(op, "device.disk-corrupt", "the slot is damaged")
                 self._ensure(module, manifest)
                 return inputs.LiveServed(op, GOLDEN)
         raise AssertionError(f"no answer to {command}")

@@ -28,6 +28,9 @@ class Device:
         self.disk: JsonObject | None = None
         self.is_disk_writable = True
         self.stuck: set[tuple[str, Digest]] = set()
+        self.damaged: set[Digest] = set()
+        self.postponed: dict[str, int] = {}
+        self.is_memory_short = False
         self.boot()
 
     # -- power -----------------------------------------------------------------------------------------------------
@@ -182,10 +185,13 @@ class Device:
                 return inputs.BlobsFetched(op, 10)
             case do.VerifyBlobs():
                 return inputs.BlobsVerified(op)
-            case do.StageSlot():
+            case do.StageSlot(assignment=chosen):
+                self.damaged.discard(chosen.manifest)
                 return inputs.SlotStaged(op, 1_000, 0.05, 0.5)
-            case do.ProveCandidate(assignment=chosen):
+            case do.ProveCandidate(assignment=chosen, stops_first=stops_first):
                 self.candidates.pop(chosen.module, None)
+                if stops_first:
+                    self.live.pop(chosen.module, None)
                 if chosen.manifest in self.golden_fails:
                     return inputs.CommandFailed(op, "model.golden-mismatch", "outputs differ")
                 self.candidates[chosen.module] = chosen.manifest
@@ -198,12 +204,31 @@ class Device:
             case do.ObserveHealth(module=module):
                 found = self.live.get(module)
                 return inputs.HealthObserved(op, found is not None, 20, 20 if found in self.sick else 0)
-            case do.CommitSlot():
-                return inputs.SlotCommitted(op)
+            case do.AskLeave(assignment=chosen, gate=gate):
+                if (wait_ms := self.postponed.get(str(gate), 0)) > 0:
+                    return inputs.LeavePostponed(op, wait_ms, "device.postponed", "not now")
+                return inputs.LeaveGiven(op, gate is do.Gate.ACTIVATE and self.is_memory_short)
+            case do.CommitSlot(module=module) | do.AttestLive(module=module):
+                found = self.live.get(module)
+                if found is None:
+                    return inputs.CommandFailed(op, "model.not-serving", "nothing answers")
+                done = inputs.SlotCommitted if isinstance(command, do.CommitSlot) else inputs.LiveAttested
+                return done(op, found, None)
+            case do.ScrubStore(manifests=manifests):
+                return inputs.StoreScrubbed(op, manifests & self.damaged)
+            case do.HealSlot(assignment=chosen):
+                self.damaged.discard(chosen.manifest)
+                return inputs.SlotHealed(op, chosen.manifest)
+            case do.RestartLive(module=module, manifest=manifest):
+                self.candidates.pop(module, None)
+                self.live[module] = manifest
+                return inputs.LiveServed(op, None)
             case do.RollBack(module=module, manifest=manifest):
                 self._ensure(module, manifest)
                 return inputs.SlotRolledBack(op, None)
             case do.ServeLive(module=module, manifest=manifest):
+                if manifest in self.damaged:
+                    return inputs.CommandFailed(op, "device.disk-corrupt", "the slot is damaged")
                 self._ensure(module, manifest)
                 return inputs.LiveServed(op, None)
         raise AssertionError(f"no lane carries out {command}")
