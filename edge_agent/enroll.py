@@ -170,7 +170,7 @@ def _require_root(repository: str, data: bytes) -> None:
     """A root that does not even sign itself would only be noticed when the agent runs."""
     from edge_agent.trust.trusted import TrustedSet
 
-    TrustedSet(repository, data, 0)
+    TrustedSet(repository, data)
 
 
 def _store(data: Path, files: dict[str, bytes]) -> None:

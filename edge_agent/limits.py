@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from edge_contract.limits import KIB, MIB
+from edge_contract.limits import DEVICE_TOKEN_MS_MAX, KIB, MIB
 
 # The disk
 RESERVE_BYTES_DEFAULT: Final = 64 * MIB  # emergency reserve that no download may touch
@@ -36,16 +36,31 @@ ROOT_BYTES_MAX: Final = 512_000
 TIMESTAMP_BYTES_MAX: Final = 16_384
 SNAPSHOT_BYTES_MAX: Final = 2_000_000
 TARGETS_BYTES_MAX: Final = 5_000_000
-ROOT_ROTATIONS_MAX: Final = 32  # in one refresh
+ROOT_ROTATIONS_MAX: Final = 256  # in one refresh
 DELEGATIONS_MAX: Final = 32  # visited in the search for one target
 RECEIPT_BYTES_MAX: Final = 1 * MIB  # what the process that verifies answers with
 VERIFY_MS_MAX: Final = 600_000  # when it is given up
 CLOCK_STEP_BACK_MS_MAX: Final = 24 * 3600 * 1000
+CLOCK_SKEW_MS_MAX: Final = 5 * 60_000  # behind the registry's clock, without being called wrong
 
 # Enrolment
 ENROL_BYTES_MAX: Final = 4 * MIB
 TOKEN_CHARS_MAX: Final = 512
 CERTIFICATE_BYTES_MAX: Final = 256 * KIB  # a chain, a key or a file of authorities
+
+# The device's key
+KEY_URI_CHARS_MAX: Final = 1024
+KEY_CHANGES_MAX: Final = 3  # renewals of the key in the middle of one signature
+PIN_BYTES_MAX: Final = 256
+TOKEN_MS: Final = 5 * 60_000  # life of a token that the device signs for its requests
+TOKEN_SPARE_MS: Final = 60_000  # before its end another one is made
+TOKEN_FRESH_MS: Final = DEVICE_TOKEN_MS_MAX  # life of one for a process that cannot make another
+TOKEN_CLOCK_MS_MIN: Final = 1_735_689_600_000  # 2025: what a registry says of the time must lie between these two
+TOKEN_CLOCK_MS_MAX: Final = 4_102_444_800_000  # 2100
+KEYHOLDER_IDLE_MS: Final = 10_000  # the process that holds the key ends when it had nothing to sign for so long
+KEYHOLDER_MS_MAX: Final = 30_000  # how long one signature may take, the start of that process included
+KEYHOLDER_LINE_BYTES_MAX: Final = 1 * MIB  # of one question to it, or of one answer
+KEYHOLDER_TRIES_MAX: Final = 2  # it may just have ended
 
 # Reports
 REPORTING_STOP_MS_MAX: Final = 5_000  # how long the last report may take to be signed when the agent ends

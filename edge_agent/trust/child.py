@@ -14,6 +14,7 @@ from typing import Final
 
 from edge_agent.limits import RECEIPT_BYTES_MAX, VERIFY_MS_MAX
 from edge_agent.trust.receipt import Receipt
+from edge_agent.trust.timefloor import Times
 from edge_contract.codes import CODES
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import JsonObject, dump, parse_object
@@ -55,8 +56,8 @@ class ChildVerification:
         self._command = command
         self._timeout_ms = timeout_ms
 
-    def __call__(self, wall_ms: int) -> Receipt:
-        """Verify in full at a time, milliseconds since 1970.
+    def __call__(self, times: Times) -> Receipt:
+        """Verify in full, judging expiry by these times.
 
         Raises:
             EdgeError: `trust.*`, `network.*`, `cloud.*`, `device.*`; `device.memory-short` when the child was killed,
@@ -65,7 +66,7 @@ class ChildVerification:
         try:
             done = subprocess.run(
                 self._command,
-                input=dump({**self._work, "wall_ms": wall_ms}),
+                input=dump({**self._work, "times": times.to_json()}),
                 stdout=subprocess.PIPE,
                 timeout=self._timeout_ms / 1000,
                 check=False,
@@ -101,7 +102,7 @@ def serve() -> None:
             HttpMetadataSource(work["url"], director_prefix(work["device"]), work["token"], ca),
             HttpMetadataSource(work["url"], IMAGE_PREFIX, work["token"], ca),
         )
-        answer = verify(work["wall_ms"]).to_json()
+        answer = verify(Times.from_json(work["times"])).to_json()
     except EdgeError as error:
         answer = {"error": error.to_json()}
     sys.stdout.buffer.write(dump(answer))

@@ -1,21 +1,22 @@
 """Trusted metadata on disk, one folder a repository. What is written here was verified before."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from edge_agent.limits import ROOT_BYTES_MAX, TARGETS_BYTES_MAX
 from edge_agent.store import durable
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 
-_ROLE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:\.[A-Za-z0-9_-]{1,63}){0,3}")
+_NAME_CHARS_MAX: Final = 240
+_NAME_CHARS_KEPT: Final = 160
 _SEED: Final = "seed"
 
 
 class MetadataStore:
-    """Files `<role>.json` of one repository. Used by one thread."""
+    """Files `<role>.json` of one repository, names percent-encoded. Used by one thread."""
 
     def __init__(self, folder: Path) -> None:
         """Use a folder, which is made on the first write.
@@ -29,7 +30,7 @@ class MetadataStore:
         """The trusted metadata of a role, or none.
 
         Raises:
-            EdgeError: `device.disk-error`, `trust.metadata-invalid` for a role with an odd name.
+            EdgeError: `device.disk-error`.
         """
         path = self._path(role)
         with durable.disk_errors(f"reading {path}"):
@@ -39,7 +40,7 @@ class MetadataStore:
         """Keep verified metadata, durably; nothing is written when it is there already.
 
         Raises:
-            EdgeError: `device.disk-full`, `device.disk-error`, `trust.metadata-invalid` for a role with an odd name.
+            EdgeError: `device.disk-full`, `device.disk-error`.
         """
         path = self._path(role)
         with durable.disk_errors(f"writing {path}"):
@@ -52,7 +53,7 @@ class MetadataStore:
         """Forget the metadata of a role.
 
         Raises:
-            EdgeError: `device.disk-error`, `trust.metadata-invalid` for a role with an odd name.
+            EdgeError: `device.disk-error`.
         """
         path = self._path(role)
         with durable.disk_errors(f"removing {path}"):
@@ -64,7 +65,7 @@ class MetadataStore:
         Raises:
             EdgeError: `device.disk-error`.
         """
-        wanted = {f"{role}.json" for role in roles} | {_SEED}
+        wanted = {_file(role) for role in roles} | {_SEED}
         with durable.disk_errors(f"tidying {self._folder}"):
             for path in durable.list_folder(self._folder):
                 if path.name not in wanted:
@@ -94,6 +95,23 @@ class MetadataStore:
             durable.write_file(path, mark)
 
     def _path(self, role: str) -> Path:
-        if not _ROLE.fullmatch(role):
-            raise EdgeError("trust.metadata-invalid", f"{role[:80]!r} is not a usable name of a role")
-        return self._folder / f"{role}.json"
+        return self._folder / _file(role)
+
+
+def encoded(role: str) -> str:
+    """A role's name as it stands in URLs and file names: percent-encoded, so that it cannot lead anywhere else.
+
+    Raises:
+        EdgeError: `trust.metadata-invalid` for a name that is no text.
+    """
+    try:
+        return quote(role, safe="")
+    except UnicodeEncodeError:
+        raise EdgeError("trust.metadata-invalid", f"{role[:80]!r} is not a usable name of a role") from None
+
+
+def _file(role: str) -> str:
+    name = encoded(role)
+    if len(name) > _NAME_CHARS_MAX:  # file systems take 255
+        name = f"{name[:_NAME_CHARS_KEPT]}~{Digest.of(role.encode()).hex}"
+    return f"{name}.json"

@@ -1,8 +1,10 @@
 """What a full verification found, in a form that passes between processes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from edge_agent.ports import Desired
+from edge_agent.trust.timefloor import REPOSITORIES, SignedTime, signed_from_json, signed_to_json
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.jsonio import Fields, JsonObject
@@ -18,12 +20,19 @@ class Receipt:
         fresh_until_ms: When the first piece of the metadata expires, milliseconds since 1970.
         director: Digest of the director's timestamp as it was served.
         image: Digest of the image repository's timestamp as it was served; none when nothing is assigned.
+        signed: When the repositories' timestamps say they were signed, those that say so.
     """
 
     desired: Desired
     fresh_until_ms: int
     director: Digest
     image: Digest | None
+    signed: Mapping[str, SignedTime] = field(default_factory=dict)
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """Names of the repositories that were verified."""
+        return REPOSITORIES[:1] if self.image is None else REPOSITORIES
 
     def to_json(self) -> JsonObject:
         """The JSON form that `from_json` reads."""
@@ -33,6 +42,7 @@ class Receipt:
             "fresh_until_ms": self.fresh_until_ms,
             "director": str(self.director),
             "image": None if self.image is None else str(self.image),
+            "signed": signed_to_json(self.signed),
         }
 
     @classmethod
@@ -50,4 +60,5 @@ class Receipt:
             fields.integer("fresh_until_ms"),
             Digest(fields.text("director")),
             None if image is None else Digest(fields.text("image")),
+            signed_from_json(fields.take("signed")),
         )

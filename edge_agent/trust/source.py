@@ -55,7 +55,7 @@ class HttpMetadataSource:
         Raises:
             EdgeError: `trust.metadata-too-large`, `network.*`, `cloud.*`.
         """
-        path = f"{self._prefix}/{quote(name, safe='')}"
+        path = f"{self._prefix}/{name}"
         with self._origin.request("GET", path, patience=self._patience) as answer:
             if answer.status == 404:
                 answer.error()  # read, so that the connection can be kept

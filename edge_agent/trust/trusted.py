@@ -24,14 +24,16 @@ from securesystemslib.exceptions import FormatError
 from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import Signature
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 
-from edge_agent.limits import DELEGATIONS_MAX
+from edge_agent.trust.search import Search
+from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 
 _WALL_MS_MAX: Final = 253_402_300_799_000  # the end of the year 9999, which is as far as metadata can be valid
 _MINUTE: Final = "%Y-%m-%dT%H:%MZ"
 _T = TypeVar("_T", Root, Timestamp, Snapshot, Targets)
+_V = TypeVar("_V")
 
 
 _UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, FormatError)
@@ -53,19 +55,18 @@ class _Read(Generic[_T]):
 class TrustedSet:
     """What is trusted of one repository during one refresh. Used by one thread."""
 
-    def __init__(self, repository: str, root: bytes, wall_ms: int) -> None:
+    def __init__(self, repository: str, root: bytes) -> None:
         """Begin with a root that was trusted before.
 
         Args:
-            repository: Name for messages: "director" or "image".
+            repository: Name for messages, for example "director" or "image".
             root: Trusted root metadata; may be expired, because a newer one may follow.
-            wall_ms: The time to judge expiry by, milliseconds since 1970.
 
         Raises:
             EdgeError: `trust.metadata-invalid`, `trust.signature-invalid`.
         """
         self._repository = repository
-        self._now = datetime.fromtimestamp(min(max(wall_ms, 0), _WALL_MS_MAX) / 1000, UTC)
+        self._now: datetime | None = None
         read = self._parse(Root, root, "root")
         self._require_signatures(read.signed, read, "root")
         self._root = read.signed
@@ -100,6 +101,19 @@ class TrustedSet:
         trusted = (self._root, self._timestamp, self._snapshot, *self._targets.values())
         return int(min(signed.expires.timestamp() for signed in trusted if signed is not None) * 1000)
 
+    @property
+    def signed_ms(self) -> int | None:
+        """When the timestamp was signed, if it says so; milliseconds since 1970.
+
+        None for a time at which something of what is trusted was expired: then it could not have been signed, and
+        whoever holds the timestamp's key alone shall not get further than what other keys signed (ADR 15).
+        """
+        said: Any = self.timestamp.unrecognized_fields.get("lighterman")
+        value = said.get("signed_ms") if isinstance(said, dict) else None
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < self.fresh_until_ms:
+            return None
+        return value
+
     def update_root(self, data: bytes) -> bool:
         """Take the next root.
 
@@ -122,12 +136,22 @@ class TrustedSet:
         self._root = new
         return any(_keys(old, role) != _keys(new, role) for role in ("timestamp", "snapshot"))
 
-    def require_fresh_root(self) -> None:
-        """Refuse an expired root, after all newer ones were taken.
+    @property
+    def timestamp_keys(self) -> str:
+        """Digest of the keys and the threshold that the newest root names for the timestamp."""
+        threshold, keys = _keys(self._root, "timestamp")
+        return str(Digest.of("\n".join([str(threshold), *sorted(keys)]).encode()))
+
+    def begin(self, wall_ms: int) -> None:
+        """End the walk along roots: from here on everything is judged by a time, beginning with the last root.
+
+        Args:
+            wall_ms: Milliseconds since 1970.
 
         Raises:
             EdgeError: `trust.metadata-expired`.
         """
+        self._now = datetime.fromtimestamp(min(max(wall_ms, 0), _WALL_MS_MAX) / 1000, UTC)
         self._require_fresh(self._root, "root")
 
     def update_timestamp(self, data: bytes, old: bytes | None) -> bool:
@@ -138,7 +162,8 @@ class TrustedSet:
             old: The timestamp trusted before, or none; one that today's root would not have signed is no measure.
 
         Returns:
-            Whether it is newer than the old one. The same version is the same statement; the one trusted first stands.
+            Whether it takes the old one's place. The same version is the same statement; the one trusted first stands,
+            unless it is expired: what is on disk never holds up a refresh.
 
         Raises:
             EdgeError: any `trust.` code.
@@ -148,7 +173,7 @@ class TrustedSet:
         if before is not None:
             if new.version < before.version:
                 raise self._fall("timestamp", before.version, new.version)
-            if new.version == before.version:
+            if new.version == before.version and not before.is_expired(_present(self._now)):
                 new = before
             if new.snapshot_meta.version < before.snapshot_meta.version:
                 raise self._fall("snapshot", before.snapshot_meta.version, new.snapshot_meta.version)
@@ -212,9 +237,9 @@ class TrustedSet:
         self._delegations.add((role, delegator))
         return read.signed
 
-    def search(self, path: str) -> "Search":
+    def search(self, path: str) -> Search:
         """Begin the search for a target through the delegations (TUF 5.6.7); the top-level targets are trusted."""
-        return Search(self, path)
+        return Search(self.trusted_targets, path)
 
     def has_targets(self, role: str, delegator: str) -> bool:
         """Whether the metadata of a role was taken with the signatures that this delegator asks for."""
@@ -270,11 +295,12 @@ class TrustedSet:
             )
 
     def _require_fresh(self, signed: Signed, role: str) -> None:
-        if signed.is_expired(self._now):
+        now = _present(self._now)
+        if signed.is_expired(now):
             raise EdgeError(
                 "trust.metadata-expired",
                 f"{self._repository} repository: {role} version {signed.version} expired at {signed.expires:{_MINUTE}}",
-                f"The device's clock says {self._now:{_MINUTE}}. If that is right, the repository has to be refreshed.",
+                f"For this device it is {now:{_MINUTE}}. If that is right, the repository has to be refreshed.",
             )
 
     def _fall(self, what: str, before: int, now: int) -> EdgeError:
@@ -284,52 +310,6 @@ class TrustedSet:
         return EdgeError(f"trust.{name}", f"{self._repository} repository: {detail}")
 
 
-class Search:
-    """A preorder walk through delegations that asks for one role at a time, so that it needs no network itself."""
-
-    def __init__(self, trusted: TrustedSet, path: str) -> None:
-        """Start at the top-level targets; `TrustedSet.search` is the way here."""
-        self._trusted = trusted
-        self._path = path
-        self._pending: list[tuple[str, str]] = []
-        self._seen: set[str] = {"targets"}
-        self.found: TargetFile | None = None
-        self._visit("targets")
-
-    def next_role(self) -> tuple[str, str] | None:
-        """The role whose metadata is needed next, with its delegator; none when the search is over.
-
-        Take the role's metadata with `TrustedSet.update_targets` unless `TrustedSet.has_targets`, then call `take`.
-        """
-        if self.found is not None or len(self._seen) > DELEGATIONS_MAX:
-            return None
-        while self._pending:
-            role, delegator = self._pending[-1]
-            if role not in self._seen:
-                return role, delegator
-            self._pending.pop()
-        return None
-
-    def take(self) -> None:
-        """Look into the role that `next_role` named; its metadata is trusted now."""
-        role, _ = self._pending.pop()
-        self._seen.add(role)
-        self._visit(role)
-
-    def _visit(self, role: str) -> None:
-        targets = self._trusted.trusted_targets(role)
-        self.found = targets.targets.get(self._path)
-        if self.found is not None or targets.delegations is None:
-            return
-        children = []
-        for child, is_terminating in targets.delegations.get_roles_for_target(self._path):
-            children.append((child, role))
-            if is_terminating:
-                self._pending.clear()  # nothing outside this delegation may answer any more
-                break
-        self._pending.extend(reversed(children))
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -337,7 +317,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _present(value: _T | None) -> _T:
+def _present(value: _V | None) -> _V:
     if value is None:
         raise RuntimeError("metadata was asked for before it was trusted")
     return value

@@ -47,6 +47,7 @@ class TufRepository:
         wall_ms: Time that expiries count from.
         bits: Succinct hash bins of so many bits; none for a flat list.
         signed_fields: Unrecognised top-level fields of the targets, for example `{"lighterman": {"device": "d"}}`.
+        signed_ms: When timestamps say they were signed; `wall_ms` when none.
         files: What is served, by file name. Tests may put anything here.
         asked: File names that were asked for.
     """
@@ -54,6 +55,7 @@ class TufRepository:
     wall_ms: int = NOW_MS
     bits: int | None = None
     signed_fields: dict[str, Any] = field(default_factory=dict)
+    signed_ms: Any = None
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     days: dict[str, float] = field(
@@ -142,8 +144,12 @@ class TufRepository:
 
     def make_timestamp(self) -> Timestamp:
         """The next timestamp, of the snapshot that is published."""
+        said = self.wall_ms if self.signed_ms is None else self.signed_ms
         return Timestamp(
-            version=self._next("timestamp"), expires=self._expiry("timestamp"), snapshot_meta=self._meta("snapshot")
+            version=self._next("timestamp"),
+            expires=self._expiry("timestamp"),
+            snapshot_meta=self._meta("snapshot"),
+            unrecognized_fields={"lighterman": {"signed_ms": said}},
         )
 
     def put(self, role: str, content: Signed, signers: Sequence[CryptoSigner] | None = None) -> None:

@@ -14,7 +14,8 @@ from edge_agent.store import durable
 from edge_contract.deployment import Assignment, Policy, director_custom
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
-from tests.support.tufrepo import DAY_MS, NOW_MS, path_of
+from edge_contract.phases import Outcome
+from tests.support.tufrepo import path_of
 from tests.unit.agent.trustbench import Device
 
 # --- the wrong device
@@ -153,14 +154,29 @@ def test_a_director_that_delegates_is_refused(device: Device) -> None:
 # -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_falling_release_counter_needs_a_permit(device: Device) -> None:
+def test_a_falling_release_counter_is_refused_for_its_module_alone_unless_permitted(device: Device) -> None:
     device.installed = {("digits", "digits"): 5, ("other", "digits"): 6}
-    device.repositories.deploy(4)
-    assert device.refused() == "trust.release-rollback"
+    old, fine = device.repositories.release(4), device.repositories.release(9, model="letters")
+    device.repositories.assign(old, fine)
+    desired = device.refresh()
+    assert desired.assignments == (fine,)
+    refused = desired.refused["digits"]
+    assert (refused.deployment, refused.manifest, refused.outcome) == (old.deployment, old.manifest, Outcome.REFUSED)
+    assert refused.error is not None
+    assert refused.error.code == "trust.release-rollback"
+    assert device.refresh() == desired, "and is refused as long as it stands"
     made = device.repositories.deploy(4, Policy(allow_release_rollback=True))
     assert device.refresh().assignments == (made,)
     device.repositories.deploy(5)
     assert device.refresh().assignments[0].artifact.version == 5
+
+
+def test_what_was_refused_is_judged_again_when_what_is_live_changes(device: Device) -> None:
+    device.installed = {("digits", "digits"): 5}
+    device.repositories.deploy(4)
+    assert "digits" in device.refresh().refused
+    device.installed = {}
+    assert device.refresh().refused == {}
 
 
 # --- endless data, rubbish
@@ -243,38 +259,6 @@ def test_a_key_that_stands_twice_is_refused(device: Device) -> None:
     files = device.repositories.director.files
     files["timestamp.json"] = files["timestamp.json"].replace(b'"_type"', b'"_type":"timestamp","_type"', 1)
     assert device.refused() == "trust.metadata-invalid"
-
-
-# --- the clock
-# ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("wall_ms", [0, -1, 1_000, 946_684_800_000])
-def test_a_clock_in_the_past_is_reported_and_nothing_is_fetched(device: Device, wall_ms: int) -> None:
-    device.repositories.deploy(1)
-    device.wall_ms = wall_ms
-    asked = len(device.repositories.director.asked)
-    assert device.refused() == "device.clock-untrusted"
-    assert len(device.repositories.director.asked) == asked
-
-
-def test_a_clock_far_ahead_finds_everything_expired_and_leaves_the_floor_alone(device: Device) -> None:
-    device.repositories.deploy(1)
-    for wall_ms in (NOW_MS + 1000 * DAY_MS, 2**62):
-        device.wall_ms = wall_ms
-        assert device.refused() == "trust.metadata-expired"
-    device.wall_ms = NOW_MS
-    device.refresh()
-
-
-def test_a_clock_put_back_to_keep_old_metadata_fresh_is_noticed(device: Device) -> None:
-    device.repositories.deploy(1)
-    device.refresh()
-    device.wall_ms = device.repositories.advance(30)
-    device.refresh()
-    device.wall_ms = NOW_MS
-    device.start()
-    assert device.refused() == "device.clock-untrusted"
 
 
 # --- what stays in force

@@ -13,7 +13,7 @@ from edge_agent.ports import Desired
 from edge_agent.trust.child import ChildVerification
 from edge_agent.trust.receipt import Receipt
 from edge_agent.trust.source import IMAGE_PREFIX, HttpMetadataSource, director_prefix
-from edge_agent.trust.timefloor import TimeFloor
+from edge_agent.trust.timefloor import SignedTime, TimeFloor, Times
 from edge_agent.trust.uptane import UptaneVerifier
 from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
@@ -108,9 +108,9 @@ def test_after_a_failure_half_way_the_old_answer_is_not_given_again(bench: Bench
 
 def test_a_registry_that_is_down_is_told_with_its_code(bench: Bench) -> None:
     bench.server.close()
-    for ask in (bench.child, bench.verifier.refresh):
+    for ask in (lambda: bench.child(Times(NOW_MS)), lambda: bench.verifier.refresh(NOW_MS)):
         with pytest.raises(EdgeError) as caught:
-            ask(NOW_MS)
+            ask()
         assert caught.value.code == "network.unreachable"
 
 
@@ -132,7 +132,7 @@ def test_whatever_happens_to_the_child_has_a_code(tmp_path: Path, program: str, 
     timeout_ms = 1_000 if "sleep" in program else 60_000
     child = ChildVerification(tmp_path, "dev-1", "http://127.0.0.1:1", "secret", None, command, timeout_ms)
     with pytest.raises(EdgeError) as caught:
-        child(NOW_MS)
+        child(Times(NOW_MS))
     assert caught.value.code == code
     assert "secret" not in str(caught.value)
 
@@ -140,14 +140,14 @@ def test_whatever_happens_to_the_child_has_a_code(tmp_path: Path, program: str, 
 def test_a_program_that_is_not_there_has_a_code(tmp_path: Path) -> None:
     child = ChildVerification(tmp_path, "dev-1", "http://127.0.0.1:1", "", None, (str(tmp_path / "absent"),))
     with pytest.raises(EdgeError) as caught:
-        child(NOW_MS)
+        child(Times(NOW_MS))
     assert caught.value.code == "device.memory-short"
 
 
 def test_a_receipt_passes_between_processes_unchanged() -> None:
     made = TwoRepositories().release(3, hardware_ids=("a", "b"))
     for receipt in (
-        Receipt(Desired(7, (made,)), 123, Digest.of(b"d"), Digest.of(b"i")),
+        Receipt(Desired(7, (made,)), 123, Digest.of(b"d"), Digest.of(b"i"), {"director": SignedTime(5, "key")}),
         Receipt(Desired(1, ()), 0, Digest.of(b"d"), None),
     ):
         assert Receipt.from_json(receipt.to_json()) == receipt

@@ -20,13 +20,14 @@ class Device:
         self.folder = folder
         self.repositories = repositories
         self.wall_ms = NOW_MS
+        self.running_ms = 0
         self.installed: dict[tuple[str, str], int] = {}
         self.roots = (repositories.director.files["1.root.json"], repositories.image.files["1.root.json"])
         self.start()
 
     def start(self) -> None:
         """As after a restart."""
-        self.floor = TimeFloor(self.folder / "time.json", released_ms=NOW_MS - 365 * DAY_MS)
+        self.floor = TimeFloor(self.folder / "time.json", NOW_MS - 365 * DAY_MS, lambda: self.running_ms)
         self.verifier = UptaneVerifier(
             self.folder,
             self.repositories.device,
