@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
+from typing import Final
 
 from device_sim.live.models import ModelRoom, Prediction
-from edge_agent.ports import Health
+from edge_agent.ports import Attestation, Health
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
+from edge_contract.limits import MIB
+
+_WORKER_BYTES: Final = 64 * MIB
+"""About what a worker with a small ONNX model has resident."""
 
 
 class RoomServer:
@@ -18,8 +24,9 @@ class RoomServer:
         """Serve from this room."""
         self._room = room
         self._lock = threading.Lock()
-        self._live: dict[str, Digest] = {}
-        self._candidates: dict[str, Digest] = {}
+        self._live: dict[str, tuple[Digest, Digest | None]] = {}  # manifest and golden digest
+        self._candidates: dict[str, tuple[Digest, Digest | None]] = {}
+        self._silent_since_ns: dict[str, int] = {}
         self._sampling: dict[str, float] = {}
         self._counts: dict[str, tuple[int, int]] = {}
 
@@ -28,23 +35,52 @@ class RoomServer:
         self.discard(module)
         golden = self._room.prove(manifest, slot)
         with self._lock:
-            self._candidates[module] = manifest
+            self._candidates[module] = manifest, golden
         return golden
 
-    def activate(self, module: str, manifest: Digest) -> None:
-        """See `ports.ModelServer.activate`."""
+    def activate(self, module: str, manifest: Digest) -> int:
+        """See `ports.ModelServer.activate`; workers of a room overlap except after `pause`."""
         with self._lock:
-            if self._candidates.pop(module, None) != manifest:
+            candidate = self._candidates.get(module)
+            if candidate is None or candidate[0] != manifest:
+                if self._live.get(module, (None, None))[0] == manifest:
+                    return 0
                 raise EdgeError("model.worker-crashed", f"there is no proved candidate {manifest.short} of {module!r}")
-            self._live[module], self._counts[module] = manifest, (0, 0)
+            del self._candidates[module]
+            self._live[module], self._counts[module] = candidate, (0, 0)
+            silent_since_ns = self._silent_since_ns.pop(module, None)
+            return 0 if silent_since_ns is None else (time.monotonic_ns() - silent_since_ns) // 1_000_000
 
     def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
         """See `ports.ModelServer.ensure`."""
-        golden = self._room.prove(manifest, slot)
         with self._lock:
-            if self._live.get(module) != manifest:
-                self._live[module], self._counts[module] = manifest, (0, 0)
+            live = self._live.get(module)
+        return live[1] if live is not None and live[0] == manifest else self.restart(module, manifest, slot)
+
+    def attest(self, module: str) -> Attestation:
+        """See `ports.ModelServer.attest`; what a room computed for a bundle once holds for all its devices."""
+        with self._lock:
+            live = self._live.get(module)
+        if live is None:
+            raise EdgeError("model.not-serving", f"module {module!r} serves nothing")
+        return Attestation(*live)
+
+    def restart(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """See `ports.ModelServer.restart`."""
+        golden = self.prove(module, manifest, slot)
+        self.activate(module, manifest)
         return golden
+
+    def pause(self, module: str) -> None:
+        """See `ports.ModelServer.pause`."""
+        with self._lock:
+            if self._live.pop(module, None) is not None:
+                self._silent_since_ns[module] = time.monotonic_ns()
+
+    def memory_bytes(self, module: str) -> int:
+        """See `ports.ModelServer.memory_bytes`; devices share the room, so this is what a worker usually has."""
+        with self._lock:
+            return _WORKER_BYTES if module in self._live else 0
 
     def discard(self, module: str) -> None:
         """See `ports.ModelServer.discard`."""
@@ -54,13 +90,17 @@ class RoomServer:
     def stop(self, module: str) -> None:
         """See `ports.ModelServer.stop`."""
         with self._lock:
+            self._candidates.pop(module, None)
             self._live.pop(module, None)
+            self._silent_since_ns.pop(module, None)
 
     def health(self, module: str) -> Health:
         """See `ports.ModelServer.health`."""
         with self._lock:
+            if module not in self._live:
+                return Health(is_alive=False, requests=0, failures=0)
             requests, failures = self._counts.get(module, (0, 0))
-            return Health(module in self._live, requests, failures)
+            return Health(is_alive=True, requests=requests, failures=failures)
 
     def set_sampling(self, module: str, ratio: float) -> None:
         """See `ports.ModelServer.set_sampling`."""
@@ -83,7 +123,7 @@ class RoomServer:
         with self._lock:
             live, sampling = dict(self._live), dict(self._sampling)
         answers = []
-        for module, manifest in live.items():
+        for module, (manifest, _golden) in live.items():
             prediction = self._room.predict(module, manifest, number)
             if prediction is None:
                 continue

@@ -1,4 +1,4 @@
-"""The environment and command line of a worker process, and how much memory is free for one."""
+"""The environment and command line of a worker process."""
 
 import os
 import sys
@@ -53,14 +53,3 @@ def worker_command(module: str, slot: Path, control_fd: int, unix_fd: int, tcp_f
         "--tcp-fd",
         str(tcp_fd),
     ]
-
-
-def memory_available_bytes() -> int | None:
-    """Memory that can be used without swapping, as the kernel estimates it; none where it does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None

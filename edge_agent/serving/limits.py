@@ -26,11 +26,17 @@ EVENTS_WAITING_MAX: Final = 256
 
 LISTEN_BACKLOG: Final = 512
 
+CONNECTIONS_PARKED_MAX: Final = 256
+"""Connections of one module that the agent holds between two workers: as many as a worker takes."""
+
+ASK_ANSWER_BYTES_MAX: Final = 16 * KIB
+"""Head of the answer of whoever answers a module's socket."""
+
 LOG_BYTES_MAX: Final = 256 * KIB
 """A worker's log file; at the bound it becomes `<name>.log.1` and a new one begins, so a module keeps twice as much."""
 
 MEMORY_SHARE_MAX: Final = 0.9
-"""Share of the memory that is free now which a candidate may need for loading."""
+"""Share of the memory that is free now which a candidate may need for loading beside the live worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,8 @@ class ServingLimits:
         drain_ms: Until the worker that is replaced has answered what it had begun; what is still running then is
             answered by the new one.
         answer_ms: A question about counters; a worker that does not answer it is taken for stuck.
+        ask_ms: The question which bundle answers, asked at the module's own socket.
+        golden_ms: Until a live worker has computed its golden vectors again, between requests.
         exit_ms: Until a worker that was told to end is gone; then it is killed.
         send_ms: One message to a worker that does not read.
     """
@@ -53,6 +61,8 @@ class ServingLimits:
     serve_ms: int = 5_000
     drain_ms: int = 10_000
     answer_ms: int = 2_000
+    ask_ms: int = 5_000
+    golden_ms: int = 60_000
     exit_ms: int = 3_000
     send_ms: int = 5_000
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_agent.serving.limits import LISTEN_BACKLOG, UNIX_PATH_BYTES_MAX
@@ -21,6 +21,7 @@ class Listeners:
     Attributes:
         unix: Listens at `unix_path`.
         unix_path: File of the unix socket, mode 0660.
+        unix_file: Device and inode of that file.
         tcp: Listens at `host`:`port`.
         host: Address of the TCP socket.
         port: Its port.
@@ -28,6 +29,7 @@ class Listeners:
 
     unix: socket.socket
     unix_path: Path
+    unix_file: tuple[int, int]
     tcp: socket.socket
     host: str
     port: int
@@ -46,7 +48,7 @@ class Listeners:
             EdgeError: `config.invalid` when the path is too long or an address cannot be had.
         """
         path = run_dir / f"{module}.sock"
-        unix = _listen_unix(path)
+        unix, unix_file = _listen_unix(path)
         tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,7 +64,22 @@ class Listeners:
                 f"module {module!r} cannot listen on {host}:{port}: {error.strerror or error}",
                 "Choose another port for the module, or leave it out to get any free one.",
             ) from error
-        return cls(unix, path, tcp, host, tcp.getsockname()[1])
+        return cls(unix, path, unix_file, tcp, host, tcp.getsockname()[1])
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file of the unix socket is still the one that was made, so that clients find it."""
+        return _file_of(self.unix_path) == self.unix_file
+
+    def with_new_unix(self) -> "Listeners":
+        """The same with a new unix socket at the same path, in place of whatever is there; the old one is closed here.
+
+        Raises:
+            EdgeError: `config.invalid`; the old one is untouched then.
+        """
+        unix, unix_file = _listen_unix(self.unix_path)
+        self.unix.close()
+        return replace(self, unix=unix, unix_file=unix_file)
 
     def close(self) -> None:
         """Stop listening and remove the file of the unix socket."""
@@ -72,7 +89,15 @@ class Listeners:
             self.unix_path.unlink()
 
 
-def _listen_unix(path: Path) -> socket.socket:
+def _file_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _listen_unix(path: Path) -> tuple[socket.socket, tuple[int, int]]:
     if len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
         raise EdgeError(
             "config.invalid",
@@ -90,6 +115,7 @@ def _listen_unix(path: Path) -> socket.socket:
         path.chmod(0o660)
         sock.listen(LISTEN_BACKLOG)
         sock.setblocking(False)
+        found = path.lstat()
     except OSError as error:
         sock.close()
         raise EdgeError(
@@ -100,4 +126,4 @@ def _listen_unix(path: Path) -> socket.socket:
     except EdgeError:
         sock.close()
         raise
-    return sock
+    return sock, (found.st_dev, found.st_ino)

@@ -4,15 +4,18 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from edge_agent.ports import Health
+from edge_agent.ports import Attestation, Health, MemoryGauge
+from edge_agent.serving.asking import ask_who_answers
 from edge_agent.serving.channel import close_fds
-from edge_agent.serving.environment import memory_available_bytes
 from edge_agent.serving.limits import MEMORY_SHARE_MAX, SAMPLES_WAITING_MAX, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
+from edge_agent.serving.memory import SystemMemory, process_resident_bytes
+from edge_agent.serving.parking import Parking
 from edge_agent.serving.sockets import Listeners
 from edge_agent.serving.worker_process import WorkerProcess
 from edge_contract.digest import Digest
@@ -47,6 +50,7 @@ class WorkerSupervisor:
         ports: Mapping[str, int] = _ANY_PORT,
         host: str = "127.0.0.1",
         limits: ServingLimits | None = None,
+        memory: MemoryGauge | None = None,
     ) -> None:
         """Make a supervisor without workers.
 
@@ -57,6 +61,7 @@ class WorkerSupervisor:
             ports: TCP port by module; any free one for modules that are not named.
             host: Address the TCP sockets listen on.
             limits: Bounds of time; the defaults when none.
+            memory: How much is free for a candidate; the system's own figures when none.
         """
         self._run_dir = run_dir
         self._on_sample = on_sample
@@ -64,9 +69,12 @@ class WorkerSupervisor:
         self._ports = dict(ports)
         self._host = host
         self._limits = limits or ServingLimits()
-        self._lock = threading.Lock()  # guards _live and the moment a worker becomes live
+        self._memory = memory or SystemMemory()
+        self._lock = threading.Lock()  # guards _live, _silent_since_ns and the moment a worker becomes live
         self._live: dict[str, WorkerProcess] = {}
         self._candidates: dict[str, WorkerProcess] = {}
+        self._silent_since_ns: dict[str, int] = {}  # by module that served and whose clients wait now
+        self._parkings: dict[str, Parking] = {}
         self._listeners: dict[str, Listeners] = {}
         self._logs: dict[str, BoundedLog] = {}
         self._samples: queue.Queue[tuple[str, JsonObject] | None] = queue.Queue(SAMPLES_WAITING_MAX)
@@ -79,7 +87,7 @@ class WorkerSupervisor:
     def prove(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
         """Start a candidate and prove it; see `ModelServer`."""
         self.discard(module)
-        self._require_memory(slot)
+        self._require_memory(module, slot)
         candidate = WorkerProcess(
             module,
             manifest,
@@ -108,40 +116,101 @@ class WorkerSupervisor:
         )  # fmt: skip
         return candidate.golden
 
-    def activate(self, module: str, manifest: Digest) -> None:
-        """Swap to the proved candidate; see `ModelServer`."""
+    def activate(self, module: str, manifest: Digest) -> int:
+        """Swap to the proved candidate; see `ModelServer`.
+
+        Returns:
+            Milliseconds for which nobody answered this module's clients; 0 when the old worker answered until the new
+            one did, and for a module that did not serve before.
+        """
         live, candidate = self._live.get(module), self._candidates.get(module)
         if candidate is None or candidate.manifest != manifest:
             if live is not None and live.manifest == manifest and not live.has_ended:
-                return
+                return 0
             raise EdgeError("model.worker-crashed", f"module {module!r} has no proved candidate {manifest}")
         try:
             candidate.command("serve")
             candidate.expect("serving", self._limits.serve_ms, "to begin serving")
             if live is not None and not live.has_ended:
                 self._replace(live, candidate)
+            if (parking := self._parkings.get(module)) is not None:
+                parking.leave_to(candidate)
         except EdgeError:
             self.discard(module)
             raise
         with self._lock:
             del self._candidates[module]
             self._live[module] = candidate
+            silent_since_ns = self._silent_since_ns.pop(module, None)
             is_gone = candidate.has_ended
         if is_gone:
             self._worker_ended(candidate)
+        return 0 if silent_since_ns is None else (time.monotonic_ns() - silent_since_ns) // 1_000_000
 
     def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
-        """Make this bundle what serves; see `ModelServer`."""
+        """Make this bundle what serves; see `ModelServer`.
+
+        Where the file of the unix socket has gone or is somebody else's, the live worker gets a new one in its place.
+        """
         live = self._live.get(module)
         if live is not None and live.manifest == manifest:
+            begun_ns = time.monotonic_ns()
             if self.health(module).is_alive:
+                self._listen(module)
                 return live.golden
             live.kill()
             with self._lock:
                 self._live.pop(module, None)
+                self._silent_since_ns.setdefault(module, begun_ns)
+        return self.restart(module, manifest, slot)
+
+    def restart(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """Swap to a fresh worker of this bundle; see `ModelServer`."""
         golden = self.prove(module, manifest, slot)
         self.activate(module, manifest)
         return golden
+
+    def attest(self, module: str) -> Attestation:
+        """Ask which bundle answers, and let it compute its golden vectors again; see `ModelServer`.
+
+        Who answers in the place of the live worker is not asked for golden vectors, so there is no digest of them.
+
+        Raises:
+            EdgeError: As `ModelServer.attest`, `device.answers-otherwise` when a stranger claims to be the live bundle,
+                `device.disk-corrupt` when the golden vectors in the slot are no longer those it was proved with.
+        """
+        live, listeners = self._live.get(module), self._listeners.get(module)
+        if live is None or listeners is None:
+            raise EdgeError("model.not-serving", f"module {module!r} serves nothing")
+        answer = ask_who_answers(listeners.unix_path, self._limits.ask_ms, lambda: live.has_ended)
+        if answer.manifest != live.manifest:
+            return Attestation(answer.manifest, None)
+        if not answer.is_ours:
+            raise EdgeError(
+                "device.answers-otherwise",
+                f"another process answers at {listeners.unix_path} and calls itself {answer.manifest.short}",
+                "Find out who made that socket; `ensure` and `restart` put the agent's own in its place.",
+            )
+        return Attestation(answer.manifest, live.ask_golden())
+
+    def pause(self, module: str) -> None:
+        """End the live worker and keep its sockets and its clients' connections; see `ModelServer`.
+
+        Nobody is refused: what clients send waits until the next worker reads it, on open connections as on new ones.
+        """
+        with self._lock:
+            live = self._live.pop(module, None)
+            if live is not None:
+                live.is_expected_to_end = True
+                self._silent_since_ns[module] = time.monotonic_ns()
+        if live is not None:
+            live.successor = self._parkings.setdefault(module, Parking(module))
+            self._drain([live], is_handed_over=True)
+
+    def memory_bytes(self, module: str) -> int:
+        """Resident memory of the live worker; see `ModelServer`. Pages it shares with other workers count."""
+        pid = self.worker_pid(module)
+        return 0 if pid is None else process_resident_bytes(pid)
 
     def discard(self, module: str) -> None:
         """End the candidate; see `ModelServer`."""
@@ -173,15 +242,19 @@ class WorkerSupervisor:
         self.discard(module)
         with self._lock:
             live = self._live.pop(module, None)
+            self._silent_since_ns.pop(module, None)
         if (listeners := self._listeners.pop(module, None)) is not None:
             listeners.close()
-        self._end([] if live is None else [live])
+        if (parking := self._parkings.pop(module, None)) is not None:
+            parking.close()
+        self._drain([] if live is None else [live], is_handed_over=False)
 
-    def _end(self, workers: list[WorkerProcess]) -> None:
+    def _drain(self, workers: list[WorkerProcess], is_handed_over: bool) -> None:
+        """Let workers finish what they have begun, and end them."""
         for worker in workers:
             worker.is_expected_to_end = True
             with contextlib.suppress(EdgeError):
-                worker.command("drain", deadline_ms=self._limits.drain_ms, hand_over=False)
+                worker.command("drain", deadline_ms=self._limits.drain_ms, hand_over=is_handed_over)
         for worker in workers:
             with contextlib.suppress(EdgeError):
                 worker.expect("drained", self._limits.drained_ms, "to finish")
@@ -193,9 +266,12 @@ class WorkerSupervisor:
             self.discard(module)
         with self._lock:
             workers, self._live = list(self._live.values()), {}
-        self._end(workers)
+        self._drain(workers, is_handed_over=False)
+        for parking in self._parkings.values():
+            parking.close()
         for listeners in self._listeners.values():
             listeners.close()
+        self._parkings.clear()
         self._listeners.clear()
         self._samples.put(None)
         self._deliverer.join(self._limits.exit_ms / 1000)
@@ -225,14 +301,21 @@ class WorkerSupervisor:
 
     # --- parts
 
-    def _require_memory(self, slot: Path) -> None:
+    def _require_memory(self, module: str, slot: Path) -> None:
+        """Refuse what cannot be loaded beside what runs. A module whose clients wait is not refused: it is tried.
+
+        Raises:
+            EdgeError: `device.memory-short`, `artifact.*`, `model.load-failed`.
+        """
+        if module in self._silent_since_ns:
+            return
         try:
             runtime = Runtime.parse((slot / "files" / RUNTIME_PATH).read_bytes())
         except OSError as error:
             raise EdgeError(
                 "model.load-failed", f"the slot cannot be read: {error.strerror}: {error.filename}"
             ) from error
-        available = memory_available_bytes()
+        available = self._memory.available_bytes()
         if available is not None and runtime.load_peak_bytes > available * MEMORY_SHARE_MAX:
             raise EdgeError(
                 "device.memory-short",
@@ -242,10 +325,18 @@ class WorkerSupervisor:
             )
 
     def _listen(self, module: str) -> Listeners:
-        if module not in self._listeners:
+        listeners = self._listeners.get(module)
+        if listeners is None:
             model_name(module)  # it becomes a file name
-            self._listeners[module] = Listeners.open(module, self._run_dir, self._host, self._ports.get(module, 0))
-        return self._listeners[module]
+            listeners = Listeners.open(module, self._run_dir, self._host, self._ports.get(module, 0))
+        elif not listeners.is_in_place:
+            _log.error("module %s: %s is not the agent's socket any more; made anew", module, listeners.unix_path)
+            listeners = listeners.with_new_unix()
+            if (live := self._live.get(module)) is not None:
+                with contextlib.suppress(EdgeError):  # it crashed this moment; the next worker inherits the socket
+                    live.command("listen", [listeners.unix.fileno()])
+        self._listeners[module] = listeners
+        return listeners
 
     def _replace(self, live: WorkerProcess, candidate: WorkerProcess) -> None:
         """Move every connection from the live worker to the candidate, which accepts already, and end the live one.
@@ -293,6 +384,7 @@ class WorkerSupervisor:
             is_news = self._live.get(worker.module) is worker and not worker.is_expected_to_end
             if is_news:
                 del self._live[worker.module]
+                self._silent_since_ns[worker.module] = time.monotonic_ns()
         if is_news:
             _log.error("module %s: its worker ended by itself", worker.module)
             self._on_exit(worker.module, worker.manifest)

@@ -17,6 +17,7 @@ from edge_agent.serving.channel import MessageReader, close_fds, encode_message,
 from edge_agent.serving.environment import worker_command, worker_environment
 from edge_agent.serving.limits import EVENTS_WAITING_MAX, RECEIVE_BYTES, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
+from edge_agent.serving.parking import Adopter, Connection
 from edge_agent.serving.sockets import Listeners
 from edge_contract.codes import CODES
 from edge_contract.digest import Digest
@@ -26,8 +27,15 @@ from edge_contract.jsonio import JsonObject
 _log = logging.getLogger(__name__)
 _END_POLL_S = 0.05
 
-Connection = tuple[str, list[int]]
-"""A client's connection on its way from one worker to another: `unix` or `tcp`, and its descriptors."""
+
+def told_error(message: JsonObject) -> EdgeError | None:
+    """The error that a worker's message tells of, if it does."""
+    if "code" not in message:
+        return None
+    code = str(message["code"])
+    return EdgeError(
+        code if code in CODES else "internal.bug", str(message.get("detail")), str(message.get("hint", ""))
+    )
 
 
 class WorkerProcess:
@@ -71,7 +79,7 @@ class WorkerProcess:
         self.module = module
         self.manifest = manifest
         self.golden: Digest | None = None
-        self.successor: WorkerProcess | None = None
+        self.successor: Adopter | None = None
         self.undelivered: list[Connection] = []
         self.is_expected_to_end = False
         self._limits = limits
@@ -135,8 +143,8 @@ class WorkerProcess:
             except OSError as error:
                 raise self._crash(f"it was told to {op}") from error
 
-    def expect(self, event: str, timeout_ms: int, doing: str) -> JsonObject:
-        """Wait for an event; others that come meanwhile are old news.
+    def expect(self, event: str, timeout_ms: int, doing: str, question: int | None = None) -> JsonObject:
+        """Wait for an event (the answer to a question); others that come meanwhile are old news.
 
         Raises:
             EdgeError: `model.timeout`, `model.worker-crashed`, or what the worker refused with.
@@ -151,14 +159,12 @@ class WorkerProcess:
                     self._hint(),
                 )
             name = message.get("event")
-            if name == event:
+            if name == event and message.get("id") == question:
                 return message
             if name == "ended":
                 raise self._crash(doing)
             if name == "refused":
-                code = str(message.get("code"))
-                known = code if code in CODES else "internal.bug"
-                raise EdgeError(known, str(message.get("detail")), str(message.get("hint", "")))
+                raise told_error(message) or EdgeError("internal.bug", "a worker refused without saying why")
 
     def _next_event(self, deadline: float) -> JsonObject | None:
         """The oldest event, `ended` once they are all taken and the process is gone, none when time is up."""
@@ -179,12 +185,29 @@ class WorkerProcess:
         Raises:
             EdgeError: `model.timeout` or `model.worker-crashed`.
         """
+        return self._ask("stats", self._limits.answer_ms, "to say how it is")
+
+    def ask_golden(self) -> Digest | None:
+        """Let it compute its golden vectors again, beside its requests.
+
+        Returns:
+            Digest over the outputs, or none when the bundle has no golden vectors.
+
+        Raises:
+            EdgeError: `model.golden-mismatch` and other `model.` codes, `device.disk-corrupt` when the golden vectors
+                in its slot are not those it was proved with, `model.timeout`, `model.worker-crashed`.
+        """
+        answer = self._ask("golden", self._limits.golden_ms, "to compute its golden vectors again")
+        if (error := told_error(answer)) is not None:
+            raise error
+        golden = answer.get("golden")
+        return None if golden is None else Digest(str(golden))
+
+    def _ask(self, op: str, timeout_ms: int, doing: str) -> JsonObject:
+        """Ask, and take the answer to this very question: those to questions that were given up may come late."""
         self._question += 1
-        self.command("stats", id=self._question)
-        while True:
-            answer = self.expect("stats", self._limits.answer_ms, "to say how it is")
-            if answer.get("id") == self._question:
-                return answer
+        self.command(op, id=self._question)
+        return self.expect(op, timeout_ms, doing, self._question)
 
     def adopt(self, connection: Connection) -> None:
         """Give the worker a client's connection, and close our copies of it.

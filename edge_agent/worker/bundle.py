@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_agent.worker.arrays import DTYPES, Array, is_finite
 from edge_agent.worker.engines import ALLOW_NONFINITE, Engine, Place, choice_option, load_engine
-from edge_agent.worker.golden import Proof, Vectors, prove_members, read_vectors
+from edge_agent.worker.golden import Proof, Vectors, parse_vectors, prove_members, read_golden
 from edge_agent.worker.limits import WARM_UP_RUNS
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -47,12 +47,14 @@ class LoadedBundle:
         runtime: Its runtime descriptor.
         members: Loaded models by name.
         files: Folder of the bundle's files.
+        golden_file: Digest of the golden file it was proved with; none before and without one.
     """
 
     manifest: Digest
     runtime: Runtime
     members: dict[str, LoadedMember]
     files: Path
+    golden_file: Digest | None = None
 
 
 def read_slot(slot: Path) -> tuple[Digest, Runtime]:
@@ -99,9 +101,11 @@ def prove_bundle(bundle: LoadedBundle) -> Proof | None:
     """
     golden = bundle.runtime.golden
     try:
-        vectors = read_vectors(bundle.files / golden.path) if golden else {}
+        data = read_golden(bundle.files / golden.path) if golden else b""
+        vectors = parse_vectors(data) if golden else {}
         engines = {name: member.engine for name, member in bundle.members.items()}
         proof = prove_members(engines, vectors, golden) if golden else None
+        bundle.golden_file = Digest.of(data) if golden else None
         for member in bundle.members.values():
             _warm_up(member, vectors.get(member.name))
     except MemoryError as error:

@@ -71,8 +71,17 @@ class Door:
     # --- coming in
 
     def listen(self, kind: str, sock: socket.socket) -> None:
-        """Add a listening, non-blocking socket; `kind` is `unix` or `tcp`. It is not closed here."""
+        """Add a listening, non-blocking socket; `kind` is `unix` or `tcp`. It is not closed here.
+
+        It takes the place of one of the same kind, from which what waits there is accepted first.
+        """
+        old = self._listeners.get(kind)
+        if old is not None and self._is_open:
+            self._accept(kind, old)
+        is_accepting = self._is_accepting
+        self._set_accepting(False)
         self._listeners[kind] = sock
+        self._set_accepting(is_accepting)
 
     def open(self) -> None:
         """Accept connections; ends a drain."""

@@ -46,8 +46,21 @@ class Proof:
     error_max: float
 
 
-def read_vectors(path: Path) -> dict[str, Vectors]:
-    """Read a golden file.
+def read_golden(path: Path) -> bytes:
+    """Read a golden file whole.
+
+    Raises:
+        EdgeError: `artifact.golden-invalid` when it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(GOLDEN_BYTES_MAX + 1)
+    except OSError as error:
+        raise EdgeError("artifact.golden-invalid", f"the golden file cannot be read: {error.strerror}") from error
+
+
+def parse_vectors(data: bytes) -> dict[str, Vectors]:
+    """Take a golden file apart.
 
     Returns:
         Vectors by member name.
@@ -55,11 +68,6 @@ def read_vectors(path: Path) -> dict[str, Vectors]:
     Raises:
         EdgeError: `artifact.golden-invalid` and other `artifact.` codes.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(GOLDEN_BYTES_MAX + 1)
-    except OSError as error:
-        raise EdgeError("artifact.golden-invalid", f"the golden file cannot be read: {error.strerror}") from error
     entries, _metadata = read_safetensors_header(data)
     members: dict[str, Vectors] = {}
     for name, entry in entries.items():

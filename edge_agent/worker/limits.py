@@ -33,6 +33,8 @@ INLINE_BODY_BYTES_MAX: Final = 256 * KIB
 INLINE_GROWTH_MAX: Final = 8
 """A request with so many times the bytes of the warm-up input is taken for slow."""
 LATENCIES_KEPT: Final = 1_024
+RERUN_POLL_MS: Final = 5
+"""How often a rerun of the golden vectors looks whether requests still wait."""
 
 # Telemetry
 SAMPLES_WAITING_MAX: Final = 256
@@ -63,6 +65,8 @@ class WorkerLimits:
         linger_ms: Reading what a refused client still sends.
         sweep_ms: How often these are looked at.
         flush_ms: At the end, for samples to be made.
+        rerun_patience_ms: How long one rerun of the golden vectors lets waiting requests go first, all its pieces
+            together.
         hangup_ms: After the agent is gone, before the process ends itself whatever it does.
     """
 
@@ -77,4 +81,5 @@ class WorkerLimits:
     linger_ms: int = 2_000
     sweep_ms: int = 500
     flush_ms: int = 500
+    rerun_patience_ms: int = 2_000
     hangup_ms: int = 2_000

@@ -17,6 +17,7 @@ from edge_agent.worker.door import Door
 from edge_agent.worker.limits import WorkerLimits
 from edge_agent.worker.metrics import Metrics
 from edge_agent.worker.priority import Priority, give_memory_back, peak_bytes
+from edge_agent.worker.rerun import GoldenRerun
 from edge_agent.worker.sampler import Sampler
 from edge_agent.worker.service import Service
 from edge_contract.errors import EdgeError
@@ -58,6 +59,8 @@ class WorkerProcess:
         self._bundle: LoadedBundle | None = None
         self._proving: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._rerunning: asyncio.Task[None] | None = None
+        self._rerun_question: object = None
         self._listeners = {
             "unix": socket.socket(fileno=arguments.unix_fd),
             "tcp": socket.socket(fileno=arguments.tcp_fd),
@@ -67,8 +70,10 @@ class WorkerProcess:
             "prove": self._prove,
             "serve": self._serve,
             "adopt": self._adopt,
+            "listen": self._listen,
             "drain": self._drain,
             "stats": self._stats,
+            "golden": self._golden,
             "sampling": self._sampling,
         }
 
@@ -99,13 +104,8 @@ class WorkerProcess:
                 {"event": "loaded", "manifest": str(bundle.manifest), "peak_bytes": peak_bytes(), "load_ms": load_ms}
             )
             proof = await self._loop.run_in_executor(None, prove_bundle, bundle)
-        except EdgeError as error:
-            self._control.send({"event": "refused", "code": error.code, "detail": error.detail, "hint": error.hint})
-            return
         except Exception as error:  # noqa: BLE001 - reported and logged, not passed over
-            _log.exception("loading met a bug")
-            detail = f"the worker failed while loading: {type(error).__name__}: {error}"[:DETAIL_CHARS_MAX]
-            self._control.send({"event": "refused", "code": "internal.bug", "detail": detail, "hint": ""})
+            self._control.send({"event": "refused", **_told(error, "loading")})
             return
         give_memory_back()
         self._bundle = bundle
@@ -130,6 +130,7 @@ class WorkerProcess:
         self._sampler.set_ratio(runtime.sampling_ratio)
         self._metrics = Metrics(bundle.members)
         service = Service(self._arguments.module, bundle, self._metrics, self._sampler, self._limits)
+        self._rerun = GoldenRerun(bundle, service, self._limits)
         self._door = Door(service.handle, service.refuse, self._limits, service.common_headers)
         service.connections = lambda: self._door.connections
         service.samples_lost = lambda: self._control.dropped
@@ -162,6 +163,12 @@ class WorkerProcess:
                 file.seek(0)
                 pending = file.read()
         self._door.adopt(fds[0], str(message.get("transport")), pending)
+
+    def _listen(self, _message: JsonObject, fds: list[int]) -> None:
+        self._require_proved()
+        old, self._listeners["unix"] = self._listeners["unix"], socket.socket(fileno=fds[0])
+        self._door.listen("unix", self._listeners["unix"])
+        old.close()
 
     # --- drain
 
@@ -201,9 +208,33 @@ class WorkerProcess:
             }
         )
 
+    def _golden(self, message: JsonObject, _fds: list[int]) -> None:
+        self._require_proved()
+        # Who asks while a rerun is under way gets what that one finds; who asked before has given up.
+        self._rerun_question = message.get("id")
+        if self._rerunning is None or self._rerunning.done():
+            self._rerunning = self._loop.create_task(self._rerun_and_say())
+
+    async def _rerun_and_say(self) -> None:
+        try:
+            proof = await self._rerun.prove()
+            found: JsonObject = {"golden": None if proof is None else str(proof.digest)}
+        except Exception as error:  # noqa: BLE001 - reported and logged, not passed over
+            found = _told(error, "computing the golden vectors again")
+        self._control.send({"event": "golden", "id": self._rerun_question, **found})
+
     def _sampling(self, message: JsonObject, _fds: list[int]) -> None:
         self._require_proved()
         self._sampler.set_ratio(float(message["ratio"]))
+
+
+def _told(error: Exception, doing: str) -> JsonObject:
+    """An error as the agent is told of it."""
+    if isinstance(error, EdgeError):
+        return {"code": error.code, "detail": error.detail, "hint": error.hint}
+    _log.error("%s met a bug", doing, exc_info=error)
+    detail = f"the worker failed while {doing}: {type(error).__name__}: {error}"[:DETAIL_CHARS_MAX]
+    return {"code": "internal.bug", "detail": detail, "hint": ""}
 
 
 def run_worker(arguments: Arguments, limits: WorkerLimits | None = None) -> None:

@@ -7,7 +7,7 @@ scripts and large requests run in threads, one a model where the engine takes on
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -103,6 +103,29 @@ class Service:
     def common_headers(self) -> str:
         """Header lines of every answer: which bundle computed it."""
         return f"Lighterman-Manifest: {self._bundle.manifest}\r\nLighterman-Model-Version: {self._version}\r\n"
+
+    @property
+    def waiting(self) -> int:
+        """Requests running in or waiting for a thread."""
+        return self._waiting
+
+    async def run_aside(self, name: str, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+        """Run a model in its own threads for somebody else than a client; counted and sampled nowhere.
+
+        Args:
+            name: Of the model.
+            inputs: As `Engine.run`.
+            wanted: As `Engine.run`.
+
+        Raises:
+            EdgeError: As `Engine.run`.
+        """
+        served = self._served[name]
+        served.in_pool += 1  # so that a request does not wait for an engine on the event loop
+        try:
+            return await self._loop.run_in_executor(served.pool, served.member.engine.run, inputs, wanted)
+        finally:
+            served.in_pool -= 1
 
     @staticmethod
     def _serve(member: LoadedMember) -> _Served:
