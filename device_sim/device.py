@@ -34,11 +34,13 @@ _BYTES_PER_MS = 2_000
 _CRASH_AFTER_MS = (10, 5_000)
 _CLOCK_ORIGIN_MS_MAX = 10_000_000
 _FAILURE_RATIO_MAX = 0.05
+_RESUME_MS = 10_000
+_SCRUB_MS = 300_000
 
 
 def core_agent(device: str, record: JsonObject | None) -> Agent:
     """The core as it ships."""
-    return Agent(device) if record is None else Agent.restore(record, device)
+    return Agent(device, scrub_ms=_SCRUB_MS) if record is None else Agent.restore(record, device, scrub_ms=_SCRUB_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,23 @@ class SimDevice:
         if manifest is not None and self.agent is not None:
             self.workers.end(module)
             self.feed(inputs.WorkerExited(module, manifest))
+
+    def rot(self, draw: random.Random) -> None:
+        """Damage a slot on disk, if there is one that a worker runs from."""
+        if self.workers.live:
+            self.storage.rotten.add(self.workers.live[draw.choice(sorted(self.workers.live))])
+
+    def hold(self, for_ms: int) -> None:
+        """Hold updates back for a while, as an operator on the device does."""
+        if self.agent is not None:
+            self.feed(inputs.HoldRequested())
+            self._around.clock.call_in(for_ms, self._resume)
+
+    def _resume(self) -> None:
+        if self.agent is None:
+            self._around.clock.call_in(_RESUME_MS, self._resume)  # the operator comes again
+        else:
+            self.feed(inputs.ResumeRequested())
 
     def ask_rollback(self, module: str) -> None:
         """Ask for the fallback, as an operator on the device does."""
@@ -303,6 +322,10 @@ class SimDevice:
                 # A long download is many requests: the timeout of one does not end it, `cut` does.
                 wait_ms = bundle.size // _BYTES_PER_MS
                 self._later(wait_ms, lambda: self._ask(work, 1, lambda: self._fetch(command, faults)))
+        elif isinstance(command, do.HealSlot):
+            self._ask(work, 20, lambda: self._heal(command))
+        elif isinstance(command, do.ScrubStore):
+            self._do(work, lambda: inputs.StoreScrubbed(command.op, command.manifests & self.storage.rotten))
         elif isinstance(command, do.BundleCommand):
             self._do(work, lambda: self._local_step(command, faults))
         elif isinstance(command, do.ModuleCommand):
@@ -357,6 +380,13 @@ class SimDevice:
         self.storage.blobs.add(bundle.manifest)
         return inputs.BlobsFetched(command.op, bundle.size)
 
+    def _heal(self, command: do.HealSlot) -> inputs.Event:
+        manifest = command.assignment.manifest
+        self.storage.blobs.add(manifest)
+        self.storage.slots.add(manifest)
+        self.storage.rotten.discard(manifest)
+        return inputs.SlotHealed(command.op, manifest)
+
     def _local_step(self, command: do.BundleCommand, faults: Faults) -> inputs.Event:
         assignment, op = command.assignment, command.op
         bundle = self._around.cloud.bundles[assignment.manifest]
@@ -367,13 +397,20 @@ class SimDevice:
             self.storage.verified.add(bundle.manifest)
             self._around.checkers.saw_verified(self.name, bundle.manifest)
             return inputs.BlobsVerified(op)
+        if isinstance(command, do.AskLeave):
+            if self._draw.random() < faults.postponed:
+                return inputs.LeavePostponed(op, 5_000, "device.postponed", "not now")
+            return inputs.LeaveGiven(op, command.gate is do.Gate.ACTIVATE and self._draw.random() < faults.memory_short)
         if isinstance(command, do.StageSlot):
             if self._draw.random() < faults.disk_error:
                 return inputs.CommandFailed(op, "device.disk-error", "the disk said no")
             self.storage.slots.add(bundle.manifest)
+            self.storage.rotten.discard(bundle.manifest)
             return inputs.SlotStaged(op, bundle.probation_ms, _FAILURE_RATIO_MAX, 1.0)
         if isinstance(command, do.ProveCandidate):
             self._around.checkers.needs_slot(self, assignment.module, bundle.manifest)
+            if command.stops_first:
+                self.workers.end(assignment.module)
             if bundle.flaw is Flaw.OUTPUTS:
                 return inputs.CommandFailed(op, "model.golden-mismatch", "the outputs differ")
             self.workers.candidate[assignment.module] = bundle.manifest
@@ -390,10 +427,16 @@ class SimDevice:
             live = self.workers.live.get(module)
             flaw = self._flaw(live) if live else Flaw.NONE
             return inputs.HealthObserved(op, *self.workers.health(module, flaw, self._around.clock.now_ms))
-        if isinstance(command, do.CommitSlot):
-            return inputs.SlotCommitted(op)
+        if isinstance(command, do.CommitSlot | do.AttestLive):
+            return self._attest(command)
+        if isinstance(command, do.RestartLive):
+            self._around.checkers.needs_slot(self, module, command.manifest)
+            self._serve(module, command.manifest)
+            return inputs.LiveServed(op, golden_of(command.manifest))
         manifest = command.manifest if isinstance(command, do.RollBack | do.ServeLive) else None
         if manifest is not None:
+            if manifest in self.storage.rotten:
+                return inputs.CommandFailed(op, "device.disk-corrupt", "the slot is damaged")
             self._around.checkers.needs_slot(self, module, manifest)
             if self._draw.random() < faults.activate_failure:
                 return inputs.CommandFailed(op, "model.timeout", "the worker did not come up")
@@ -405,6 +448,13 @@ class SimDevice:
             self._around.checkers.rolled_back(self, module)
             return inputs.SlotRolledBack(op, golden)
         return inputs.LiveServed(op, golden)
+
+    def _attest(self, command: do.CommitSlot | do.AttestLive) -> inputs.Event:
+        live = self.workers.live.get(command.module)
+        if live is None:
+            return inputs.CommandFailed(command.op, "model.not-serving", "nothing answers")
+        done = inputs.SlotCommitted if isinstance(command, do.CommitSlot) else inputs.LiveAttested
+        return done(command.op, live, golden_of(live))
 
     def _serve(self, module: str, manifest: Digest) -> None:
         self._around.checkers.serving(self, module, manifest)

@@ -30,6 +30,10 @@ class Faults:
         offline_mean_ms: The device loses its network for a while.
         crash_mean_ms: The live worker ends by itself.
         rollback_mean_ms: An operator asks for the fallback.
+        postponed: The device's hook asks to wait.
+        memory_short: The live worker has to end before a candidate loads.
+        rot_mean_ms: The slot of what is live is damaged on disk.
+        hold_mean_ms: An operator holds updates back for a while.
     """
 
     loss: float = 0.0
@@ -45,6 +49,10 @@ class Faults:
     offline_mean_ms: float = 0.0
     crash_mean_ms: float = 0.0
     rollback_mean_ms: float = 0.0
+    postponed: float = 0.0
+    memory_short: float = 0.0
+    rot_mean_ms: float = 0.0
+    hold_mean_ms: float = 0.0
 
 
 NO_FAULTS = Faults()
@@ -66,6 +74,10 @@ def draw_faults(draw: random.Random) -> Faults:
         offline_mean_ms=draw.uniform(60_000, 600_000),
         crash_mean_ms=draw.uniform(60_000, 600_000),
         rollback_mean_ms=draw.uniform(200_000, 900_000),
+        postponed=draw.uniform(0.05, 0.5),
+        memory_short=draw.uniform(0.1, 0.9),
+        rot_mean_ms=draw.uniform(200_000, 900_000),
+        hold_mean_ms=draw.uniform(200_000, 900_000),
     )
     chosen = {
         item.name: getattr(full, item.name)

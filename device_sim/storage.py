@@ -23,6 +23,7 @@ class Storage:
         blobs: Bundles, by digest of the manifest, whose blobs are all present.
         slots: Bundles that are unpacked completely.
         verified: Bundles whose blobs were read again and found genuine since they were fetched.
+        rotten: Bundles whose slot is no longer what was staged.
     """
 
     record: bytes | None = None
@@ -30,6 +31,7 @@ class Storage:
     blobs: set[Digest] = field(default_factory=set)
     slots: set[Digest] = field(default_factory=set)
     verified: set[Digest] = field(default_factory=set)
+    rotten: set[Digest] = field(default_factory=set)
 
     def begin_write(self, record: JsonObject) -> None:
         """Begin to write a record; it is JSON from here on, as on a disk."""
@@ -55,3 +57,4 @@ class Storage:
         self.blobs &= kept
         self.slots &= kept
         self.verified &= kept
+        self.rotten &= kept

@@ -142,6 +142,8 @@ class World:
             self._plan(draw, lambda: self.faults.offline_mean_ms, self._offline_spell(device, draw))
             self._plan(draw, lambda: self.faults.crash_mean_ms, self._on_a_module(draw, device.crash_worker))
             self._plan(draw, lambda: self.faults.rollback_mean_ms, self._on_a_module(draw, device.ask_rollback))
+            self._plan(draw, lambda: self.faults.rot_mean_ms, self._rot_spell(device, draw))
+            self._plan(draw, lambda: self.faults.hold_mean_ms, self._hold_spell(device, draw))
         self.clock.call_in(0, self._deploy_something)
 
     def _plan(self, draw: random.Random, mean_ms: Callable[[], float], strike: Callable[[], None]) -> None:
@@ -158,6 +160,12 @@ class World:
 
     def _offline_spell(self, device: SimDevice, draw: random.Random) -> Callable[[], None]:
         return lambda: device.go_offline(spell_ms(draw, 60_000))
+
+    def _rot_spell(self, device: SimDevice, draw: random.Random) -> Callable[[], None]:
+        return lambda: device.rot(draw)
+
+    def _hold_spell(self, device: SimDevice, draw: random.Random) -> Callable[[], None]:
+        return lambda: device.hold(spell_ms(draw, 60_000))
 
     def _on_a_module(self, draw: random.Random, strike: Callable[[str], None]) -> Callable[[], None]:
         return lambda: strike(draw.choice(_MODULES))

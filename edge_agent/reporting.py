@@ -10,7 +10,7 @@ import threading
 from typing import Final, Protocol
 
 from edge_agent import ports
-from edge_agent.limits import REPORTING_STOP_MS_MAX
+from edge_agent.limits import KEY_CHANGES_MAX, REPORTING_STOP_MS_MAX
 from edge_contract.errors import EdgeError
 from edge_contract.signed import REPORT_TYPE, Envelope, signed_content
 
@@ -22,6 +22,14 @@ class ReportSender(Protocol):
 
     def send(self, report: bytes) -> None:
         """Take `edge_contract.twin.Report.to_bytes()`; it replaces one that still waits."""
+        ...
+
+    def link_changed(self, is_online: bool) -> None:
+        """The link came up or went down."""
+        ...
+
+    def stop(self) -> None:
+        """Send what waits, and end; bounded."""
         ...
 
 
@@ -108,5 +116,10 @@ def envelope_for(report: bytes, signer: ports.DeviceSigner) -> bytes:
     Raises:
         EdgeError: `device.key-unusable`.
     """
-    signature = signer.sign(signed_content(REPORT_TYPE, report))
-    return Envelope(REPORT_TYPE, report, signer.keyid, signature).to_bytes()
+    content = signed_content(REPORT_TYPE, report)
+    for _ in range(KEY_CHANGES_MAX):
+        keyid = signer.keyid
+        signature = signer.sign(content)
+        if signer.keyid == keyid:  # else the key was renewed meanwhile, and nobody knows which one signed
+            return Envelope(REPORT_TYPE, report, keyid, signature).to_bytes()
+    raise EdgeError("device.key-unusable", "the device's key changes at every look")

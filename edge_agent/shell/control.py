@@ -20,6 +20,7 @@ from edge_contract.errors import EdgeError
 from edge_contract.jsonio import Fields, JsonObject, parse_object
 
 _MODE = 0o660
+_OPERATIONS = ("status", "refresh", "rollback", "hold", "resume")
 
 
 class ControlServer:
@@ -130,4 +131,9 @@ class ControlServer:
             module = fields.text("module")
             fallback = self._runner.call(lambda: self._runner.ask_rollback(module), CONTROL_MS / 1000)
             return {"fallback": str(fallback)}
-        raise EdgeError("config.invalid", f"unknown operation {op!r}", "Known: status, refresh, rollback.")
+        if op in ("hold", "resume"):
+            module = fields.text("module", "")
+            ask = self._runner.ask_hold if op == "hold" else self._runner.ask_resume
+            self._runner.call(lambda: ask(module), CONTROL_MS / 1000)
+            return {}
+        raise EdgeError("config.invalid", f"unknown operation {op!r}", f"Known: {', '.join(_OPERATIONS)}.")

@@ -183,7 +183,6 @@ class Dispatcher:
             return inputs.CommandFailed(command.op, error.code, error.detail)
 
     def _operate(self, command: Operation, is_cancelled: Callable[[], bool]) -> inputs.Event:
-        out = self._out
         match command:
             case do.RefreshMetadata(op):
                 return self._refresh(op)

@@ -15,6 +15,7 @@ from edge_agent import ports
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
+from edge_agent.reporting import ReportSender
 from edge_agent.shell.dispatch import Dispatcher
 from edge_agent.shell.lanes import Lanes
 from edge_agent.shell.limits import IDLE_MS_MAX, PERSIST_RETRY_MS
@@ -70,6 +71,7 @@ class _View:
     director_version: int
     modules: dict[str, ReportedModule]
     error: ReportedError | None
+    is_clock_trusted: bool
 
 
 class Runner:
@@ -85,8 +87,9 @@ class Runner:
         link: ports.Link,
         spool: ports.Spool,
         supervisor: Supervisor,
+        reports: ReportSender,
     ) -> None:
-        """Bring the parts together; `run` starts them."""
+        """Bring the parts together; `run` starts them. `reports` is where reports go to be signed and sent."""
         self._core = core
         self._identity = identity
         self._dispatcher = dispatcher
@@ -94,6 +97,7 @@ class Runner:
         self._journal = journal
         self._link = link
         self._supervisor = supervisor
+        self._sender = reports
         self._mail = Mailbox()
         self._lanes = Lanes(dispatcher, self._mail.put, self._mail.put)
         self._telemetry = Telemetry(spool, link, lambda: self._mail.put(Mark.SAMPLES))
@@ -155,6 +159,7 @@ class Runner:
             self._supervisor.stopping()
             self._lanes.stop()
             self._telemetry.flush(self._clock.monotonic_ms())
+            self._sender.stop()
             self._link.stop()
 
     def _turn(self) -> bool:
@@ -191,6 +196,7 @@ class Runner:
         else:
             if isinstance(item, inputs.LinkChanged):
                 self._is_online = item.is_online
+                self._sender.link_changed(item.is_online)
                 self._telemetry.link_changed()
             self._handle(item, now)
 
@@ -249,7 +255,8 @@ class Runner:
     # -- reports: what they claim is durable -----------------------------------------------------------------------
 
     def _view(self) -> _View:
-        return _View(self._core.director_version, self._core.reported_modules(), self._core.error)
+        core = self._core
+        return _View(core.director_version, core.reported_modules(), core.error, core.is_clock_trusted)
 
     def _plan_report(self) -> None:
         """Send a report behind the records that make it true; meanwhile the last one that is true."""
@@ -275,8 +282,9 @@ class Runner:
             modules=view.modules,
             error=self._disk_error or view.error,
             bytes_fetched=self._dispatcher.network_bytes,
+            clock_trusted=view.is_clock_trusted,
         )
-        self._link.send_report(report.to_bytes())
+        self._sender.send(report.to_bytes())
 
     # -- for the control socket (the loop's thread) ----------------------------------------------------------------
 
@@ -296,6 +304,8 @@ class Runner:
             "agent_version": self._identity.agent_version,
             "director_version": self._core.director_version,
             "online": self._is_online,
+            "held": self._core.is_held,
+            "clock_trusted": self._core.is_clock_trusted,
             "modules": {name: module.to_json() for name, module in self._core.reported_modules().items()},
             "spool": {"records": records, "bytes": waiting_bytes, "dropped": dropped},
             "bytes_fetched": self._dispatcher.network_bytes,
@@ -308,11 +318,9 @@ class Runner:
         Raises:
             EdgeError: `config.invalid`, `device.no-fallback` or `device.between-bundles`; then nothing changes.
         """
-        modules = self._core.reported_modules()
-        if module not in modules:
-            known = ", ".join(sorted(modules)) or "none"
-            raise EdgeError("config.invalid", f"there is no module {module!r} on this device", f"Modules: {known}.")
-        reported = modules[module]
+        reported = self._core.reported_modules().get(module)
+        if reported is None:
+            raise self._no_module(module)
         if reported.phase in (Phase.ACTIVATING, Phase.COMMITTING):
             raise EdgeError(
                 "device.between-bundles",
@@ -323,3 +331,33 @@ class Runner:
             raise EdgeError("device.no-fallback", f"module {module!r} has nothing to roll back to")
         self._handle(inputs.RollbackRequested(module), self._clock.monotonic_ms())
         return reported.fallback
+
+    def ask_hold(self, module: str) -> None:
+        """Begin and go on with no update because a person asks; an empty name means the whole device.
+
+        Raises:
+            EdgeError: `config.invalid` for an unknown module.
+        """
+        self._require_module(module)
+        self._handle(inputs.HoldRequested(module), self._clock.monotonic_ms())
+
+    def ask_resume(self, module: str) -> None:
+        """End a hold because a person asks; an empty name ends that of the device and those of all modules.
+
+        Raises:
+            EdgeError: `config.invalid` for an unknown module, or one that is held with the whole device.
+        """
+        self._require_module(module)
+        if module and self._core.is_held:
+            raise EdgeError(
+                "config.invalid", "the whole device is held, not this module alone", "Resume without naming a module."
+            )
+        self._handle(inputs.ResumeRequested(module), self._clock.monotonic_ms())
+
+    def _require_module(self, module: str) -> None:
+        if module and module not in self._core.reported_modules():
+            raise self._no_module(module)
+
+    def _no_module(self, module: str) -> EdgeError:
+        known = ", ".join(sorted(self._core.reported_modules())) or "none"
+        return EdgeError("config.invalid", f"there is no module {module!r} on this device", f"Modules: {known}.")

@@ -74,8 +74,12 @@ class Driver:
                 return inputs.SlotActivated(op)
             case do.ObserveHealth(op):
                 return inputs.HealthObserved(op, True, 10, 0)
+            case do.AskLeave(op):
+                return inputs.LeaveGiven(op)
             case do.CommitSlot(op):
-                return inputs.SlotCommitted(op)
+                live = self.module.live
+                assert live is not None
+                return inputs.SlotCommitted(op, live, None)
             case do.RollBack(op):
                 return inputs.SlotRolledBack(op, None)
             case do.ServeLive(op):
@@ -107,8 +111,8 @@ def test_a_worker_lost_during_an_activation_that_fails_comes_up_again() -> None:
     (activate,) = _ops(driver.assign(2, until=do.ActivateSlot), do.ActivateSlot)
     driver.agent.handle(inputs.WorkerExited(MODULE, _assignment(1).manifest), driver.now)
     assert isinstance(activate, do.ActivateSlot)
-    driver.feed(inputs.CommandFailed(activate.op, "model.worker-crashed", "it ended"))
-    serve = _ops(driver.agent.handle(inputs.TimeReached(), driver.now), do.ServeLive)
+    failed = inputs.CommandFailed(activate.op, "model.worker-crashed", "it ended")
+    serve = _ops(driver.feed(failed, until=do.ServeLive), do.ServeLive)
     assert [command.manifest for command in serve if isinstance(command, do.ServeLive)] == [_assignment(1).manifest]
 
 

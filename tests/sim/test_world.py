@@ -168,7 +168,7 @@ def test_a_broken_core_is_found_out(kind: type[Agent], rules: set[str]) -> None:
 def _first_failure(kind: type[Agent]) -> WorldError | None:
     for seed in range(_SEEDS_TRIED):
         try:
-            World(6, seed, 1_500, _maker(kind)).run()
+            World(6, seed, 2_500, _maker(kind)).run()
         except WorldError as error:
             return error
     return None

@@ -11,6 +11,8 @@ from edge_contract.twin import ReportedModule
 from tests.unit.shell.fakes import (
     PLATFORM,
     Cloud,
+    FakeGauge,
+    FakeHook,
     FakeJournal,
     FakeLink,
     FakeServer,
@@ -19,6 +21,7 @@ from tests.unit.shell.fakes import (
     FakeStore,
     FakeSupervisor,
     FakeVerifier,
+    PlainReports,
 )
 
 
@@ -39,7 +42,10 @@ class Device:
             self.store.present, self.slots.staged = before.store.present, before.slots.staged
         self.raised: BaseException | None = None
         clock = SystemClock()
-        outside = Ports(clock, FakeVerifier(self.cloud), self.store, self.store, self.slots, self.server)
+        self.gauge, self.hook = FakeGauge(), FakeHook()
+        outside = Ports(
+            clock, FakeVerifier(self.cloud), self.store, self.store, self.slots, self.server, self.gauge, self.hook
+        )
         self.dispatcher = Dispatcher(PLATFORM, "", outside)
         record = self.journal.record
         self.runner = Runner(
@@ -51,6 +57,7 @@ class Device:
             self.link,
             self.spool,
             self.supervisor,
+            PlainReports(lambda: self.link),
         )
         self.thread = threading.Thread(target=self._run)
 

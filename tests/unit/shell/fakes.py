@@ -25,6 +25,7 @@ from edge_contract.twin import Report
 
 PLATFORM = "linux/amd64"
 GOLDEN = Digest.of(b"golden")
+LIVE_BYTES = 50_000_000
 
 
 class Cloud:
@@ -173,6 +174,9 @@ class FakeServer:
         self.proved: dict[str, Digest] = {}
         self.bad: set[Digest] = set()
         self.sampling: dict[str, float] = {}
+        self.paused: set[str] = set()
+        self.impostors: dict[str, Digest] = {}
+        self.restarted: list[Digest] = []
 
     def prove(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
         """Prove a candidate."""
@@ -182,10 +186,34 @@ class FakeServer:
         self.proved[module] = manifest
         return GOLDEN
 
-    def activate(self, module: str, manifest: Digest) -> None:
+    def activate(self, module: str, manifest: Digest) -> int:
         """Swap."""
         assert self.proved.pop(module) == manifest
+        gap_ms = 7 if module in self.paused else 0
+        self.paused.discard(module)
         self.live[module] = manifest
+        return gap_ms
+
+    def attest(self, module: str) -> ports.Attestation:
+        """Say what answers, which may be another bundle than the agent's."""
+        if module not in self.live:
+            raise EdgeError("model.not-serving", "nobody answers")
+        return ports.Attestation(self.impostors.get(module, self.live[module]), GOLDEN)
+
+    def restart(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+        """Serve the same from a fresh worker."""
+        self.restarted.append(manifest)
+        self.live[module] = manifest
+        return GOLDEN
+
+    def pause(self, module: str) -> None:
+        """End the live worker."""
+        self.live.pop(module, None)
+        self.paused.add(module)
+
+    def memory_bytes(self, module: str) -> int:
+        """A fixed size each."""
+        return LIVE_BYTES if module in self.live else 0
 
     def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
         """Serve."""
@@ -231,6 +259,47 @@ class FakeJournal:
         if self.error:
             raise self.error
         self.record = record
+
+
+class PlainReports:
+    """Hands reports over as they are, without a signature."""
+
+    def __init__(self, link: "Callable[[], FakeLink]") -> None:
+        self.link = link
+
+    def send(self, report: bytes) -> None:
+        """Pass it on at once."""
+        self.link().send_report(report)
+
+    def link_changed(self, is_online: bool) -> None:
+        """Nothing waits."""
+
+    def stop(self) -> None:
+        """Nothing waits."""
+
+
+class FakeGauge:
+    """So much memory is free."""
+
+    def __init__(self) -> None:
+        self.free_bytes: int | None = None
+
+    def available_bytes(self) -> int | None:
+        """What the test says."""
+        return self.free_bytes
+
+
+class FakeHook:
+    """An owner who says what the test lets it say."""
+
+    def __init__(self) -> None:
+        self.wait_ms: dict[str, int] = {}
+        self.asked: list[str] = []
+
+    def ask(self, gate: str, assignment: Assignment) -> int:
+        """Answer."""
+        self.asked.append(gate)
+        return self.wait_ms.get(gate, 0)
 
 
 class FakeLink:
