@@ -71,9 +71,7 @@ def ask_who_answers(path: Path, timeout_ms: int, is_over: Callable[[], bool]) ->
                 if not data or len(head) > ASK_ANSWER_BYTES_MAX:
                     raise EdgeError("model.not-serving", f"what answers at {path} is no worker")
         except OSError as error:
-            raise EdgeError(
-                "model.not-serving", f"nobody answers at {path}: {error.strerror or error}", "Restart the agent."
-            ) from error
+            raise EdgeError("model.not-serving", f"nobody answers at {path}: {error.strerror or error}") from error
     return Answer(_manifest(head.partition(b"\r\n\r\n")[0], path), _CREDENTIALS.unpack(peer)[0] == os.getpid())
 
 

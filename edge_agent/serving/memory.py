@@ -4,13 +4,11 @@ A container or a systemd service with `MemoryMax=` ends processes long before th
 smallest room counts. Sources: proc(5) for `MemAvailable`; the kernel's cgroup-v2 documentation for the files read here.
 """
 
-import os
 from pathlib import Path
 from typing import Final
 
 _PROC: Final = Path("/proc")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _LEVELS_MAX: Final = 32
 """Nested cgroups that are looked at, from ours upwards."""
 
@@ -90,9 +88,10 @@ def _inactive_file_bytes(folder: Path) -> int:
     return 0
 
 
-def process_resident_bytes(pid: int) -> int:
-    """Memory that a process has resident now, shared file pages included; 0 when it is gone."""
+def process_own_bytes(pid: int, proc: Path = _PROC) -> int:
+    """Resident memory that comes back when a process ends: all but the pages of files. 0 when it is gone."""
     try:
-        return int((_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
+        lines = (proc / str(pid) / "status").read_text(encoding="ascii", errors="replace").splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
     except (OSError, ValueError, IndexError):
         return 0

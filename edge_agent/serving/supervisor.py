@@ -14,7 +14,7 @@ from edge_agent.serving.asking import ask_who_answers
 from edge_agent.serving.channel import close_fds
 from edge_agent.serving.limits import MEMORY_SHARE_MAX, SAMPLES_WAITING_MAX, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
-from edge_agent.serving.memory import SystemMemory, process_resident_bytes
+from edge_agent.serving.memory import SystemMemory, process_own_bytes
 from edge_agent.serving.parking import Parking
 from edge_agent.serving.sockets import Listeners
 from edge_agent.serving.worker_process import WorkerProcess
@@ -173,7 +173,8 @@ class WorkerSupervisor:
     def attest(self, module: str) -> Attestation:
         """Ask which bundle answers, and let it compute its golden vectors again; see `ModelServer`.
 
-        Who answers in the place of the live worker is not asked for golden vectors, so there is no digest of them.
+        Who answers in the place of the live worker is not asked for golden vectors, so there is no digest of them. A
+        unix socket whose file has gone or is somebody else's is made anew afterwards.
 
         Raises:
             EdgeError: As `ModelServer.attest`, `device.answers-otherwise` when a stranger claims to be the live bundle,
@@ -182,14 +183,19 @@ class WorkerSupervisor:
         live, listeners = self._live.get(module), self._listeners.get(module)
         if live is None or listeners is None:
             raise EdgeError("model.not-serving", f"module {module!r} serves nothing")
-        answer = ask_who_answers(listeners.unix_path, self._limits.ask_ms, lambda: live.has_ended)
+        try:
+            answer = ask_who_answers(listeners.unix_path, self._limits.ask_ms, lambda: live.has_ended)
+        finally:
+            # What was found is told as it is; the next one who asks finds the live worker again.
+            with contextlib.suppress(EdgeError):
+                self._listen(module)
         if answer.manifest != live.manifest:
             return Attestation(answer.manifest, None)
         if not answer.is_ours:
             raise EdgeError(
                 "device.answers-otherwise",
                 f"another process answers at {listeners.unix_path} and calls itself {answer.manifest.short}",
-                "Find out who made that socket; `ensure` and `restart` put the agent's own in its place.",
+                "Find out who made that socket; the agent's own has taken its place again.",
             )
         return Attestation(answer.manifest, live.ask_golden())
 
@@ -208,9 +214,12 @@ class WorkerSupervisor:
             self._drain([live], is_handed_over=True)
 
     def memory_bytes(self, module: str) -> int:
-        """Resident memory of the live worker; see `ModelServer`. Pages it shares with other workers count."""
+        """Resident memory of the live worker; see `ModelServer`.
+
+        Without the pages of files, such as libraries: others may use them too, and they count as available already.
+        """
         pid = self.worker_pid(module)
-        return 0 if pid is None else process_resident_bytes(pid)
+        return 0 if pid is None else process_own_bytes(pid)
 
     def discard(self, module: str) -> None:
         """End the candidate; see `ModelServer`."""

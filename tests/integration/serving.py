@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import queue
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +20,7 @@ from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
 
 MODULE = "line"
+CLIENTS = 8
 X = Tensor("x", "FP32", (1, 4), [1.0, 2.0, 3.0, 4.0])
 
 # The machine that runs the tests may be busy with other things.
@@ -69,3 +74,79 @@ def serving(folder: Path, limits: ServingLimits = PATIENT) -> Iterator[Serving]:
         yield state
     finally:
         state.supervisor.close()
+
+
+@dataclass
+class Hammer:
+    """One client that asks as fast as it can over one kept-alive connection, without any retry.
+
+    Attributes:
+        answers: (manifest, first element of the answer) in order, only where one differs from the one before.
+        count: All answers.
+        longest_s: The longest wait for one.
+        error: What went wrong, if anything.
+    """
+
+    address: Path | tuple[str, int]
+    is_stopped: threading.Event
+    answers: list[tuple[str, float]] = field(default_factory=list)
+    count: int = 0
+    longest_s: float = 0.0
+    error: str = ""
+
+    def run(self) -> None:
+        """Ask until stopped."""
+        try:
+            self._ask()
+        except (OSError, http.client.HTTPException, KeyError, ValueError, AssertionError) as error:
+            self.error = f"{type(error).__name__}: {error}"
+
+    def _ask(self) -> None:
+        document = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}]}
+        body = json.dumps(document)
+        connection = _Kept(self.address)
+        connection.connect()
+        first = connection.sock
+        while not self.is_stopped.is_set():
+            begun = time.monotonic()
+            connection.request("POST", "/v2/models/digits/infer", body)
+            reply = connection.getresponse()
+            content = reply.read()
+            self.longest_s = max(self.longest_s, time.monotonic() - begun)
+            assert reply.status == 200, content
+            answer = (reply.headers["Lighterman-Manifest"], json.loads(content)["outputs"][0]["data"][0])
+            if not self.answers or answer != self.answers[-1]:
+                self.answers.append(answer)
+            self.count += 1
+            assert connection.sock is first, "the connection was closed on the way"
+        connection.close()
+
+
+class _Kept(http.client.HTTPConnection):
+    """A connection that never connects again by itself."""
+
+    auto_open = 0
+
+    def __init__(self, address: Path | tuple[str, int]) -> None:
+        super().__init__("device")
+        self._address = address
+
+    def connect(self) -> None:
+        """Connect to the unix socket or the TCP port."""
+        if isinstance(self._address, Path):
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(60)
+            self.sock.connect(str(self._address))
+        else:
+            self.sock = socket.create_connection(self._address, timeout=60)
+
+
+def start_hammers(state: Serving) -> tuple[list[Hammer], list[threading.Thread], threading.Event]:
+    """Clients on both sockets, asking already; set the event and join the threads to end them."""
+    unix_path, host, port = state.supervisor.addresses(MODULE)
+    is_stopped = threading.Event()
+    hammers = [Hammer(unix_path if number % 2 else (host, port), is_stopped) for number in range(CLIENTS)]
+    threads = [threading.Thread(target=hammer.run, daemon=True) for hammer in hammers]
+    for thread in threads:
+        thread.start()
+    return hammers, threads, is_stopped

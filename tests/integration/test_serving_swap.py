@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,87 +15,15 @@ from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.runtime import Member
 from edge_contract.tensors import TensorSpec
-from tests.integration.serving import MODULE, PATIENT, Serving, X, serving
+from tests.integration.serving import CLIENTS, MODULE, PATIENT, X, serving, start_hammers
 from tests.support.net import wait_until
 from tests.support.slots import adder, adder_golden, adder_slot, write_slot
 
 SWAPS = 12
-CLIENTS = 8
 # So that the swaps are certainly under way while requests are: each client has had some answers before the first swap.
 ANSWERS_FIRST = 20
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@dataclass
-class Hammer:
-    """One client that asks as fast as it can over one kept-alive connection, without any retry.
-
-    Attributes:
-        answers: (manifest, first element of the answer) in order, only where one differs from the one before.
-        count: All answers.
-        error: What went wrong, if anything.
-    """
-
-    address: Path | tuple[str, int]
-    is_stopped: threading.Event
-    answers: list[tuple[str, float]] = field(default_factory=list)
-    count: int = 0
-    error: str = ""
-
-    def run(self) -> None:
-        """Ask until stopped."""
-        try:
-            self._ask()
-        except (OSError, http.client.HTTPException, KeyError, ValueError, AssertionError) as error:
-            self.error = f"{type(error).__name__}: {error}"
-
-    def _ask(self) -> None:
-        document = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}]}
-        body = json.dumps(document)
-        connection = _Kept(self.address)
-        connection.connect()
-        first = connection.sock
-        while not self.is_stopped.is_set():
-            connection.request("POST", "/v2/models/digits/infer", body)
-            reply = connection.getresponse()
-            content = reply.read()
-            assert reply.status == 200, content
-            answer = (reply.headers["Lighterman-Manifest"], json.loads(content)["outputs"][0]["data"][0])
-            if not self.answers or answer != self.answers[-1]:
-                self.answers.append(answer)
-            self.count += 1
-            assert connection.sock is first, "the connection was closed on the way"
-        connection.close()
-
-
-class _Kept(http.client.HTTPConnection):
-    """A connection that never connects again by itself."""
-
-    auto_open = 0
-
-    def __init__(self, address: Path | tuple[str, int]) -> None:
-        super().__init__("device")
-        self._address = address
-
-    def connect(self) -> None:
-        """Connect to the unix socket or the TCP port."""
-        if isinstance(self._address, Path):
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(60)
-            self.sock.connect(str(self._address))
-        else:
-            self.sock = socket.create_connection(self._address, timeout=60)
-
-
-def _start_hammers(state: Serving) -> tuple[list[Hammer], list[threading.Thread], threading.Event]:
-    unix_path, host, port = state.supervisor.addresses(MODULE)
-    is_stopped = threading.Event()
-    hammers = [Hammer(unix_path if number % 2 else (host, port), is_stopped) for number in range(CLIENTS)]
-    threads = [threading.Thread(target=hammer.run, daemon=True) for hammer in hammers]
-    for thread in threads:
-        thread.start()
-    return hammers, threads, is_stopped
 
 
 def test_no_request_is_lost_in_a_dozen_swaps_under_load(tmp_path: Path) -> None:
@@ -104,7 +31,7 @@ def test_no_request_is_lost_in_a_dozen_swaps_under_load(tmp_path: Path) -> None:
         bundles = [adder_slot(state.slots, 10.0 * number, version=number + 1) for number in range(SWAPS + 1)]
         number_of = {str(manifest): number for number, (manifest, _slot) in enumerate(bundles)}
         state.supervisor.ensure(MODULE, *bundles[0])
-        hammers, threads, is_stopped = _start_hammers(state)
+        hammers, threads, is_stopped = start_hammers(state)
         try:
             for manifest, slot in bundles[1:]:
                 counts = [hammer.count for hammer in hammers]
