@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -30,30 +31,43 @@ class Device:
     """A device. Used by one thread."""
 
     def __init__(
-        self, folder: Path, name: str, model: str, *, data: Path | None = None, is_clocked: bool = False
+        self,
+        folder: Path,
+        name: str,
+        model: str,
+        *,
+        data: Path | None = None,
+        is_clocked: bool = False,
+        more_models: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         """Choose folders and a port; it has to be enrolled before it can start.
 
         Args:
             folder: For everything of it.
             name: Its name.
-            model: The one model it serves.
+            model: The model it serves, and that the questions of this class are about.
             data: Its data directory; below `folder` when none.
             is_clocked: Run with a clock that `set_clock` sets.
+            more_models: Further models it serves.
+            variables: Added to the environment of the agent.
         """
         folder.mkdir(parents=True)
         self.name = name
         self.model = model
         self.data = data or folder / "data"
-        self.port = free_low_port()
+        self.ports = {name: free_low_port() for name in (model, *more_models)}
+        self.port = self.ports[model]
         self.child: Child | None = None
+        self._variables = dict(variables or {})
         self._folder = folder
         self._is_clocked = is_clocked
         self._starts = 0
         self.config = folder / "edge-agent.toml"
         self.config.write_text(
             f'data = "{self.data}"\nrun = "{folder / "run"}"\npoll_ms = 1000\nreport_ms = 2000\n'
-            f"reserve_bytes = {_RESERVE_BYTES}\n[serve.ports]\n{model} = {self.port}\n",
+            f"reserve_bytes = {_RESERVE_BYTES}\n[serve.ports]\n"
+            + "".join(f"{name} = {port}\n" for name, port in self.ports.items()),
             encoding="utf-8",
         )
         self.set_clock()
@@ -66,7 +80,9 @@ class Device:
             argv = [sys.executable, "-m", "tests.e2e.clocked_agent", str(self._clock), str(self.config)]
         else:
             argv = [str(Path(sys.executable).with_name("edge-agent")), "run", "--config", str(self.config)]
-        self.child = start_process(argv, log_path=self._folder / "agent.log", cwd=REPOSITORY_ROOT)
+        self.child = start_process(
+            argv, log_path=self._folder / "agent.log", env={**os.environ, **self._variables}, cwd=REPOSITORY_ROOT
+        )
 
     def kill(self) -> None:
         """End the agent as a power cut would, and whatever it started."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -33,6 +33,7 @@ from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.net import LOOPBACK, free_low_port, wait_until
 from tests.support.processes import Child, start_process
 
+_D = TypeVar("_D", bound=Device)
 _START_S = 60.0
 _STOP_S = 20.0
 _TOOL_S = 100.0
@@ -106,7 +107,7 @@ class Stack:
     def start_registry(self) -> None:
         """Start `cloud-registry serve` and wait until it says that it listens."""
         argv = [_program("cloud-registry"), "serve", "--data-dir", str(self.data), "--port", str(self.port)]
-        argv += ["--mqtt-host", LOOPBACK, "--mqtt-port", str(self.broker.port)]
+        argv += self.broker_options()
         argv += ["--admin-token-file", str(self.folder / "admin-token"), "--log-level", "warning"]
         log = self.folder / "registry.log"
         before = log.stat().st_size if log.exists() else 0
@@ -122,6 +123,10 @@ class Stack:
             child.stop()
             raise
         self.registry = child
+
+    def broker_options(self) -> list[str]:
+        """How the registry is told of the broker."""
+        return ["--mqtt-host", LOOPBACK, "--mqtt-port", str(self.broker.port)]
 
     def stop_registry(self) -> None:
         """Ask the registry to end."""
@@ -264,15 +269,25 @@ class Stack:
             url: Base URL of the registry as the device sees it; the true one when empty.
             more: See `Device`.
         """
-        device = Device(self.folder / name, name, model, **more)
+        return self.enrol(Device(self.folder / name, name, model, **more), url)
+
+    def enrol(self, device: _D, url: str = "", *options: str) -> _D:
+        """Enrol a device that was made by the caller; its agent ends with those of the others.
+
+        Args:
+            device: Any device.
+            url: See `device`.
+            options: Further options of `edge-agent enroll`.
+        """
         with self.client() as client:
-            token = client.create_enrolment_token(name)["token"]
+            token = client.create_enrolment_token(device.name)["token"]
         done = self.run(
-            "edge-agent", "enroll", "--url", url or self.url, "--token-file", "-", "--data", str(device.data),
+            "edge-agent", "enroll", "--url", url or self.url, "--token-file", "-", "--data", str(device.data), *options,
             secret_input=token,
         )  # fmt: skip
         assert done.exit_code == 0, done.stderr
-        self._devices.append(device)
+        if device not in self._devices:
+            self._devices.append(device)
         return device
 
     def live_device(self, name: str, model: str, url: str = "", **more: Any) -> tuple[Device, Shipment]:
