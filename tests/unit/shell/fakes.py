@@ -35,13 +35,16 @@ class Cloud:
         self.blobs: dict[Digest, bytes] = {}
         self.desired = ports.Desired(0, ())
 
-    def publish(self, version: int, platform: str = PLATFORM, says_version: int | None = None) -> Assignment:
+    def publish(
+        self, version: int, platform: str = PLATFORM, says_version: int | None = None, load_peak_bytes: int = 0
+    ) -> Assignment:
         """Make a bundle; the runtime descriptor may lie about its version."""
         runtime = Runtime(
             "digits",
             says_version or version,
             (Member("digits", "onnx", "model.onnx"),),
             probation=Probation(window_ms=0),
+            load_peak_bytes=load_peak_bytes,
         ).to_bytes()
         weights = f"weights {version}".encode()
         layers = (
