@@ -13,6 +13,7 @@ from pathlib import Path
 from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.store.blobs import FileBlobStore
 from edge_agent.store.slots import FileSlotStore
+from edge_agent.tokens import FixedToken
 from edge_contract.digest import Digest
 from edge_contract.limits import MANIFEST_BYTES_MAX
 from edge_contract.manifest import MANIFEST_TYPE, Descriptor, Manifest
@@ -23,7 +24,7 @@ def main(url: str, repository: str, digest_text: str, size: str, folder: str) ->
     digest = Digest(digest_text)
     blobs = FileBlobStore(Path(folder), reserve_bytes=0)
     slots = FileSlotStore(Path(folder), blobs)
-    fetcher = HttpBundleFetcher(url, sys.stdin.readline().strip(), blobs)
+    fetcher = HttpBundleFetcher(url, FixedToken(sys.stdin.readline().strip()), blobs)
     started = time.perf_counter()
     fetcher.fetch(repository, Descriptor(MANIFEST_TYPE, digest, int(size)), lambda: False)
     manifest = Manifest.parse(blobs.read(digest, MANIFEST_BYTES_MAX))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from edge_agent.tuf import tuf
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 
@@ -96,12 +97,15 @@ def main() -> None:
     """  # noqa: D301 (click's mark for a paragraph that keeps its lines)
 
 
+main.add_command(tuf)
+
+
 @main.command()
 @click.option("--url", required=True, help="Base URL of the registry, for example https://registry.example:8400.")
 @click.option(
     "--token",
     envvar="LIGHTERMAN_ENROL_TOKEN",
-    help="One-time token. Others may see it in the process list: prefer a file.",
+    help="One-time token, - to read it from stdin. Others may see it in the process list: prefer a file.",
 )
 @click.option(
     "--token-file",
@@ -112,6 +116,16 @@ def main() -> None:
     "--hardware-id", default="", help="For bundles that are for certain hardware alone, for example jetson-nano-b01."
 )
 @click.option("--ca", type=click.Path(path_type=Path), help="Certificates to trust for https; the system's by default.")
+@click.option(
+    "--key",
+    "key_uri",
+    default="file:device.key",
+    show_default=True,
+    help="Where the private key is made: a file in the identity's folder, or a PKCS#11 token (RFC 7512).",
+)
+@click.option(
+    "--key-type", type=click.Choice(["p256", "ed25519"]), default="p256", show_default=True, help="What key is made."
+)
 @click.option("--force", is_flag=True, help="Replace the identity this device has.")
 @_config_options
 @_json_option
@@ -121,6 +135,8 @@ def enroll(
     token_file: Path | None,
     hardware_id: str,
     ca: Path | None,
+    key_uri: str,
+    key_type: str,
     force: bool,
     config_file: Path | None,
     data: Path | None,
@@ -132,17 +148,33 @@ def enroll(
     The operator gets the token with `cloud-registry devices enrol-token NAME`. The device makes its own key, which
     never leaves it; the token decides the device's name. Also read from the environment: LIGHTERMAN_ENROL_TOKEN.
 
+    With a PKCS#11 token or a TPM (through tpm2-pkcs11) the key is made on it. Its PIN is read from the file that the
+    URI names as pin-source (mode 0600), or from the environment: LIGHTERMAN_KEY_PIN.
+
     \b
-    Example:
+    Examples:
       edge-agent enroll --url https://registry.example --token-file token.txt --data /var/lib/lighterman
+      edge-agent enroll --url https://registry.example --token-file - \\
+        --key 'pkcs11:token=dev;object=lighterman?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/etc/pin'
     """  # noqa: D301
     from edge_agent.enroll import enroll as enroll_device
 
     config = _config(config_file, data, run_dir)
     secret = _token(token, token_file)
-    identity = enroll_device(url, secret, config.data, hardware_id=hardware_id, ca=ca, is_forced=force)
+    identity = enroll_device(
+        url,
+        secret,
+        config.data,
+        hardware_id=hardware_id,
+        ca=ca,
+        is_forced=force,
+        key_uri=key_uri,
+        key_type=key_type,
+    )
     if as_json:
-        _print({"device": identity.device, "platform": identity.platform, "data": str(config.data)})
+        about = {"device": identity.device, "platform": identity.platform, "data": str(config.data)}
+        key = {"key": identity.key.kind, "keyid": identity.key.keyid, "valid_until_ms": identity.valid.until_ms}
+        _print(about | key)
     else:
         click.echo(f"enrolled as {identity.device} ({identity.platform}); next: edge-agent run --data {config.data}")
 
@@ -150,6 +182,8 @@ def enroll(
 def _token(token: str | None, file: Path | None) -> str:
     from edge_agent.limits import TOKEN_CHARS_MAX
 
+    if file is None and token == "-":
+        file = Path("-")
     if file is not None:
         try:
             with click.open_file(str(file), encoding="utf-8") as source:

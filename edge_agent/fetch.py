@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from edge_agent.limits import REDIRECTS_MAX, RESTARTS_MAX
 from edge_agent.store.blobs import FileBlobStore, PartialBlob
-from edge_agent.transport import FOR_BLOBS, Answer, Origin, Patience
+from edge_agent.transport import FOR_BLOBS, Answer, Origin, Patience, TokenSource
 from edge_contract.errors import EdgeError
 from edge_contract.manifest import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 
@@ -25,7 +25,7 @@ class HttpBundleFetcher:
     def __init__(
         self,
         url: str,
-        token: str,
+        tokens: TokenSource | None,
         blobs: FileBlobStore,
         ca: Path | None = None,
         patience: Patience = FOR_BLOBS,
@@ -34,7 +34,7 @@ class HttpBundleFetcher:
 
         Args:
             url: Base URL of the registry, without `/v2`.
-            token: Bearer token of this device, empty for none.
+            tokens: Gives this device's bearer tokens, or none.
             blobs: Where blobs go.
             ca: Certificates to trust for https; the system's when none.
             patience: How long to wait for one blob.
@@ -42,7 +42,7 @@ class HttpBundleFetcher:
         Raises:
             EdgeError: `config.invalid` for an unusable URL.
         """
-        self._origin = Origin(url, token, ca)
+        self._origin = Origin(url, tokens, ca)
         self._blobs = blobs
         self._patience = patience
 
@@ -127,9 +127,7 @@ def _require_content(answer: Answer, blob: Descriptor, partial: PartialBlob) -> 
     if answer.status == 404:
         raise EdgeError("artifact.not-found", f"{answer.what}: the registry does not have it")
     if answer.status in (401, 403):
-        raise EdgeError(
-            "network.refused", f"{answer.what}: HTTP status {answer.status}", "Is the device still enrolled?"
-        )
+        raise answer.refusal()
     if answer.status not in (200, 206):
         raise answer.error()
     if answer.header("Content-Type").startswith("text/html"):

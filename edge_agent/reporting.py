@@ -25,11 +25,11 @@ class ReportSender(Protocol):
         ...
 
     def link_changed(self, is_online: bool) -> None:
-        """The link came up or went down."""
+        """Sign nothing while the link is down."""
         ...
 
     def stop(self) -> None:
-        """Send what waits, and end; bounded."""
+        """End, after the report that waits was handed over; bounded. Before the link is stopped."""
         ...
 
 
@@ -69,14 +69,14 @@ class SignedReports:
             self._changed.notify()
 
     def link_changed(self, is_online: bool) -> None:
-        """Sign nothing while the link is down. Who never calls this has every report signed."""
+        """See `ReportSender.link_changed`. Who never calls this has every report signed."""
         with self._changed:
             self._is_offline = not is_online
             if self._is_offline:
                 self._waiting = None
 
     def stop(self) -> None:
-        """End the thread, after the report that waits was handed over; bounded. Call it before `Link.stop`."""
+        """See `ReportSender.stop`."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()

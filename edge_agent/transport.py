@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Protocol, Self, cast
 from urllib.parse import SplitResult, urlsplit
 
 from edge_agent.limits import (
@@ -32,6 +32,12 @@ from edge_contract.jsonio import parse_object
 from edge_contract.limits import CHUNK_BYTES
 
 _TICK_S: Final = 0.25  # how soon a wish to stop is noticed
+_UNAUTHORIZED: Final = 401
+_EXPIRED: Final = "cloud.token-expired"
+_REFUSALS: Final = {
+    "cloud.device-revoked": "An operator revoked this device. With a new token: edge-agent enroll --force.",
+    _EXPIRED: "Set the device's clock, if the registry's is right.",
+}
 _UNAVAILABLE: Final = frozenset({408, 425, 429})
 
 
@@ -168,22 +174,50 @@ class _Reader(io.RawIOBase):
         super().close()
 
 
-class Origin:
-    """One HTTP origin with an optional bearer token; keeps one connection open between requests. Used by one thread."""
+class TokenSource(Protocol):
+    """Gives bearer tokens. The thread that uses the origin."""
 
-    def __init__(self, url: str, token: str = "", ca: Path | None = None) -> None:
+    def __call__(self) -> str:
+        """A token that is good now.
+
+        Raises:
+            EdgeError: `device.key-unusable`.
+        """
+        ...
+
+    def fresh(self) -> str:
+        """A new token with the longest life, for a process that cannot ask for another one.
+
+        Raises:
+            EdgeError: `device.key-unusable`.
+        """
+        ...
+
+    def refused(self, date: str) -> bool:
+        """Hear that the server found the token outside its time, and what time it is there (the answer's `Date`).
+
+        Returns:
+            Whether another token is worth a try.
+        """
+        ...
+
+
+class Origin:
+    """One HTTP origin and its bearer tokens, if any; keeps one connection open between requests. Used by one thread."""
+
+    def __init__(self, url: str, tokens: TokenSource | None = None, ca: Path | None = None) -> None:
         """Name an origin; nothing is connected yet.
 
         Args:
             url: `http://` or `https://` with host, optional port and optional path prefix.
-            token: Bearer token, empty for none.
+            tokens: Gives the bearer token of each request, or none.
             ca: Certificates to trust for https; the system's when none.
 
         Raises:
             EdgeError: `config.invalid` for another kind of URL.
         """
         self._parts = _split(url)
-        self._token = token
+        self._tokens = tokens
         self._ca = ca
         self._connection: http.client.HTTPConnection | None = None
         self._context: ssl.SSLContext | None = None
@@ -213,13 +247,35 @@ class Origin:
             patience: How long to wait.
             is_cancelled: Asked at least four times a second while waiting.
 
+        A token that the server finds outside its time is replaced once.
+
         Raises:
-            EdgeError: `network.unreachable`, `network.timeout`, `network.cut`, `cloud.unavailable` for what is no HTTP.
+            EdgeError: `network.unreachable`, `network.timeout`, `network.cut`, `cloud.unavailable` for what is no HTTP,
+                `device.key-unusable` when no token can be signed.
         """
+        answer = self._request(method, path, headers, body, patience, is_cancelled)
+        if self._tokens is None or answer.status != _UNAUTHORIZED:
+            return answer
+        if answer.error().code != _EXPIRED or not self._tokens.refused(answer.header("Date")):
+            return answer
+        with answer:
+            pass  # read to its end: the connection is kept
+        return self._request(method, path, headers, body, patience, is_cancelled)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None,
+        body: bytes | None,
+        patience: Patience,
+        is_cancelled: Callable[[], bool],
+    ) -> "Answer":
         what = f"{method} {self.url}{path}"
         all_headers = {"User-Agent": "lighterman-agent", "Accept-Encoding": "identity", **(headers or {})}
-        if self._token:
-            all_headers["Authorization"] = f"Bearer {self._token}"
+        token = "" if self._tokens is None else self._tokens()
+        if token:
+            all_headers["Authorization"] = f"Bearer {token}"
         watch = _Watch(patience, is_cancelled, what)
         target = f"{self._parts.path.rstrip('/')}{path}"
         while True:
@@ -275,7 +331,9 @@ class Origin:
         root = f"{parts.scheme}://{parts.netloc}"
         is_same = (parts.scheme, parts.netloc) == (self._parts.scheme, self._parts.netloc)
         path = parts.path or "/"
-        return Origin(root, self._token if is_same else "", self._ca), f"{path}?{parts.query}" if parts.query else path
+        return Origin(
+            root, self._tokens if is_same else None, self._ca
+        ), f"{path}?{parts.query}" if parts.query else path
 
     def _connect(self, patience: Patience, what: str) -> http.client.HTTPConnection:
         host, port, seconds = self._parts.hostname or "", self._parts.port, patience.connect_ms / 1000
@@ -309,6 +367,7 @@ class Answer:
         self._origin = origin
         self._connection = connection
         self._response = response
+        self._error: EdgeError | None = None
         self.what = what
         self.status = response.status
 
@@ -356,6 +415,18 @@ class Answer:
 
     def error(self) -> EdgeError:
         """The error that an unwelcome status stands for; the code of a problem document (RFC 9457) counts most."""
+        if self._error is None:
+            self._error = self._read_error()
+        return self._error
+
+    def refusal(self) -> EdgeError:
+        """The error that 401 or 403 stands for: these credentials, for this."""
+        problem = self.error()
+        if problem.code in _REFUSALS:
+            return EdgeError(problem.code, problem.detail, _REFUSALS[problem.code])
+        return EdgeError("network.refused", problem.detail, "Is the device still enrolled?")
+
+    def _read_error(self) -> EdgeError:
         detail, code = f"HTTP status {self.status}", ""
         try:
             document = parse_object(self.read(ERROR_BYTES_MAX, "cloud.unavailable"), "problem", ERROR_BYTES_MAX)

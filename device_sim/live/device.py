@@ -13,6 +13,7 @@ from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
 from edge_agent.core.batching import Delivery
+from edge_agent.reporting import envelope_for
 from edge_agent.shell.dispatch import Dispatcher, Lane, lane_of
 from edge_agent.shell.runner import Identity
 from edge_contract.errors import EdgeError
@@ -56,6 +57,7 @@ class LiveDevice:
         dispatcher: Dispatcher,
         clock: ports.Clock,
         journal: ports.Journal,
+        signer: ports.DeviceSigner,
         link: AsyncLink,
         spool: ports.Spool,
         executor: Executor,
@@ -67,6 +69,7 @@ class LiveDevice:
         self._dispatcher = dispatcher
         self._clock = clock
         self._journal = journal
+        self._signer = signer
         self._link = link
         self._executor = executor
         self._events: asyncio.Queue[inputs.Event | Ack | None] = asyncio.Queue(EVENTS_MAX)
@@ -203,8 +206,10 @@ class LiveDevice:
             modules=self.modules,
             error=self.core.error,
             bytes_fetched=self.bytes_fetched,
+            clock_trusted=self.core.is_clock_trusted,
         )
-        self._link.send_report(report.to_bytes())
+        # In this process and at once: a file's key signs in a tenth of a millisecond.
+        self._link.send_report(envelope_for(report.to_bytes(), self._signer))
 
     def _deliver(self, now: int) -> None:
         deadline = self._delivery.deadline(self._is_online)

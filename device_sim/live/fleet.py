@@ -25,12 +25,14 @@ from edge_agent.core.agent import Agent
 from edge_agent.enroll import enroll
 from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.identity import DeviceIdentity, load_identity
+from edge_agent.keys import open_key
 from edge_agent.shell.clock import SystemClock
 from edge_agent.shell.dispatch import Dispatcher, Ports
 from edge_agent.shell.runner import Identity
 from edge_agent.store.blobs import FileBlobStore
 from edge_agent.store.journal import FileJournal
 from edge_agent.store.slots import FileSlotStore
+from edge_agent.tokens import DeviceTokens
 from edge_agent.transport import tls_context
 from edge_agent.trust.source import IMAGE_PREFIX, HttpMetadataSource, director_prefix
 from edge_agent.trust.timefloor import TimeFloor
@@ -258,11 +260,13 @@ class Fleet:
         )
         device: LiveDevice
         ca = identity.registry_ca
+        key = open_key(identity.key.uri, identity.folder)
+        tokens = DeviceTokens(identity.device, key, clock)
         verifier = UptaneVerifier(
             data / "trust",
             identity.device,
-            HttpMetadataSource(identity.url, director_prefix(identity.device), identity.token, ca),
-            HttpMetadataSource(identity.url, IMAGE_PREFIX, identity.token, ca),
+            HttpMetadataSource(identity.url, director_prefix(identity.device), tokens, ca),
+            HttpMetadataSource(identity.url, IMAGE_PREFIX, tokens, ca),
             lambda: device.release_counters,
             TimeFloor(data / "trust" / "time.json"),
         )
@@ -271,7 +275,7 @@ class Fleet:
         outside = Ports(
             clock=clock,
             verifier=verifier,
-            fetcher=HttpBundleFetcher(identity.url, identity.token, blobs, ca),
+            fetcher=HttpBundleFetcher(identity.url, tokens, blobs, ca),
             blobs=blobs,
             slots=FileSlotStore(data, blobs),
             server=server,
@@ -282,6 +286,7 @@ class Fleet:
             dispatcher=Dispatcher(identity.platform, identity.hardware_id, outside),
             clock=clock,
             journal=journal,
+            signer=key,
             link=MqttLink(identity.device, _address(identity), stream(options.seed, "link", number)),
             spool=MemorySpool(identity.device, boot),
             executor=self._executor,
@@ -323,5 +328,5 @@ def _address(identity: DeviceIdentity) -> BrokerAddress:
     tls: ssl.SSLContext | None = None
     if identity.broker.tls:
         tls = tls_context(identity.broker_ca)
-        tls.load_cert_chain(identity.certificate, identity.key)
+        tls.load_cert_chain(identity.link_certificate, identity.link_key)
     return BrokerAddress(identity.broker.host, identity.broker.port, tls)

@@ -10,10 +10,13 @@ from edge_agent.about import agent_version
 from edge_agent.config import AgentConfig
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
+from edge_agent.exchange import finish_interrupted
 from edge_agent.fetch import HttpBundleFetcher
-from edge_agent.identity import DeviceIdentity, load_identity
+from edge_agent.identity import DeviceIdentity, LiveIdentity
+from edge_agent.keyholder import KeyHolder
 from edge_agent.link.iothub import AzureSdk, IotHubLink
 from edge_agent.link.mqtt import MqttAddress, MqttLink, MqttTls
+from edge_agent.reporting import SignedReports
 from edge_agent.serving.supervisor import WorkerSupervisor
 from edge_agent.shell.clock import SystemClock
 from edge_agent.shell.control import ControlServer
@@ -26,6 +29,7 @@ from edge_agent.store.lock import DataLock
 from edge_agent.store.slots import FileSlotStore
 from edge_agent.store.spool import SqliteSpool
 from edge_agent.systemd import SystemdSupervisor
+from edge_agent.tokens import DeviceTokens
 from edge_agent.trust.child import ChildVerification
 from edge_agent.trust.source import HttpMetadataSource
 from edge_agent.trust.timefloor import TimeFloor
@@ -51,14 +55,18 @@ def run(config: AgentConfig, clock: ports.Clock | None = None) -> int:
         EdgeError: `device.not-enrolled`, `device.busy`, `device.disk-*`, `config.*`: whatever keeps it from starting.
     """
     with DataLock(config.data / "lock"):
-        _Process(config, load_identity(config.data), clock or SystemClock()).run()
+        finish_interrupted(config.data)
+        _Process(config, LiveIdentity(config.data), clock or SystemClock()).run()
     return 0
 
 
 class _Process:
     """The parts of one process and the order in which they begin and end."""
 
-    def __init__(self, config: AgentConfig, who: DeviceIdentity, clock: ports.Clock) -> None:
+    def __init__(self, config: AgentConfig, identity: LiveIdentity, clock: ports.Clock) -> None:
+        who = identity.current()
+        self._key = KeyHolder(identity.key)
+        self._tokens = DeviceTokens(who.device, self._key, clock)
         with disk_errors(f"making {config.run}"):
             make_folder(config.run)
         journal = FileJournal(config.data / "journal.json")
@@ -75,20 +83,22 @@ class _Process:
         outside = Ports(
             clock=clock,
             verifier=self._verifier(config.data / "trust", who),
-            fetcher=HttpBundleFetcher(who.url, who.token, blobs, who.registry_ca),
+            fetcher=HttpBundleFetcher(who.url, self._tokens, blobs, who.registry_ca),
             blobs=blobs,
             slots=FileSlotStore(config.data, blobs),
             server=self._server,
         )
+        link = _link(config, who)
         self._runner = Runner(
             core,
             Identity(who.device, self._spool.boot, who.platform, agent_version()),
             Dispatcher(who.platform, who.hardware_id, outside),
             clock,
             journal,
-            _link(config, who),
+            link,
             self._spool,
             SystemdSupervisor(),
+            SignedReports(self._key, link),
         )
         self._control = ControlServer(config.run / "agent.sock", self._runner, self._addresses)
 
@@ -105,10 +115,11 @@ class _Process:
             self._control.stop()
             self._server.close()
             self._spool.close()
+            self._key.close()
 
     def _verifier(self, folder: Path, who: DeviceIdentity) -> UptaneVerifier:
         def source(prefix: str) -> HttpMetadataSource:
-            return HttpMetadataSource(who.url, prefix, who.token, who.registry_ca)
+            return HttpMetadataSource(who.url, prefix, self._tokens, who.registry_ca)
 
         verifier = UptaneVerifier(
             folder,
@@ -117,7 +128,7 @@ class _Process:
             image=source("/tuf/image"),
             installed=lambda: self._runner.release_counters,
             floor=TimeFloor(folder / "time.json"),
-            verify=ChildVerification(folder, who.device, who.url, who.token, who.registry_ca),
+            verify=ChildVerification(folder, who.device, who.url, self._tokens, who.registry_ca),
         )
         verifier.seed(*who.roots())
         return verifier
@@ -170,7 +181,7 @@ def _broker(config: AgentConfig, who: DeviceIdentity) -> MqttAddress:
         )
     uses_tls = told.tls if told.tls is not None else bool(said and said.tls)
     port = told.port or (said.port if said else 8883 if uses_tls else 1883)
-    tls = MqttTls(told.ca or who.broker_ca, who.certificate, who.key) if uses_tls else None
+    tls = MqttTls(told.ca or who.broker_ca, who.link_certificate, who.link_key) if uses_tls else None
     return MqttAddress(host, port, tls, told.username, _password(told.password_file))
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from edge_agent.limits import RECEIPT_BYTES_MAX, VERIFY_MS_MAX
+from edge_agent.tokens import FixedToken
+from edge_agent.transport import TokenSource
 from edge_agent.trust.receipt import Receipt
 from edge_agent.trust.timefloor import Times
 from edge_contract.codes import CODES
@@ -30,7 +32,7 @@ class ChildVerification:
         folder: Path,
         device: str,
         url: str,
-        token: str,
+        tokens: TokenSource | None,
         ca: Path | None = None,
         command: tuple[str, ...] = _COMMAND,
         timeout_ms: int = VERIFY_MS_MAX,
@@ -41,7 +43,7 @@ class ChildVerification:
             folder: For example `<data>/trust`.
             device: Name of this device.
             url: Base URL of the registry.
-            token: Bearer token of this device, empty for none.
+            tokens: Makes the child's bearer token, or none.
             ca: Certificates to trust for https; the system's when none.
             command: The child's program and arguments.
             timeout_ms: When the child is given up and killed.
@@ -50,23 +52,39 @@ class ChildVerification:
             "folder": str(folder.absolute()),
             "device": device,
             "url": url,
-            "token": token,
             "ca": None if ca is None else str(ca.absolute()),
         }
+        self._tokens = tokens
         self._command = command
         self._timeout_ms = timeout_ms
 
     def __call__(self, times: Times) -> Receipt:
         """Verify in full, judging expiry by these times.
 
+        The child gets a token that was made just now. When the registry finds even that outside its time, the child
+        says so, and is run once more with one that is dated by the registry's clock.
+
         Raises:
             EdgeError: `trust.*`, `network.*`, `cloud.*`, `device.*`; `device.memory-short` when the child was killed,
                 `internal.bug` when it failed otherwise.
         """
+        answer = self._run(times)
+        date = answer.get("refused_at")
+        if date and self._tokens is not None and self._tokens.refused(str(date)):
+            answer = self._run(times)
+        if "error" in answer:
+            raise _error(answer["error"])
+        try:
+            return Receipt.from_json(answer)
+        except ContractError as error:
+            raise EdgeError("internal.bug", f"verifying metadata gave no receipt: {error.detail}") from None
+
+    def _run(self, times: Times) -> JsonObject:
+        token = "" if self._tokens is None else self._tokens.fresh()
         try:
             done = subprocess.run(
                 self._command,
-                input=dump({**self._work, "times": times.to_json()}),
+                input=dump({**self._work, "token": token, "times": times.to_json()}),
                 stdout=subprocess.PIPE,
                 timeout=self._timeout_ms / 1000,
                 check=False,
@@ -79,10 +97,7 @@ class ChildVerification:
         if done.returncode == -signal.SIGKILL:
             raise EdgeError("device.memory-short", "the process that verifies metadata was killed")
         try:
-            answer = parse_object(done.stdout, "the verified metadata", RECEIPT_BYTES_MAX)
-            if "error" in answer:
-                raise _error(answer["error"])
-            return Receipt.from_json(answer)
+            return parse_object(done.stdout, "the verified metadata", RECEIPT_BYTES_MAX)
         except ContractError as error:
             detail = f"verifying metadata ended with exit code {done.returncode}: {error.detail}"
             raise EdgeError("internal.bug", detail) from None
@@ -95,16 +110,17 @@ def serve() -> None:
 
     work = json.load(sys.stdin)
     ca = None if work["ca"] is None else Path(work["ca"])
+    token = FixedToken(work["token"])
     try:
         verify = FullVerification(
             Path(work["folder"]),
             work["device"],
-            HttpMetadataSource(work["url"], director_prefix(work["device"]), work["token"], ca),
-            HttpMetadataSource(work["url"], IMAGE_PREFIX, work["token"], ca),
+            HttpMetadataSource(work["url"], director_prefix(work["device"]), token, ca),
+            HttpMetadataSource(work["url"], IMAGE_PREFIX, token, ca),
         )
         answer = verify(Times.from_json(work["times"])).to_json()
     except EdgeError as error:
-        answer = {"error": error.to_json()}
+        answer = {"error": error.to_json(), "refused_at": token.refused_at}
     sys.stdout.buffer.write(dump(answer))
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import quote
 
-from edge_agent.transport import FOR_DOCUMENTS, Origin, Patience
-from edge_contract.errors import EdgeError
+from edge_agent.transport import FOR_DOCUMENTS, Origin, Patience, TokenSource
 
 IMAGE_PREFIX: Final = "/tuf/image"
 """Where the image repository is, below the registry's URL."""
@@ -31,21 +30,26 @@ class HttpMetadataSource:
     """Fetches the files of one repository; an instance is a `FetchMetadata`. Used by one thread."""
 
     def __init__(
-        self, url: str, prefix: str, token: str, ca: Path | None = None, patience: Patience = FOR_DOCUMENTS
+        self,
+        url: str,
+        prefix: str,
+        tokens: TokenSource | None = None,
+        ca: Path | None = None,
+        patience: Patience = FOR_DOCUMENTS,
     ) -> None:
         """Name a repository; nothing is connected yet.
 
         Args:
             url: Base URL of the registry.
             prefix: `/tuf/image`, or `/tuf/director/<device>`.
-            token: Bearer token of this device, empty for none.
+            tokens: Gives this device's bearer tokens, or none.
             ca: Certificates to trust for https; the system's when none.
             patience: How long to wait for one file.
 
         Raises:
             EdgeError: `config.invalid` for an unusable URL.
         """
-        self._origin = Origin(url, token, ca)
+        self._origin = Origin(url, tokens, ca)
         self._prefix = prefix
         self._patience = patience
 
@@ -61,8 +65,7 @@ class HttpMetadataSource:
                 answer.error()  # read, so that the connection can be kept
                 return None
             if answer.status in (401, 403):
-                problem = answer.error()
-                raise EdgeError("network.refused", problem.detail, "Is the device still enrolled?")
+                raise answer.refusal()
             if answer.status != 200:
                 raise answer.error()
             return answer.read(bytes_max, "trust.metadata-too-large")

@@ -46,15 +46,15 @@ FileJournal(folder / "journal.json").save({"n": 1})
 spool = SqliteSpool(folder / "spool.db", "dev-1")
 spool.append([{"kind": "metric", "module": "", "manifest": None, "taken_ms": 1, "body": {}}] * 500)
 spool.next_batch()
-fetcher = HttpBundleFetcher(url, "", blobs)
+fetcher = HttpBundleFetcher(url, None, blobs)
 verifier = UptaneVerifier(
     folder / "trust",
     "dev-1",
-    HttpMetadataSource(url, director_prefix("dev-1"), ""),
-    HttpMetadataSource(url, IMAGE_PREFIX, ""),
+    HttpMetadataSource(url, director_prefix("dev-1")),
+    HttpMetadataSource(url, IMAGE_PREFIX),
     dict,
     TimeFloor(folder / "trust" / "time.json"),
-    ChildVerification(folder / "trust", "dev-1", url, "") if is_isolated else None,
+    ChildVerification(folder / "trust", "dev-1", url, None) if is_isolated else None,
 )
 roots = [(folder / f"{name}.json").read_bytes() for name in ("director", "image")]
 verifier.seed(*roots)

@@ -12,6 +12,7 @@ import pytest
 from edge_agent import ports
 from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.store.blobs import FileBlobStore
+from edge_agent.tokens import FixedToken
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.manifest import MANIFEST_TYPE, WEIGHT_RAW, Descriptor
@@ -34,7 +35,7 @@ class Bench:
 def over_http(folder: Path) -> Iterator[Bench]:
     store = FileBlobStore(folder, reserve_bytes=0)
     with raw_server(blobs(WEIGHTS, MANIFEST), keep_alive=True) as server:
-        fetcher = HttpBundleFetcher(server.url, "token", store)
+        fetcher = HttpBundleFetcher(server.url, FixedToken("token"), store)
         yield Bench(fetcher, store)
         fetcher.close()
 

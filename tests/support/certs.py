@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 _SIGNING = x509.KeyUsage(
@@ -80,7 +80,7 @@ class Authority:
 
     def _builder(self, subject: x509.Name, key: object) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
-        assert isinstance(key, ec.EllipticCurvePublicKey)
+        assert isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey)
         builder = x509.CertificateBuilder(
             issuer_name=self._name,
             subject_name=subject,

@@ -14,6 +14,7 @@ import pytest
 from edge_agent import enroll as enroll_module
 from edge_agent.enroll import enroll
 from edge_agent.identity import FOLDER, load_identity
+from edge_agent.keys import open_key
 from edge_agent.platforms import detect_platform
 from edge_agent.store import durable
 from edge_agent.store.lock import DataLock
@@ -45,7 +46,6 @@ class Registry:
             "device": f"dev-{self.count}",
             "certificate_pem": self.authority.sign_request(wanted["csr_pem"].encode(), "dev-1"),
             "ca_pem": self.authority.pem,
-            "token": f"lmd_secret_{self.count}",
             "mqtt": {"host": "broker.example", "port": 8883, "tls": True, "ca_pem": self.authority.pem},
             "image_root": self.repositories.image.files["1.root.json"].decode(),
             "director_root": self.repositories.director.files["1.root.json"].decode(),
@@ -80,7 +80,9 @@ def test_a_device_gets_an_identity(server: RawServer, registry: Registry, data: 
     made = enroll(server.url, " one-time\n", data, hardware_id="board-7")
     identity = load_identity(data)
     assert identity == made
-    assert (identity.device, identity.url, identity.token) == ("dev-1", server.url, "lmd_secret_1")
+    assert (identity.device, identity.url, identity.key.uri) == ("dev-1", server.url, "file:device.key")
+    assert identity.key.kind == "file P-256"
+    assert identity.valid.until_ms - identity.valid.from_ms == 49 * 3_600_000
     assert (identity.platform, identity.hardware_id) == (detect_platform(), "board-7")
     assert identity.broker is not None
     assert (identity.broker.host, identity.broker.port, identity.broker.tls) == ("broker.example", 8883, True)
@@ -94,7 +96,22 @@ def test_a_device_gets_an_identity(server: RawServer, registry: Registry, data: 
 def test_key_and_certificate_work_together(server: RawServer, data: Path) -> None:
     identity = enroll(server.url, "one-time", data)
     context = tls_context(identity.broker_ca)
-    context.load_cert_chain(identity.certificate, identity.key)
+    context.load_cert_chain(identity.link_certificate, identity.link_key)
+
+
+@pytest.mark.parametrize(("key_type", "algorithm"), [("p256", "ES256"), ("ed25519", "EdDSA")])
+def test_the_key_is_of_the_type_that_was_asked_for(
+    server: RawServer, data: Path, key_type: str, algorithm: str
+) -> None:
+    identity = enroll(server.url, "one-time", data, key_type=key_type)
+    key = open_key(identity.key.uri, identity.folder)
+    assert (key.algorithm, key.keyid) == (algorithm, identity.key.keyid)
+    assert identity.key.algorithm == algorithm
+
+
+def test_a_key_uri_that_nobody_knows_is_refused_before_anything_is_sent(server: RawServer, data: Path) -> None:
+    assert refused(server, data, key_uri="file:../elsewhere.key").code == "config.invalid"
+    assert server.asked == []
 
 
 def test_secrets_are_for_their_owner_alone(server: RawServer, data: Path) -> None:
@@ -102,7 +119,8 @@ def test_secrets_are_for_their_owner_alone(server: RawServer, data: Path) -> Non
     for path in (data / FOLDER).iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     assert stat.S_IMODE((data / FOLDER).stat().st_mode) == 0o700
-    assert "lmd_secret" not in repr(identity)
+    assert not [path for path in (data / FOLDER).iterdir() if b"one-time" in path.read_bytes()]
+    assert identity.key.file == data / FOLDER / "device.key"
 
 
 def test_an_enrolled_device_is_not_enrolled_again_by_accident(server: RawServer, data: Path) -> None:
@@ -115,11 +133,12 @@ def test_an_enrolled_device_is_not_enrolled_again_by_accident(server: RawServer,
 
 def test_force_brings_a_new_key_and_identity(server: RawServer, data: Path) -> None:
     first = enroll(server.url, "one-time", data)
-    key = first.key.read_bytes()
+    key = first.link_key.read_bytes()
     second = enroll(server.url, "one-time", data, is_forced=True)
     assert second.device == "dev-2"
-    assert second.key.read_bytes() != key
-    assert sorted(path.name for path in data.iterdir()) == ["identity", "lock"]
+    assert second.link_key.read_bytes() != key
+    assert second.key.keyid != first.key.keyid
+    assert sorted(path.name for path in data.iterdir()) == ["identity", "identity.lock", "lock"]
 
 
 def test_a_device_enrolled_again_forgets_what_it_trusted_even_under_the_same_roots(
@@ -200,7 +219,6 @@ def test_what_the_registry_refuses_is_passed_on(
     [
         ({"device": "../etc"}, "cloud.unavailable"),
         ({"device": None}, "cloud.unavailable"),
-        ({"token": None}, "cloud.unavailable"),
         ({"certificate_pem": "nothing"}, "cloud.unavailable"),
         ({"ca_pem": ""}, "cloud.unavailable"),
         ({"mqtt": {"host": "b", "port": 0}}, "cloud.unavailable"),
@@ -300,7 +318,7 @@ def test_a_power_cut_at_any_step_leaves_the_old_identity_or_the_new(
                 assert load_identity(data).device != before
                 return
         identity = load_identity(data)
-        tls_context(identity.broker_ca).load_cert_chain(identity.certificate, identity.key)
+        tls_context(identity.broker_ca).load_cert_chain(identity.link_certificate, identity.link_key)
         identity.roots()
     pytest.fail("enrolment never came to its end")
 
@@ -314,7 +332,7 @@ def test_an_identity_that_is_damaged_or_missing_says_what_to_do(server: RawServe
     with pytest.raises(EdgeError) as caught:
         load_identity(data).roots()
     assert caught.value.code == "trust.root-unknown"
-    (data / FOLDER / "enrolment.json").write_bytes(b'{"schema":"lighterman.enrolment/1"}')
+    (data / FOLDER / "enrolment.json").write_bytes(b'{"schema":"lighterman.enrolment/2"}')
     with pytest.raises(EdgeError, match="--force") as caught:
         load_identity(data)
     assert caught.value.code == "device.disk-corrupt"

@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.store.blobs import FileBlobStore
+from edge_agent.tokens import FixedToken
 from edge_agent.transport import Patience
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -33,11 +34,11 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.store = FileBlobStore(self.folder, reserve_bytes=0)
-        self.fetcher = HttpBundleFetcher(self.server.url, "secret", self.store, patience=self.patience)
+        self.fetcher = HttpBundleFetcher(self.server.url, FixedToken("secret"), self.store, patience=self.patience)
 
     def hurry(self) -> None:
         """Wait only briefly from now on; for servers that are meant to be too slow."""
-        self.fetcher = HttpBundleFetcher(self.server.url, "secret", self.store, patience=HASTE)
+        self.fetcher = HttpBundleFetcher(self.server.url, FixedToken("secret"), self.store, patience=HASTE)
 
     def fetch(self, blob: Descriptor = BLOB, is_cancelled: Callable[[], bool] = lambda: False) -> int:
         return self.fetcher.fetch("bundles/digits", blob, is_cancelled)
@@ -319,7 +320,7 @@ def test_what_the_registry_refuses_has_a_code(bench: Bench, status: int, code: s
 
 
 def test_a_registry_that_is_down_is_unreachable(tmp_path: Path) -> None:
-    fetcher = HttpBundleFetcher(f"http://127.0.0.1:{free_port()}", "", FileBlobStore(tmp_path, 0), patience=HASTE)
+    fetcher = HttpBundleFetcher(f"http://127.0.0.1:{free_port()}", None, FileBlobStore(tmp_path, 0), patience=HASTE)
     with pytest.raises(EdgeError) as caught:
         fetcher.fetch("bundles/digits", BLOB, lambda: False)
     assert caught.value.code == "network.unreachable"
@@ -367,6 +368,6 @@ def test_a_redirection_that_leads_nowhere_is_given_up(bench: Bench, location: st
 
 def test_no_download_begins_that_would_eat_the_reserve(bench: Bench) -> None:
     bench.store = FileBlobStore(bench.folder, reserve_bytes=2**62)
-    bench.fetcher = HttpBundleFetcher(bench.server.url, "", bench.store)
+    bench.fetcher = HttpBundleFetcher(bench.server.url, None, bench.store)
     assert bench.fails() == "device.disk-full"
     assert bench.server.asked == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.tokens import FixedToken
 from edge_agent.transport import Origin
 from edge_agent.trust.source import HttpMetadataSource, director_prefix
 from edge_contract.errors import EdgeError
@@ -87,7 +88,7 @@ def test_a_problem_document_says_what_is_wrong(status: int, body: dict[str, str]
 
 def test_a_secret_is_not_in_an_error() -> None:
     with raw_server(lambda _: [answer(401)]) as server:
-        source = HttpMetadataSource(server.url, "/tuf/image", "very-secret")
+        source = HttpMetadataSource(server.url, "/tuf/image", FixedToken("very-secret"))
         with pytest.raises(EdgeError) as caught:
             source("timestamp.json", 100)
         source.close()
@@ -101,7 +102,7 @@ def test_metadata_is_bounded_and_absence_is_no_error() -> None:
         return [answer(404) if "2.root" in getattr(asked, "path", "") else answer(200, b"x" * 101)]
 
     with raw_server(script, keep_alive=True) as server:
-        source = HttpMetadataSource(server.url, director_prefix("dev 1"), "")
+        source = HttpMetadataSource(server.url, director_prefix("dev 1"))
         assert source("2.root.json", 100) is None
         with pytest.raises(EdgeError) as caught:
             source("timestamp.json", 100)

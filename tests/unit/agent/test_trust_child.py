@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.ports import Desired
+from edge_agent.tokens import FixedToken
 from edge_agent.trust.child import ChildVerification
 from edge_agent.trust.receipt import Receipt
 from edge_agent.trust.source import IMAGE_PREFIX, HttpMetadataSource, director_prefix
@@ -33,8 +34,10 @@ class Bench:
 
     def __post_init__(self) -> None:
         device, url = self.repositories.device, self.server.url
-        self.child = ChildVerification(self.folder, device, url, "secret")
-        self.sources = [HttpMetadataSource(url, prefix, "secret") for prefix in (director_prefix(device), IMAGE_PREFIX)]
+        self.child = ChildVerification(self.folder, device, url, FixedToken("secret"))
+        self.sources = [
+            HttpMetadataSource(url, prefix, FixedToken("secret")) for prefix in (director_prefix(device), IMAGE_PREFIX)
+        ]
         self.verifier = UptaneVerifier(
             self.folder,
             device,
@@ -130,7 +133,7 @@ def test_a_registry_that_is_down_is_told_with_its_code(bench: Bench) -> None:
 def test_whatever_happens_to_the_child_has_a_code(tmp_path: Path, program: str, code: str) -> None:
     command = (sys.executable, "-c", program)
     timeout_ms = 1_000 if "sleep" in program else 60_000
-    child = ChildVerification(tmp_path, "dev-1", "http://127.0.0.1:1", "secret", None, command, timeout_ms)
+    child = ChildVerification(tmp_path, "dev-1", "http://127.0.0.1:1", None, None, command, timeout_ms)
     with pytest.raises(EdgeError) as caught:
         child(Times(NOW_MS))
     assert caught.value.code == code
@@ -138,7 +141,7 @@ def test_whatever_happens_to_the_child_has_a_code(tmp_path: Path, program: str, 
 
 
 def test_a_program_that_is_not_there_has_a_code(tmp_path: Path) -> None:
-    child = ChildVerification(tmp_path, "dev-1", "http://127.0.0.1:1", "", None, (str(tmp_path / "absent"),))
+    child = ChildVerification(tmp_path, "dev-1", "http://127.0.0.1:1", None, None, (str(tmp_path / "absent"),))
     with pytest.raises(EdgeError) as caught:
         child(Times(NOW_MS))
     assert caught.value.code == "device.memory-short"
