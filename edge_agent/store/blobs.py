@@ -116,6 +116,8 @@ class FileBlobStore:
                 with durable.disk_errors(f"removing the damaged {self.path(digest)}"):
                     durable.remove_file(self.path(digest))
             raise
+        with durable.disk_errors(f"syncing {self._blobs}"):
+            durable.sync_folder(self._blobs)  # once more, in case that failed when the blob got its name
 
     def require_space(self, bytes_needed: int) -> None:
         """See `ports.BlobStore.require_space`."""

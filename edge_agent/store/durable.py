@@ -217,6 +217,26 @@ def remove_leftovers(folder: Path) -> None:
                 remove_file(item)
 
 
+def settle(folder: Path, depth: int) -> None:
+    """Begin where a process was killed: what it did is made durable, what it had not finished is removed.
+
+    A name that it made and could not sync is seen by us and would still be lost with the power, after we had relied on
+    it. Only for the owner of the folder, before anything in it is used.
+
+    Args:
+        folder: The folder.
+        depth: How many levels of folders below it are settled too.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    remove_leftovers(folder)
+    for item in list_folder(folder):
+        if depth > 0 and item.is_dir() and not item.is_symlink():
+            settle(item, depth - 1)
+    sync_folder(folder)
+
+
 def list_folder(folder: Path) -> list[Path]:
     """What a folder holds, in order of name; empty when it is not there.
 

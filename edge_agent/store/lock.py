@@ -1,15 +1,22 @@
-"""One agent process a data directory, held by a file lock that the kernel drops with the process."""
+"""One agent process a data directory, held by a file lock that the kernel drops with the process.
+
+Whoever gets it settles the directory first: the owner before may have been killed between any two instructions.
+"""
 
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from edge_agent.store import durable
 from edge_contract.errors import EdgeError
+
+_LOG: Final = logging.getLogger(__name__)
+_DEPTH: Final = 2  # blobs/sha256 and trust/director are the deepest folders whose names matter by themselves
 
 
 class DataLock:
@@ -45,6 +52,11 @@ class DataLock:
                 ) from None
             raise durable.disk_error(error, f"locking {self._path}") from error
         self._descriptor = descriptor
+        try:
+            durable.settle(self._path.parent, _DEPTH)
+        except OSError as error:
+            # Worth a try at every start and no reason not to serve the live model.
+            _LOG.warning("%s", durable.disk_error(error, f"settling {self._path.parent}"))
 
     def release(self) -> None:
         """Give the lock back; nothing happens when it was not taken."""

@@ -696,3 +696,32 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == -9
     with DataLock(tmp_path / "lock"):
         pass
+
+
+def test_the_next_owner_settles_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else names that nobody synced would be relied on and lost with the next power cut."""
+    synced: list[str] = []
+    real = durable.sync_folder
+
+    def sync(folder: Path) -> None:
+        synced.append(str(folder.relative_to(tmp_path)))
+        real(folder)
+
+    (tmp_path / "blobs" / "sha256").mkdir(parents=True)
+    (tmp_path / f"{durable.TEMPORARY_PREFIX}journal").write_bytes(b"half")
+    (tmp_path / "blobs" / "sha256" / f"{durable.TEMPORARY_PREFIX}1").write_bytes(b"half")
+    monkeypatch.setattr(durable, "sync_folder", sync)
+    with DataLock(tmp_path / "lock"):
+        assert {".", "blobs", "blobs/sha256"} <= set(synced)
+        assert [path.name for path in durable.walk(tmp_path)] == ["blobs", "sha256", "lock"]
+
+
+def test_a_disk_that_cannot_be_settled_is_no_reason_not_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(durable, "sync_folder", refuse)
+    with DataLock(tmp_path / "lock"):
+        assert "device.disk-error" in caplog.text
