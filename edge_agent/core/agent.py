@@ -14,8 +14,9 @@ from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.backoff import spread, wait_ms
 from edge_agent.core.limits import REFRESH_GAP_MS, REFRESH_MS_FIRST, REFRESH_MS_MAX, SCRUB_MS_DEFAULT
-from edge_agent.core.module import Commands, ModuleMachine
+from edge_agent.core.module import ModuleMachine
 from edge_agent.core.record import ModuleRecord, Record
+from edge_agent.core.state import Commands
 from edge_agent.core.upkeep import Upkeep
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest

@@ -6,10 +6,9 @@ from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.backoff import spread, wait_ms
 from edge_agent.core.limits import RETRY_MS_FIRST, RETRY_MS_MAX, SCRUB_MS_DEFAULT, UPKEEP_MS_MAX
+from edge_agent.core.state import Commands
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
-
-Commands = list[do.Command]
 
 
 class Upkeep:

@@ -6,7 +6,7 @@ from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
 from edge_agent.core.limits import PROBATION_RESTARTS_MAX, SERVE_FAILURES_MAX
-from edge_agent.core.module import Commands
+from edge_agent.core.state import Commands
 from edge_contract.deployment import Artifact, Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.phases import Outcome, Phase

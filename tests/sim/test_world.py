@@ -19,7 +19,7 @@ from device_sim.world import World, WorldError
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
-from edge_agent.core.module import Commands
+from edge_agent.core.state import Commands
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from tests.support.require import REPOSITORY_ROOT
