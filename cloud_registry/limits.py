@@ -87,6 +87,8 @@ TIMESTAMP_LIFE_MS: Final = 24 * 3_600 * 1_000
 DIRECTOR_TARGETS_LIFE_MS: Final = 7 * 24 * 3_600 * 1_000
 METADATA_ATTEMPTS_MAX: Final = 5
 PARSED_BINS_MAX: Final = 64
+KEY_GENERATIONS_MAX: Final = 64  # of one online key; each rotation adds one
+VERSION_MAX: Final = 2**31 - 1  # of metadata that is signed here; above it numbering starts again, under new keys
 
 # Certificates
 CSR_CHARS_MAX: Final = 16 * KIB

@@ -210,6 +210,21 @@ class ImageTarget:
     artifact: Artifact
 
 
+@dataclass(frozen=True, slots=True)
+class OnlineKeyWish:
+    """What the next key of one online role is to be.
+
+    Attributes:
+        repository: `image` or `director`.
+        role: `snapshot` or `timestamp`, of the director also `targets`.
+        uri: Of a key on a token or in a key service; empty for a file that the server makes.
+    """
+
+    repository: str
+    role: str
+    uri: str = ""
+
+
 class ImageRepository(Protocol):
     """TUF metadata of the image repository: which bytes are genuine.
 
@@ -219,7 +234,18 @@ class ImageRepository(Protocol):
     def trust_summary(self) -> JsonObject:
         """What `GET /api/v1/trust` answers.
 
-        `initialised`, `online_keys`, `image_root_version` and `director_root_version`.
+        `initialised`, `online_keys` (those in use), `next_online_keys` (those that wait for a root),
+        `image_root_version` and `director_root_version`.
+        """
+        ...
+
+    def prepare_online_keys(self, wishes: Sequence[OnlineKeyWish], is_afresh: bool) -> JsonObject:
+        """Have a next key ready for some online roles, all of them when none is named; gives the trust summary.
+
+        Nothing is signed with them before a root trusts them. Keys that wait already are kept unless `is_afresh`.
+
+        Raises:
+            EdgeError: `cloud.bad-request` for an unknown role, `config.*` for a URI that cannot be used.
         """
         ...
 
@@ -232,7 +258,7 @@ class ImageRepository(Protocol):
         ...
 
     def submit_metadata(self, files: Mapping[str, bytes]) -> None:
-        """Take signed `targets` and bins (`{"targets": …, "bins-00": …}`), then sign a new snapshot and timestamp.
+        """Take signed targets by role (`{"targets": …, "bins-00": …}`), then sign a new snapshot and timestamp.
 
         All or nothing, durable on return.
 

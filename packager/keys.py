@@ -1,17 +1,18 @@
-"""The author's keys in the life of a registry: setting up trust, introducing new keys, renewing what expires.
+"""The author's keys at the beginning of a registry: making them, setting up trust, and showing what there is.
 
 Every flow may be cut anywhere and run again: what was made is durable before it is sent, the registry takes a document
 it already has as done, and each step looks at what is published before it acts.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from cloud_registry.client import RegistryClient
+from edge_contract.delegation import CATALOGUE
 from edge_contract.errors import EdgeError
-from edge_contract.jsonio import JsonObject
+from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
 from packager.files import disk_errors, write_durably
 from packager.keystore import (
     CURRENT,
@@ -19,63 +20,79 @@ from packager.keystore import (
     IMAGE_ROOT,
     IMAGE_TARGETS,
     KEY_ROLES,
-    NEXT,
     KeyFolder,
     KeyRing,
     Passphrase,
+    is_role,
+    public_key,
 )
-from packager.limits import EXPIRES_DAYS_DEFAULT, EXPIRES_DAYS_MAX, KEYS_PER_ROLE_MAX
+from packager.keyuri import Pin, import_public, no_pin
+from packager.limits import EXPIRES_DAYS_DEFAULT, EXPIRES_DAYS_MAX, KEYRING_BYTES_MAX, KEYS_PER_ROLE_MAX
 from packager.progress import Reporter
 from packager.tufmake import (
     ROOT,
     TARGETS,
     RoleKeys,
     expiry,
-    following_bin,
-    following_root,
-    keys_of,
-    new_bin,
+    new_bins,
+    new_list,
     new_root,
     new_targets,
-    same_keys,
     signed,
 )
-from packager.tufview import ImageReader, View, read_root, root_file
+from packager.tufview import ImageReader, bins_of, read_root, root_file
 
+PUBLIC_SCHEMA: Final = "lighterman.public-keys/1"
 _NOTHING_PUBLISHED: Final = ("cloud.not-found", "artifact.not-found")
 
 
 @dataclass(frozen=True, slots=True)
 class KeyPlan:
-    """How many keys of each kind, and for how long their metadata stay valid.
+    """Which keys to make, and for how long their metadata stay valid.
 
     Attributes:
         counts: Keys to make by role.
         thresholds: Signatures needed by role.
-        scheme: One of `packager.keystore.SCHEMES`.
+        scheme: One of `packager.keystore.SCHEMES`; for keys in files.
         expires_days: Life of roots, targets and bins.
+        uris: Keys on tokens or in key services, by role; they take the place of files.
+        online: The same for the registry's own keys: `{repository, role, uri}` each.
     """
 
     counts: Mapping[str, int]
     thresholds: Mapping[str, int]
     scheme: str = "ed25519"
     expires_days: int = EXPIRES_DAYS_DEFAULT
+    uris: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    online: Sequence[Mapping[str, str]] = ()
 
-    def check(self) -> None:
+    def count(self, role: str) -> int:
+        """How many keys a role gets."""
+        return len(self.uris.get(role, ())) or self.counts[role]
+
+    def check(self, roles: Iterable[str] = KEY_ROLES) -> None:
         """Refuse what could never be signed.
 
         Raises:
             EdgeError: `config.invalid`.
         """
-        for role in KEY_ROLES:
-            count, threshold = self.counts[role], self.thresholds[role]
-            if not 1 <= threshold <= count <= KEYS_PER_ROLE_MAX:
-                raise EdgeError(
-                    "config.invalid",
-                    f"{role}: {threshold} of {count} keys cannot be asked for",
-                    f"Use 1 to {KEYS_PER_ROLE_MAX} keys and a threshold not above their number.",
-                )
+        for role in roles:
+            check_threshold(role, self.count(role), self.thresholds[role])
         check_days(self.expires_days)
+
+
+def check_threshold(role: str, count: int, threshold: int) -> None:
+    """Refuse a threshold that no set of keys can reach.
+
+    Raises:
+        EdgeError: `config.invalid`.
+    """
+    if not 1 <= threshold <= count <= KEYS_PER_ROLE_MAX:
+        raise EdgeError(
+            "config.invalid",
+            f"{role}: {threshold} of {count} keys cannot be asked for",
+            f"Use 1 to {KEYS_PER_ROLE_MAX} keys and a threshold not above their number.",
+        )
 
 
 def check_days(days: int) -> None:
@@ -117,7 +134,9 @@ def set_up(client: RegistryClient, folder: Path, plan: KeyPlan, ring_of: "RingMa
                 f"the registry has its roots already, and {folder} did not make them",
                 "Use the folder of keys that set it up.",
             )
-        _make_keys(folder, plan, ring_of)
+        _make_keys(folder, plan, ring_of, KEY_ROLES)
+        if plan.online:
+            trust = client.prepare_online_keys(plan.online)
     ring = ring_of(folder)
     if not all(path.is_file() for path in pinned.values()):
         _make_roots(ring, trust["online_keys"], plan)
@@ -130,28 +149,39 @@ def set_up(client: RegistryClient, folder: Path, plan: KeyPlan, ring_of: "RingMa
 
 
 class RingMaker:
-    """Opens folders of keys with the pass phrase the author gave. Called by one thread."""
+    """Opens folders of keys with the secrets the author gave. Called by one thread."""
 
-    def __init__(self, ask: Passphrase) -> None:
-        """Take the way to ask for a pass phrase; it is asked once."""
+    def __init__(self, ask: Passphrase, pin: Pin = no_pin) -> None:
+        """Take the ways to ask for a pass phrase and for a token's PIN; each is asked for once."""
         self._ask = ask
+        self._pin = pin
 
     def __call__(self, *folders: Path) -> KeyRing:
         """The ring of these folders."""
-        return KeyRing([KeyFolder.open(folder) for folder in folders], self._ask)
+        return KeyRing([KeyFolder.open(folder) for folder in folders], self._ask, self._pin)
 
     def choose(self) -> str:
         """The pass phrase for new keys; empty for none."""
         return self._ask(True)
 
+    def pin(self, label: str) -> str:
+        """The PIN of the token with this label."""
+        return self._pin(label)
 
-def _make_keys(folder: Path, plan: KeyPlan, ring_of: RingMaker) -> None:
+
+def _make_keys(folder: Path, plan: KeyPlan, ring_of: RingMaker, roles: Iterable[str]) -> None:
     passphrase: str | None = None
-    keys = KeyFolder.open(folder) if KeyFolder.exists(folder) else KeyFolder.create(folder, dict(plan.thresholds))
-    for role in KEY_ROLES:
-        missing = plan.counts[role] - len(keys.of_role(role))
+    keys = KeyFolder.open(folder) if KeyFolder.exists(folder) else KeyFolder.create(folder, {})
+    for role in roles:
+        keys.thresholds.setdefault(role, plan.thresholds[role])
+        for uri in plan.uris.get(role, ()):
+            if uri not in {key.uri for key in keys.of_role(role)}:
+                keys.adopt(role, CURRENT, uri, import_public(uri, ring_of.pin))
+        missing = plan.count(role) - len(keys.of_role(role))
         if missing > 0:
-            passphrase = ring_of.choose() if passphrase is None else passphrase
+            if passphrase is None:
+                # One folder, one pass phrase: what is there already is encrypted by it.
+                passphrase = ring_of(folder).passphrase_of_home() if keys.keys else ring_of.choose()
             keys.generate(role, missing, CURRENT, plan.scheme, passphrase)
 
 
@@ -182,148 +212,62 @@ def _publish_empty_targets(client: RegistryClient, ring: KeyRing, plan: KeyPlan,
         return False
     keys, expires = _author_keys(ring.home, IMAGE_TARGETS), expiry(plan.expires_days)
     needs = [(keys.keyids, keys.threshold)]
-    top = new_targets(1, expires, keys)
-    files = {TARGETS: signed(top, needs, ring, TARGETS)}
+    catalogue = new_bins(CATALOGUE, 1, expires, keys)
+    files = {
+        TARGETS: signed(new_targets(1, expires, keys), needs, ring, TARGETS),
+        CATALOGUE: signed(catalogue, needs, ring, CATALOGUE),
+    }
+    bins = bins_of(catalogue.signed)
     with reporter.task("signing empty hash bins"):
-        for name in bin_names(keys):
-            files[name] = signed(new_bin(expires), needs, ring, name)
+        for name in () if bins is None else bins.get_roles():
+            files[name] = signed(new_list(1, expires), needs, ring, name)
     client.submit_metadata(files)
     return True
 
 
-def bin_names(keys: RoleKeys) -> list[str]:
-    """The names of all bins."""
-    delegations = new_targets(1, expiry(1), keys).signed.delegations
-    if delegations is None or delegations.succinct_roles is None:
-        raise EdgeError("internal.bug", "new targets delegate to no bins")
-    return list(delegations.succinct_roles.get_roles())
+# --- keys for others to trust ---
 
 
-# --- new keys, and new life ---
+def make(folder: Path, role: str, plan: KeyPlan, ring_of: RingMaker) -> JsonObject:
+    """Make keys of one role in a folder of their own, for others to introduce; `packager keys make`.
 
-
-def rotate(
-    client: RegistryClient, ring: KeyRing, roles: Iterable[str], scheme: str, expires_days: int, reporter: Reporter
-) -> JsonObject:
-    """Replace the first folder's keys of some roles; `packager keys rotate`.
-
-    Devices that look at any moment find metadata they can verify: a root that trusts old and new targets keys comes
-    first, then everything signed by the new ones, then the root without the old ones.
-
-    Args:
-        client: With a token that may publish metadata.
-        ring: Old keys; the first folder gets the new ones. Keys of other people in a role stay as they are.
-        roles: Which of `KEY_ROLES`.
-        scheme: Of the new keys.
-        expires_days: Life of the new metadata.
-        reporter: Shows progress.
+    Returns:
+        What the file with the public halves says, and where it is (`public_file`).
 
     Raises:
-        EdgeError: `trust.*`, `config.*`, `cloud.*`, `network.*`.
+        EdgeError: `config.*`, `device.*`.
     """
-    check_days(expires_days)
-    home, chosen = ring.home, tuple(role for role in KEY_ROLES if role in set(roles))
-    for role in chosen:
-        if not home.of_role(role, (NEXT,)):
-            home.generate(role, len(home.of_role(role)), NEXT, scheme, ring.passphrase_of_home())
-    work = _Publication(client, ring, expires_days, reporter)
-    if IMAGE_ROOT in chosen or IMAGE_TARGETS in chosen:
-        work.image(frozenset(chosen))
-    if DIRECTOR_ROOT in chosen:
-        work.director(frozenset(chosen))
-    home.turn(chosen)
-    return describe(home) | {"rotated": list(chosen)}
+    plan.check((role,))
+    _make_keys(folder, plan, ring_of, (role,))
+    home = KeyFolder.open(folder)
+    keys = [{"keyid": key.keyid, **key.public} for key in home.of_role(role)]
+    document = {"schema": PUBLIC_SCHEMA, "role": role, "threshold": home.thresholds[role], "keys": keys}
+    path = folder / f"{role}.public.json"
+    write_durably(path, dump(document) + b"\n")
+    return document | {"public_file": str(path)}
 
 
-def renew(client: RegistryClient, ring: KeyRing, expires_days: int, reporter: Reporter) -> JsonObject:
-    """Sign roots, targets and every bin anew with a later expiry; `packager keys renew`.
+def read_public(path: Path) -> tuple[str, RoleKeys]:
+    """The role and the public halves in a file that `make` wrote.
 
     Raises:
-        EdgeError: as `rotate`.
+        EdgeError: `config.file-missing`, `config.key-invalid`.
     """
-    check_days(expires_days)
-    work = _Publication(client, ring, expires_days, reporter)
-    work.image(frozenset(), is_renewal=True)
-    work.director(frozenset(), is_renewal=True)
-    return describe(ring.home) | {"renewed": True}
-
-
-class _Publication:
-    """One run of new metadata."""
-
-    def __init__(self, client: RegistryClient, ring: KeyRing, expires_days: int, reporter: Reporter) -> None:
-        self._client = client
-        self._ring = ring
-        self._home = ring.home
-        self._expires = expiry(expires_days)
-        self._reporter = reporter
-        self._reader = ImageReader(client, self._home.folder)
-
-    def _wanted(self, now: RoleKeys, role: str, chosen: frozenset[str]) -> RoleKeys:
-        """The keys of a role after the change: this folder's current ones give way to its next ones."""
-        if role not in chosen:
-            return now
-        leaving = {key.keyid for key in self._home.of_role(role)}
-        coming = tuple(key.key() for key in self._home.of_role(role, (NEXT,)))
-        known = {key.keyid for key in coming}
-        staying = tuple(key for key in now.keys if key.keyid not in leaving | known)
-        return RoleKeys((*staying, *coming), now.threshold)
-
-    def image(self, chosen: frozenset[str], is_renewal: bool = False) -> None:
-        """Roots and targets of the image repository."""
-        root = self._reader.root()
-        roots = self._wanted(keys_of(root, ROOT), IMAGE_ROOT, chosen)
-        targets = self._wanted(keys_of(root, TARGETS), IMAGE_TARGETS, chosen)
-        old = keys_of(root, TARGETS)
-        both = RoleKeys(tuple({key.keyid: key for key in (*old.keys, *targets.keys)}.values()), targets.threshold)
-        if is_renewal or not same_keys(root.roles[ROOT], roots) or not set(targets.keyids) <= set(old.keyids):
-            self._publish_root({ROOT: roots, TARGETS: both})
-        view = self._reader.view(every_bin=True, allow_expired=True)
-        if is_renewal or not same_keys(view.succinct, targets):
-            self._publish_targets(view, targets)
-        if not same_keys(self._reader.root().roles[TARGETS], targets):
-            self._publish_root({ROOT: roots, TARGETS: targets})
-
-    def _publish_root(self, author: Mapping[str, RoleKeys]) -> None:
-        former = self._reader.root()
-        metadata = following_root(former, self._expires, author)
-        before = keys_of(former, ROOT)
-        needs = [(before.keyids, before.threshold), (author[ROOT].keyids, author[ROOT].threshold)]
-        self._client.submit_roots(image=signed(metadata, needs, self._ring, f"root {metadata.signed.version}"))
-        # Reading it back verifies it as any device will, and pins it.
-        self._reader.root()
-
-    def _publish_targets(self, view: View, keys: RoleKeys) -> None:
-        needs = [(keys.keyids, keys.threshold)]
-        top = new_targets(view.targets.version + 1, self._expires, keys)
-        files = {TARGETS: signed(top, needs, self._ring, TARGETS)}
-        with self._reporter.task("signing all hash bins"):
-            for name, content in view.bins.items():
-                metadata = following_bin(content, self._expires)
-                files[name] = signed(metadata, needs, self._ring, name)
-        self._client.submit_metadata(files)
-        self._reader.remember({name: view.versions[name] + 1 for name in files})
-
-    def director(self, chosen: frozenset[str], is_renewal: bool = False) -> None:
-        """The root of the director repository, which the author keeps a copy of."""
-        path = self._home.folder / root_file("director")
-        with disk_errors(path):
-            former = read_root(path.read_bytes(), str(path))
-        before = keys_of(former, ROOT)
-        wanted = self._wanted(before, DIRECTOR_ROOT, chosen)
-        draft = path.with_name(path.name + ".next")
-        if not draft.is_file():
-            if not is_renewal and same_keys(former.roles[ROOT], wanted):
-                return
-            metadata = following_root(former, self._expires, {ROOT: wanted})
-            needs = [(before.keyids, before.threshold), (wanted.keyids, wanted.threshold)]
-            text = signed(metadata, needs, self._ring, "the director root")
-            write_durably(draft, text.encode("utf-8"))
-        with disk_errors(draft):
-            data = draft.read_bytes()
-        self._client.submit_roots(director=data.decode("utf-8"))
-        write_durably(path, data)
-        draft.unlink()
+    if not path.is_file():
+        raise EdgeError("config.file-missing", f"there is no file {path}", "Make it with `packager keys make`.")
+    with disk_errors(path):
+        data = path.read_bytes()
+    try:
+        fields = Fields(parse_object(data, str(path), KEYRING_BYTES_MAX), str(path), "config.key-invalid")
+        fields.schema(PUBLIC_SCHEMA)
+        role, threshold = fields.text("role"), fields.integer("threshold", low=1, high=KEYS_PER_ROLE_MAX)
+        keys = tuple(public_key(item, str(path)) for item in fields.items("keys", KEYS_PER_ROLE_MAX, required=True))
+        fields.close()
+    except EdgeError as error:
+        raise EdgeError("config.key-invalid", f"{path}: {error.detail}", "Ask for the file again.") from None
+    if not is_role(role) or not threshold <= len(keys):
+        raise EdgeError("config.key-invalid", f"{path}: {role!r} with {threshold} of {len(keys)} keys")
+    return role, RoleKeys(keys, threshold)
 
 
 # --- showing ---

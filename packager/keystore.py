@@ -2,12 +2,12 @@
 
 A private key is named by a URI and used through securesystemslib, so that a file may give way to a PKCS#11 token or a
 cloud's key service without a change here: `pem:NAME` is a PKCS#8 file in the folder, encrypted unless its owner
-insisted otherwise; every other scheme goes to securesystemslib (`hsm:`, `awskms:`, `azurekms:`, `gcpkms:`). Private
-keys are read here and nowhere else, and never leave this process.
+insisted otherwise; every other scheme is `packager.keyuri`'s. Private keys are read here and nowhere else, and never
+leave this process.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +21,14 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from securesystemslib.exceptions import KeyMismatchError, UnsupportedLibraryError
 from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 
+from edge_contract.delegation import model_of
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
 from packager.files import disk_errors, sync_folder, write_durably
-from packager.limits import KEY_FILE_BYTES_MAX, KEYRING_BYTES_MAX, KEYS_PER_ROLE_MAX
+from packager.keyuri import Pin, no_pin, open_signer
+from packager.limits import KEY_FILE_BYTES_MAX, KEYRING_BYTES_MAX, KEYS_MAX, KEYS_PER_ROLE_MAX
 
 SCHEMA: Final = "lighterman.keys/1"
 KEYS_FILE: Final = "keys.json"
@@ -35,6 +36,8 @@ IMAGE_ROOT: Final = "image-root"
 IMAGE_TARGETS: Final = "image-targets"
 DIRECTOR_ROOT: Final = "director-root"
 KEY_ROLES: Final = (IMAGE_ROOT, IMAGE_TARGETS, DIRECTOR_ROOT)
+ONLINE: Final = "online"
+"""Stands for the registry's own keys, which no folder holds."""
 SCHEMES: Final = ("ed25519", "ecdsa-p256")
 CURRENT, NEXT, RETIRED = "current", "next", "retired"
 _USES: Final = (CURRENT, NEXT, RETIRED)
@@ -48,7 +51,7 @@ class AuthorKey:
     """One key of an author.
 
     Attributes:
-        role: One of `KEY_ROLES`.
+        role: One of `KEY_ROLES`, or `model.<name>` for a key that signs the bundles of one model.
         keyid: Identifier in TUF metadata.
         public: Public half as TUF writes it.
         uri: Where the private half is.
@@ -73,11 +76,18 @@ class AuthorKey:
 class KeyFolder:
     """One folder of keys. Used by one thread."""
 
-    def __init__(self, folder: Path, keys: Sequence[AuthorKey], thresholds: dict[str, int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keys: Sequence[AuthorKey],
+        thresholds: Mapping[str, int],
+        next_thresholds: Mapping[str, int] | None = None,
+    ) -> None:
         """Hold what `keys.json` says; use `open` or `create`."""
         self.folder = folder
         self.keys = tuple(keys)
         self.thresholds = dict(thresholds)
+        self.next_thresholds = dict(next_thresholds or {})
 
     @classmethod
     def exists(cls, folder: Path) -> bool:
@@ -99,17 +109,16 @@ class KeyFolder:
         try:
             fields = Fields(parse_object(data, str(path), KEYRING_BYTES_MAX), str(path), "config.key-invalid")
             fields.schema(SCHEMA)
-            keys = [_key_from_json(item) for item in fields.items("keys", 4 * KEYS_PER_ROLE_MAX * len(KEY_ROLES))]
-            numbers = Fields(fields.take("thresholds"), "thresholds", "config.key-invalid")
-            thresholds = {role: numbers.integer(role, low=1, high=KEYS_PER_ROLE_MAX) for role in KEY_ROLES}
-            numbers.close()
+            keys = [_key_from_json(item) for item in fields.items("keys", KEYS_MAX)]
+            thresholds = _thresholds(fields.take("thresholds"))
+            next_thresholds = _thresholds(fields.take("next_thresholds", {}))
             fields.close()
         except ContractError as error:
             raise EdgeError("config.key-invalid", f"{path}: {error.detail}", "Restore it from a backup.") from None
-        return cls(folder, keys, thresholds)
+        return cls(folder, keys, thresholds, next_thresholds)
 
     @classmethod
-    def create(cls, folder: Path, thresholds: dict[str, int]) -> "KeyFolder":
+    def create(cls, folder: Path, thresholds: Mapping[str, int]) -> "KeyFolder":
         """Make an empty folder of keys, readable by its owner alone.
 
         Raises:
@@ -127,6 +136,7 @@ class KeyFolder:
         document = {
             "schema": SCHEMA,
             "thresholds": self.thresholds,
+            "next_thresholds": self.next_thresholds,
             "keys": [key.to_json() for key in self.keys],
         }
         write_durably(self.folder / KEYS_FILE, dump(document) + b"\n", 0o600)
@@ -140,7 +150,7 @@ class KeyFolder:
         """Make new keys; their files are durable before `keys.json` names them.
 
         Args:
-            role: One of `KEY_ROLES`.
+            role: As in `AuthorKey`.
             count: How many.
             use: `current` or `next`.
             scheme: One of `SCHEMES`.
@@ -162,15 +172,24 @@ class KeyFolder:
         self.keys = (*self.keys, *made)
         self.save()
 
+    def adopt(self, role: str, use: str, uri: str, public: Key) -> None:
+        """Note a key that is on a token or in a key service."""
+        if any(key.keyid == public.keyid for key in self.keys):
+            why = f"{self.folder} has the key {public.keyid[:12]} already"
+            raise EdgeError("config.invalid", why, "A key has one role; make another one.")
+        self.keys = (*self.keys, AuthorKey(role, public.keyid, public.to_dict(), uri, use))
+        self.save()
+
     def _write_private(self, name: str, signer: CryptoSigner, passphrase: str) -> None:
         encryption = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
         key = load_pem_private_key(signer.private_bytes, None)
         write_durably(self.folder / name, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption), 0o600)
 
-    def turn(self, roles: Iterable[str]) -> None:
-        """Retire the current keys of these roles and make the next ones current."""
+    def turn(self, roles: Iterable[str], is_retiring: bool = True) -> None:
+        """Make the next keys and thresholds of these roles current; the current keys retire unless told otherwise."""
         wanted = frozenset(roles)
-        follow = {CURRENT: RETIRED, NEXT: CURRENT}
+        follow = {CURRENT: RETIRED if is_retiring else CURRENT, NEXT: CURRENT}
+        self.thresholds |= {role: self.next_thresholds.pop(role) for role in wanted & set(self.next_thresholds)}
         self.keys = tuple(
             replace(key, use=follow.get(key.use, key.use)) if key.role in wanted else key for key in self.keys
         )
@@ -180,16 +199,19 @@ class KeyFolder:
 class KeyRing:
     """Finds signers for key identifiers among several folders. Used by one thread; holds private keys in memory."""
 
-    def __init__(self, folders: Sequence[KeyFolder], passphrase: Passphrase) -> None:
-        """Use these folders; the pass phrase is asked for at the first encrypted file.
+    def __init__(self, folders: Sequence[KeyFolder], passphrase: Passphrase, pin: Pin = no_pin) -> None:
+        """Use these folders; secrets are asked for when the first key needs them.
 
         Args:
             folders: One or more; the first also keeps what was verified.
-            passphrase: Asked for once.
+            passphrase: Of encrypted files; asked for once.
+            pin: Of tokens; asked for once a token.
         """
         self.folders = tuple(folders)
         self._ask = passphrase
+        self._ask_pin = pin
         self._passphrase: str | None = None
+        self._pins: dict[str, str] = {}
         self._signers: dict[str, Signer] = {}
 
     @property
@@ -197,36 +219,50 @@ class KeyRing:
         """The first folder."""
         return self.folders[0]
 
+    def knows(self, keyids: Iterable[str]) -> bool:
+        """Whether a folder has one of these keys."""
+        return not {key.keyid for folder in self.folders for key in folder.keys}.isdisjoint(keyids)
+
     def signers(self, keyids: Iterable[str], threshold: int, what: str) -> list[Signer]:
-        """A signer for every identifier that a folder has a key for.
+        """A signer for every identifier that a folder has a usable key for.
 
         Raises:
-            EdgeError: `trust.signature-invalid` when there are fewer than the threshold; `config.key-invalid`.
+            EdgeError: `trust.signature-invalid` when the folders know fewer than the threshold; `config.*` when so many
+                of those they know cannot be used.
         """
         known = {key.keyid: (folder, key) for folder in self.folders for key in folder.keys}
         found = [known[keyid] for keyid in keyids if keyid in known]
-        if len(found) < threshold:
-            raise EdgeError(
-                "trust.signature-invalid",
-                f"{what} needs {threshold} signatures, and the keys at hand can give {len(found)}",
-                "Name every folder of keys: --keys DIR --keys DIR.",
-            )
-        return [self._signer(folder, key) for folder, key in found]
+        usable: list[Signer] = []
+        troubles: list[EdgeError] = []
+        for folder, key in found:
+            try:
+                usable.append(self._signer(folder, key))
+            except EdgeError as error:
+                troubles.append(error)
+        if len(usable) >= threshold:
+            return usable
+        if troubles:
+            raise troubles[0]
+        raise EdgeError(
+            "trust.signature-invalid",
+            f"{what} needs {threshold} signatures, and the keys at hand can give {len(found)}",
+            "Name every folder of keys: --keys DIR --keys DIR.",
+        )
 
     def _signer(self, folder: KeyFolder, key: AuthorKey) -> Signer:
         if key.keyid not in self._signers:
             scheme, _, rest = key.uri.partition(":")
-            try:
-                if scheme == "pem":
-                    self._signers[key.keyid] = self._from_file(folder.folder / rest, key)
-                else:
-                    handler = lambda _name: self._secret()  # noqa: E731  # the library's own form of callback
-                    self._signers[key.keyid] = Signer.from_priv_key_uri(key.uri, key.key(), handler)
-            except UnsupportedLibraryError as error:
-                raise EdgeError("config.dependency-missing", f"the key {key.uri} cannot be used: {error}") from None
-            except (ValueError, KeyMismatchError, OSError) as error:
-                raise EdgeError("config.key-invalid", f"the key {key.uri} cannot be used: {error}") from None
+            if scheme == "pem":
+                self._signers[key.keyid] = self._from_file(folder.folder / rest, key)
+            else:
+                self._signers[key.keyid] = open_signer(key.uri, key.key(), self.pin)
         return self._signers[key.keyid]
+
+    def pin(self, label: str) -> str:
+        """The PIN of the token with this label."""
+        if label not in self._pins:
+            self._pins[label] = self._ask_pin(label)
+        return self._pins[label]
 
     def _from_file(self, path: Path, key: AuthorKey) -> Signer:
         if path.parent.resolve() != path.resolve().parent:
@@ -249,13 +285,17 @@ class KeyRing:
         return CryptoSigner(private, public)
 
     def passphrase_of_home(self) -> str:
-        """The pass phrase for new keys in the first folder: the old one where its files are encrypted, else none."""
-        for key in self.home.of_role(IMAGE_ROOT) + self.home.of_role(IMAGE_TARGETS) + self.home.of_role(DIRECTOR_ROOT):
+        """The pass phrase for new keys in the first folder: that of its files, none where they have none.
+
+        A folder without files gets a new one.
+        """
+        files = [key for key in self.home.keys if key.use == CURRENT and key.uri.startswith("pem:")]
+        for key in files:
             path = self.home.folder / key.uri.removeprefix("pem:")
-            if key.uri.startswith("pem:") and path.is_file() and b"ENCRYPTED" in path.read_bytes()[:KEY_FILE_BYTES_MAX]:
+            if path.is_file() and b"ENCRYPTED" in path.read_bytes()[:KEY_FILE_BYTES_MAX]:
                 self._signer(self.home, key)  # a mistyped pass phrase shows itself here, before it encrypts anything
                 return self._secret()
-        return ""
+        return "" if files else self._ask(True)
 
     def _secret(self) -> str:
         if self._passphrase is None:
@@ -263,12 +303,25 @@ class KeyRing:
         return self._passphrase
 
 
+def is_role(role: str) -> bool:
+    """Whether a folder may hold keys of a role."""
+    return role in KEY_ROLES or model_of(role) is not None
+
+
+def _thresholds(value: Any) -> dict[str, int]:
+    numbers = Fields(value, "thresholds", "config.key-invalid")
+    names = [name for name in value if is_role(name)]
+    thresholds = {name: numbers.integer(name, low=1, high=KEYS_PER_ROLE_MAX) for name in names}
+    numbers.close()
+    return thresholds
+
+
 def _key_from_json(value: Any) -> AuthorKey:
     fields = Fields(value, "key", "config.key-invalid")
     role, use, uri = fields.text("role"), fields.text("use"), fields.text("uri")
     keyid, public = fields.text("keyid", chars_max=256), fields.take("public")
     fields.close()
-    if role not in KEY_ROLES or use not in _USES or not isinstance(public, dict):
+    if not is_role(role) or use not in _USES or not isinstance(public, dict):
         raise ContractError("config.key-invalid", f"the key {keyid[:16]} has an unknown role, use or form")
     if uri.startswith("pem:") and ("/" in uri or not uri.endswith(".pem")):
         raise ContractError("config.key-invalid", f"{uri!r} is not a file in the folder")

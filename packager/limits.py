@@ -35,12 +35,17 @@ DOWNLOAD_SECONDS_MAX: Final = 1_800.0
 KEY_FILE_BYTES_MAX: Final = 64 * KIB
 KEYRING_BYTES_MAX: Final = 1 * MIB
 KEYS_PER_ROLE_MAX: Final = 16
+KEYS_MAX: Final = 2_000
+"""Keys in one folder, retired ones and those of many models included."""
 PASSPHRASE_CHARS_MIN: Final = 8
 METADATA_BYTES_MAX: Final = 16 * MIB
 ROOT_STEPS_MAX: Final = 256
 """New roots accepted in one go (python-tuf uses the same bound)."""
 BIN_BITS: Final = 8
-BIN_PREFIX: Final = "bins"
+"""Hash bins of the catalogue, as a power of two."""
+MODEL_BIN_BITS: Final = 4
+MODEL_LIST_MAX: Final = 512
+"""Bundles that a model's role lists itself; a longer list is split into hash bins."""
 EXPIRES_DAYS_DEFAULT: Final = 365
 EXPIRES_DAYS_MAX: Final = 3_650
 SIGN_ATTEMPTS_MAX: Final = 8

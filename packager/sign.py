@@ -1,18 +1,21 @@
-"""Lists a bundle's manifests in the signed targets of the image repository."""
+"""Lists a bundle's manifests in the signed targets of the image repository, under the role of its model."""
 
 import random
 import time
 from collections.abc import Sequence
 
+from tuf.api.metadata import Metadata, TargetFile, Targets
+
 from cloud_registry.client import RegistryClient
+from edge_contract.delegation import model_of
 from edge_contract.deployment import Artifact, bundle_repository
 from edge_contract.errors import EdgeError
 from packager.bundle import BundleSet
 from packager.keystore import KeyRing
-from packager.limits import SIGN_ATTEMPTS_MAX, SIGN_BACKOFF_S, SIGN_BACKOFF_S_MAX
+from packager.limits import MODEL_LIST_MAX, SIGN_ATTEMPTS_MAX, SIGN_BACKOFF_S, SIGN_BACKOFF_S_MAX
 from packager.progress import Reporter
-from packager.tufmake import NewTarget, expiry, following_bin, signed
-from packager.tufview import ImageReader, View
+from packager.tufmake import NewTarget, RoleKeys, expiry, following_list, new_bins, new_list, signed
+from packager.tufview import ImageReader, View, bins_of
 
 _REPEATED = ("cloud.conflict", "cloud.unavailable", "network.timeout", "network.cut", "network.unreachable")
 
@@ -45,7 +48,7 @@ def sign_targets(
     submitted. When somebody else published meanwhile, it starts again from theirs, a bounded number of times.
 
     Returns:
-        How many bins were signed; 0 when everything was listed already.
+        How many lists were signed; 0 when everything was listed already.
 
     Raises:
         EdgeError: `trust.*`, `cloud.*`, `network.*`, `config.key-invalid`.
@@ -61,10 +64,10 @@ def sign_targets(
         try:
             with reporter.task("signing"):
                 view = reader.view(target.path for target in targets)
-                files = _signed_bins(view, ring, targets, expires_days)
+                files = _signed_lists(view, ring, targets, expires_days)
                 if files:
                     client.submit_metadata(files)
-                    reader.remember({name: view.versions[name] + 1 for name in files})
+                    reader.remember({name: view.next_version(name) for name in files})
                 return len(files)
         except _OutpacedError:
             raise
@@ -81,17 +84,52 @@ class _OutpacedError(EdgeError):
     """A conflict that no repetition can solve."""
 
 
-def _signed_bins(view: View, ring: KeyRing, targets: Sequence[NewTarget], expires_days: int) -> dict[str, str]:
+def _signed_lists(view: View, ring: KeyRing, targets: Sequence[NewTarget], expires_days: int) -> dict[str, str]:
     groups: dict[str, list[NewTarget]] = {}
     for target in targets:
-        groups.setdefault(view.bin_of(target.path), []).append(target)
-    needs = [(view.succinct.keyids, view.succinct.threshold)]
-    files = {}
+        groups.setdefault(view.holder_of(target.path), []).append(target)
+    files: dict[str, str] = {}
     for name, group in groups.items():
         try:
-            metadata = following_bin(view.bins[name], expiry(expires_days), group)
+            metadata = following_list(view.roles.get(name), view.next_version(name), expiry(expires_days), group)
         except EdgeError as error:
             raise _OutpacedError(error.code, error.detail, error.hint) from None
-        if metadata.signed.version != view.bins[name].version:
-            files[name] = signed(metadata, needs, ring, name)
+        if metadata is not None:
+            files |= signed_list(view, ring, name, metadata.signed, view.keys_of(name), expires_days)
+    return files
+
+
+def signed_list(
+    view: View, ring: KeyRing, role: str, content: Targets, keys: RoleKeys, expires_days: int
+) -> dict[str, str]:
+    """Sign a list of bundles; a model's list that has grown long becomes hash bins.
+
+    Args:
+        view: What is published.
+        ring: Where the private halves are.
+        role: Whose list.
+        content: The list.
+        keys: Who has to sign it.
+        expires_days: Life of what gets signed.
+
+    Returns:
+        Signed metadata by role.
+
+    Raises:
+        EdgeError: `trust.signature-invalid` when keys are missing, `config.*`.
+    """
+    needs = [(keys.keyids, keys.threshold)]
+    if model_of(role) is None or len(content.targets) <= MODEL_LIST_MAX:
+        return {role: signed(Metadata(content), needs, ring, role)}
+    split = new_bins(role, content.version, content.expires, keys)
+    bins = bins_of(split.signed)
+    if bins is None:
+        raise EdgeError("internal.bug", f"{role} was split into no bins")
+    files = {role: signed(split, needs, ring, role)}
+    groups: dict[str, dict[str, TargetFile]] = {name: {} for name in bins.get_roles()}
+    for path, target in content.targets.items():
+        groups[bins.get_role_for_target(path)][path] = target
+    for name, group in groups.items():
+        metadata = new_list(view.next_version(name), expiry(expires_days), group)
+        files[name] = signed(metadata, needs, ring, name)
     return files

@@ -7,21 +7,33 @@ taken as it comes, and the caller is told.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError, UnsignedMetadataError
-from tuf.api.metadata import Metadata, Root, Snapshot, SuccinctRoles, TargetFile, Targets, Timestamp
+from tuf.api.metadata import (
+    Delegations,
+    Metadata,
+    Role,
+    Root,
+    Snapshot,
+    SuccinctRoles,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 from tuf.api.serialization import DeserializationError
 
 from cloud_registry.client import RegistryClient
+from edge_contract.delegation import CATALOGUE, delegator_of, model_of
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import dump, parse_object
 from packager.files import disk_errors, write_durably
 from packager.limits import METADATA_BYTES_MAX, ROOT_STEPS_MAX
+from packager.tufmake import RoleKeys
 
 _T = TypeVar("_T", Root, Targets, Snapshot, Timestamp)
 _MISSING: Final = ("cloud.not-found", "artifact.not-found")
@@ -35,34 +47,145 @@ class View:
     Attributes:
         root: The newest root.
         targets: Top-level targets.
-        versions: Version of every targets role by name.
-        bins: The bins that were asked for, by name.
+        versions: Version by name of every targets role that was ever published.
+        roles: The delegated roles that were asked for, by name.
     """
 
     root: Root
     targets: Targets
     versions: dict[str, int]
-    bins: dict[str, Targets] = field(default_factory=dict)
+    roles: dict[str, Targets] = field(default_factory=dict)
+
+    def next_version(self, role: str) -> int:
+        """The version that a role's metadata has to have next."""
+        return self.versions.get(role, 0) + 1
 
     @property
-    def succinct(self) -> SuccinctRoles:
-        """The hash bins.
+    def models(self) -> dict[str, RoleKeys]:
+        """The keys of every model that has its own."""
+        named = {model_of(role): role for role in self._top.roles or {}}
+        return {model: self.keys_of(role) for model, role in named.items() if model is not None}
+
+    def first_of(self, path: str) -> str:
+        """The role below the top that answers for a target path."""
+        model = path.partition("/")[0]
+        return next((role for role in self._top.roles or {} if model_of(role) == model), CATALOGUE)
+
+    def holder_of(self, path: str) -> str:
+        """The role whose list a target path belongs into."""
+        first = self.first_of(path)
+        bins = bins_of(self.roles.get(first))
+        return first if bins is None else bins.get_role_for_target(path)
+
+    def keys_of(self, role: str) -> RoleKeys:
+        """The keys that have to sign a delegated role.
 
         Raises:
-            EdgeError: `trust.metadata-invalid` when the targets delegate in another way.
+            EdgeError: `trust.metadata-invalid` when nothing delegates to it.
         """
-        delegations = self.targets.delegations
-        if delegations is None or delegations.succinct_roles is None:
-            raise EdgeError("trust.metadata-invalid", "the targets do not delegate to succinct hash bins")
-        return delegations.succinct_roles
-
-    def bin_of(self, path: str) -> str:
-        """The name of the bin that a target path belongs to."""
-        return self.succinct.get_role_for_target(path)
+        parent = delegator_of(role)
+        delegations = self._top if parent is None else self._delegations_of(parent)
+        entry: Role | None = delegations.succinct_roles or (delegations.roles or {}).get(role)
+        if entry is None:
+            raise EdgeError("trust.metadata-invalid", f"nothing delegates to {role}")
+        return RoleKeys(tuple(delegations.keys[keyid] for keyid in entry.keyids), entry.threshold)
 
     def target(self, path: str) -> TargetFile | None:
-        """What a fetched bin says of a path."""
-        return self.bins[self.bin_of(path)].targets.get(path)
+        """What the fetched metadata says of a path."""
+        content = self.roles.get(self.holder_of(path))
+        return None if content is None else content.targets.get(path)
+
+    def entries(self) -> Iterator[tuple[str, TargetFile]]:
+        """Every listed bundle that devices can reach in the fetched metadata, with the role that lists it."""
+        for role, content in sorted(self.roles.items()):
+            for path, target in sorted(content.targets.items()):
+                if self.holder_of(path) == role:
+                    yield role, target
+
+    @property
+    def _top(self) -> Delegations:
+        return _require_delegations(self.targets, "targets")
+
+    def _delegations_of(self, role: str) -> Delegations:
+        return _require_delegations(self.roles[role], role)
+
+
+def bins_of(content: Targets | None) -> SuccinctRoles | None:
+    """The hash bins that a role delegates to, or none when it lists its bundles itself."""
+    return None if content is None or content.delegations is None else content.delegations.succinct_roles
+
+
+def _require_delegations(content: Targets, what: str) -> Delegations:
+    delegations = content.delegations
+    if delegations is None or (what == "targets" and CATALOGUE not in (delegations.roles or {})):
+        raise EdgeError("trust.metadata-invalid", f"{what} do not delegate as a registry's do")
+    return delegations
+
+
+class RootReader:
+    """Follows the roots of one repository. Used by one thread."""
+
+    def __init__(self, client: RegistryClient, folder: Path | None, repository: str) -> None:
+        """Read from a registry.
+
+        Args:
+            client: Any token that may read metadata.
+            folder: The author's folder with the pinned root, or none to trust the first root that comes.
+            repository: `image` or `director`.
+        """
+        self._client = client
+        self._path = None if folder is None else folder / root_file(repository)
+        self._repository = repository
+        # The roots of the director are the same for all devices, so any name will do.
+        self._prefix = "image" if repository == "image" else "director/packager"
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the first root came from the author and not from the registry."""
+        return self._path is not None and self._path.is_file()
+
+    def root(self, on_change: Callable[[Root, Root], None] | None = None) -> Root:
+        """The newest root, verified step by step from the pinned one, which it replaces.
+
+        Args:
+            on_change: Told of each step, the old root first, before the new one is pinned.
+
+        Raises:
+            EdgeError: `trust.*`, `network.*`, `cloud.*`.
+        """
+        what = f"{self._repository} root"
+        current = self._pinned()
+        if current is None:
+            current = _read(Root, self._fetch(1), f"the first {what}")
+            _verify(current.signed, "root", current, f"the first {what}")
+        for _ in range(ROOT_STEPS_MAX):
+            version = current.signed.version + 1
+            try:
+                data = self._fetch(version)
+            except EdgeError as error:
+                if error.code in _MISSING:
+                    break
+                raise
+            following = _read(Root, data, f"{what} {version}")
+            for delegator in (current.signed, following.signed):
+                _verify(delegator, "root", following, f"{what} {version}")
+            if following.signed.version != version:
+                raise EdgeError("trust.metadata-rollback", f"{what} {version} says it is {following.signed.version}")
+            if on_change is not None:
+                on_change(current.signed, following.signed)
+            current = following
+            if self._path is not None:
+                write_durably(self._path, data)
+        return current.signed
+
+    def _fetch(self, version: int) -> bytes:
+        return self._client.tuf_file(f"{self._prefix}/{version}.root.json", METADATA_BYTES_MAX)
+
+    def _pinned(self) -> Metadata[Root] | None:
+        if self._path is None or not self.is_pinned:
+            return None
+        with disk_errors(self._path):
+            return _read(Root, self._path.read_bytes(), str(self._path))
 
 
 class ImageReader:
@@ -77,11 +200,12 @@ class ImageReader:
         """
         self._client = client
         self._folder = folder
+        self._roots = RootReader(client, folder, "image")
 
     @property
     def is_pinned(self) -> bool:
         """Whether the first root came from the author and not from the registry."""
-        return self._folder is not None and (self._folder / root_file("image")).is_file()
+        return self._roots.is_pinned
 
     def root(self) -> Root:
         """The newest root, verified step by step from the pinned one, which it replaces.
@@ -89,49 +213,26 @@ class ImageReader:
         Raises:
             EdgeError: `trust.*`, `network.*`, `cloud.*`.
         """
-        current = self._pinned()
-        if current is None:
-            current = _read(Root, self._fetch("image/1.root.json"), "the first root")
-            _verify(current.signed, "root", current, "the first root")
-        for _ in range(ROOT_STEPS_MAX):
-            version = current.signed.version + 1
-            try:
-                data = self._fetch(f"image/{version}.root.json")
-            except EdgeError as error:
-                if error.code in _MISSING:
-                    break
-                raise
-            following = _read(Root, data, f"root {version}")
-            for delegator in (current.signed, following.signed):
-                _verify(delegator, "root", following, f"root {version}")
-            if following.signed.version != version:
-                raise EdgeError("trust.metadata-rollback", f"root {version} says that it is {following.signed.version}")
-            if _online_keys(following.signed) != _online_keys(current.signed):
+
+        def changed(old: Root, new: Root) -> None:
+            # Numbers under other online keys are no measure for these (TUF 5.3.11).
+            if _online_keys(old) != _online_keys(new):
                 self._forget_seen()
-            current = following
-            if self._folder is not None:
-                write_durably(self._folder / root_file("image"), data)
-        return current.signed
+
+        return self._roots.root(changed)
 
     def _fetch(self, name: str) -> bytes:
         return self._client.tuf_file(name, METADATA_BYTES_MAX)
 
-    def _pinned(self) -> Metadata[Root] | None:
-        if self._folder is None or not self.is_pinned:
-            return None
-        path = self._folder / root_file("image")
-        with disk_errors(path):
-            return _read(Root, path.read_bytes(), str(path))
-
     # --- everything below the root ---
 
-    def view(self, paths: Iterable[str] = (), *, every_bin: bool = False, allow_expired: bool = False) -> View:
+    def view(self, paths: Iterable[str] = (), *, is_whole: bool = False, allow_expired: bool = False) -> View:
         """Bring verified metadata.
 
         Args:
-            paths: Target paths whose bins are wanted.
-            every_bin: Fetch all bins.
-            allow_expired: Take targets and bins past their expiry, in order to sign them anew.
+            paths: Target paths whose lists are wanted.
+            is_whole: Fetch every role that devices can reach.
+            allow_expired: Take targets of any level past their expiry, in order to sign them anew.
 
         Raises:
             EdgeError: `trust.*`, `network.*`, `cloud.*`.
@@ -146,9 +247,21 @@ class ImageReader:
         targets = self._targets(root, "targets", snapshot, now, allow_expired)
         versions = {name.removesuffix(".json"): meta.version for name, meta in snapshot.meta.items()}
         view = View(root, targets, versions)
-        names = set(view.succinct.get_roles()) if every_bin else {view.bin_of(path) for path in paths}
-        for name in sorted(names):
-            view.bins[name] = self._targets(targets, name, snapshot, now, allow_expired)
+        paths = list(paths)
+
+        def fetch(delegator: Targets, names: Iterable[str]) -> None:
+            for name in sorted(set(names) - set(view.roles)):
+                # A model's role is missing until somebody signs for it.
+                if name in versions or model_of(name) is None:
+                    view.roles[name] = self._targets(delegator, name, snapshot, now, allow_expired)
+
+        delegations = _require_delegations(targets, "targets")
+        fetch(targets, delegations.roles or {} if is_whole else {view.first_of(path) for path in paths})
+        for first, content in list(view.roles.items()):
+            bins = bins_of(content)
+            if bins is not None:
+                wanted = {bins.get_role_for_target(path) for path in paths if view.first_of(path) == first}
+                fetch(content, bins.get_roles() if is_whole else wanted)
         return view
 
     def _timestamp(self, root: Root, now: datetime) -> Timestamp:

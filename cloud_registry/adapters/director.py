@@ -4,6 +4,9 @@ A device's targets, snapshot and timestamp are one row of the metadata table, re
 before the current one still in it: a device that fetched the timestamp a moment ago can go on. Targets get a new
 version only when the assignments change or the old ones near their expiry, so that the version of the targets can tell
 devices and operators whether there is something new.
+
+When the root trusts other online keys, everything is signed anew at the next question, by the new key and once more by
+the old one, for the device that read the old root a moment ago.
 """
 
 import logging
@@ -11,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from tuf.api.metadata import Snapshot, TargetFile, Targets, Timestamp
+from securesystemslib.signer import Signer
+from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
 
 from cloud_registry.adapters import tuf_rules
 from cloud_registry.adapters.tuf_keys import DIRECTOR, OnlineKeys
@@ -19,8 +23,10 @@ from cloud_registry.limits import (
     DIRECTOR_TARGETS_LIFE_MS,
     METADATA_ATTEMPTS_MAX,
     METADATA_BYTES_MAX,
+    ROOT_BYTES_MAX,
     SNAPSHOT_LIFE_MS,
     TIMESTAMP_LIFE_MS,
+    VERSION_MAX,
 )
 from cloud_registry.ports import AssignmentSource, Clock, MetadataRow, MetadataTable
 from edge_contract.deployment import Assignment, director_custom, target_path
@@ -32,6 +38,7 @@ from edge_contract.names import device_name
 LOGGER = logging.getLogger(__name__)
 _ROW: Final = "current"
 _KEPT: Final = 2
+_ROLES: Final = (Targets.type, Snapshot.type, Timestamp.type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class _Shelf:
         snapshots: File by version.
         timestamp: The one timestamp, with its version.
         renew_ms: When the first of them has used half of its life, by role.
+        keyids: Identifier of the key that signed the newest, by role.
     """
 
     content: str = ""
@@ -51,11 +59,17 @@ class _Shelf:
     snapshots: dict[int, bytes] = field(default_factory=dict)
     timestamp: tuple[int, bytes] = (0, b"")
     renew_ms: dict[str, int] = field(default_factory=dict)
+    keyids: dict[str, str] = field(default_factory=dict)
 
     @property
     def version(self) -> int:
         """Version of the newest targets."""
         return max(self.targets, default=0)
+
+    @property
+    def snapshot_version(self) -> int:
+        """Version of the newest snapshot."""
+        return max(self.snapshots, default=0)
 
     def to_bytes(self) -> bytes:
         """The row's document."""
@@ -66,6 +80,7 @@ class _Shelf:
                 "snapshots": {str(number): data.decode() for number, data in self.snapshots.items()},
                 "timestamp": {str(self.timestamp[0]): self.timestamp[1].decode()},
                 "renew_ms": self.renew_ms,
+                "keyids": self.keyids,
             }
         )
 
@@ -86,7 +101,8 @@ class _Shelf:
             targets=files("targets"),
             snapshots=files("snapshots"),
             timestamp=next(iter(files("timestamp").items())),
-            renew_ms={role: times.integer(role) for role in (Targets.type, Snapshot.type, Timestamp.type)},
+            renew_ms={role: times.integer(role) for role in _ROLES},
+            keyids=fields.mapping("keyids", len(_ROLES)),
         )
 
 
@@ -99,6 +115,7 @@ class TufDirector:
         self._keys = keys
         self._assignments = assignments
         self._clock = clock
+        self._online: _Online | None = None  # replaced as a whole, so that threads need no lock
 
     def root(self) -> bytes | None:
         """See `Director.root`."""
@@ -138,9 +155,21 @@ class TufDirector:
 
     # --- inside ---
 
-    def _require_root(self) -> None:
-        if self.root() is None:
+    def _require_root(self) -> "_Online":
+        """The keys that the root of this moment trusts.
+
+        Raises:
+            EdgeError: `trust.root-unknown` before the first root, `config.*` when they cannot be used.
+        """
+        row = self._table.get(DIRECTOR, "root")
+        if row is None:
             raise EdgeError("trust.root-unknown", "the director has no root", "Run `packager keys init` first.")
+        known = self._online
+        if known is None or known.root_data != row[1]:
+            root = tuf_rules.read(Root, row[1], "the director root", ROOT_BYTES_MAX).signed
+            signers = {role: tuf_rules.trusted_signer(root, DIRECTOR, role, self._keys) for role in _ROLES}
+            known = self._online = _Online(row[1], signers)
+        return known
 
     def _stored(self, device: str) -> tuple[int, _Shelf]:
         row = self._table.get(_repository(device), _ROW)
@@ -148,11 +177,11 @@ class TufDirector:
 
     def _current(self, device: str) -> _Shelf:
         """What is signed for a device, after taking in its assignments and renewing what is past half its life."""
-        self._require_root()
         for _ in range(METADATA_ATTEMPTS_MAX):
+            online = self._require_root()
             # The row first: assignments that change after it was read conflict with us, or are seen next time.
             row_version, shelf = self._stored(device)
-            updated = self._updated(device, shelf, self._assignments.assignments(device))
+            updated = self._updated(device, shelf, self._assignments.assignments(device), online)
             if updated is shelf:
                 return shelf
             row = MetadataRow(_repository(device), _ROW, row_version + 1, updated.to_bytes())
@@ -165,24 +194,26 @@ class TufDirector:
             return updated
         raise EdgeError("cloud.unavailable", f"the metadata of {device} changes too fast", "Try again.")
 
-    def _updated(self, device: str, shelf: _Shelf, assignments: Sequence[Assignment]) -> _Shelf:
+    def _updated(self, device: str, shelf: _Shelf, assignments: Sequence[Assignment], online: "_Online") -> _Shelf:
         now = self._clock.wall_ms()
         targets = _targets_of(assignments)
         content = str(Digest.of(dump({path: target.to_dict() for path, target in targets.items()})))
-        is_new = content != shelf.content or now >= shelf.renew_ms[Targets.type]
-        if is_new:
-            shelf = self._with_targets(device, shelf, targets, content, now)
+        # New keys of any role replace all three: what an outdated key signed would be worth nothing to a device.
+        is_new = content != shelf.content or shelf.keyids != online.keyids
+        if is_new or now >= shelf.renew_ms[Targets.type]:
+            shelf = self._with_targets(device, shelf, targets, content, now, online)
+            is_new = True
         if is_new or now >= shelf.renew_ms[Snapshot.type]:
-            shelf = self._with_snapshot(shelf, now)
+            shelf = self._with_snapshot(shelf, now, online)
             is_new = True
         if is_new or now >= shelf.renew_ms[Timestamp.type]:
-            shelf = self._with_timestamp(shelf, now)
+            shelf = self._with_timestamp(shelf, now, online)
         return shelf
 
     def _with_targets(
-        self, device: str, shelf: _Shelf, targets: dict[str, TargetFile], content: str, now: int
+        self, device: str, shelf: _Shelf, targets: dict[str, TargetFile], content: str, now: int, online: "_Online"
     ) -> _Shelf:
-        number = shelf.version + 1
+        number = _following(shelf.version, shelf, online)
         part = Targets(
             version=number,
             expires=tuf_rules.later(now, DIRECTOR_TARGETS_LIFE_MS),
@@ -190,30 +221,61 @@ class TufDirector:
             # Says whose metadata it is also when nothing is assigned, so that nobody can hand it to another device.
             unrecognized_fields={"lighterman": {"device": device}},
         )
-        data = tuf_rules.signed(part, DIRECTOR, self._keys)
-        files = _newest(shelf.targets | {number: data})
+        files = _newest(shelf.targets, number, self._signed(part, shelf, online))
         return replace(
             shelf, content=content, targets=files, renew_ms=_renewal(shelf, Targets.type, now, DIRECTOR_TARGETS_LIFE_MS)
         )
 
-    def _with_snapshot(self, shelf: _Shelf, now: int) -> _Shelf:
-        number = max(shelf.snapshots, default=0) + 1
+    def _with_snapshot(self, shelf: _Shelf, now: int, online: "_Online") -> _Shelf:
+        number = _following(shelf.snapshot_version, shelf, online)
         part = tuf_rules.new_snapshot(number, {Targets.type: shelf.version}, now, SNAPSHOT_LIFE_MS)
-        data = tuf_rules.signed(part, DIRECTOR, self._keys)
         return replace(
             shelf,
-            snapshots=_newest(shelf.snapshots | {number: data}),
+            snapshots=_newest(shelf.snapshots, number, self._signed(part, shelf, online)),
             renew_ms=_renewal(shelf, Snapshot.type, now, SNAPSHOT_LIFE_MS),
         )
 
-    def _with_timestamp(self, shelf: _Shelf, now: int) -> _Shelf:
-        number = shelf.timestamp[0] + 1
-        newest = max(shelf.snapshots)
+    def _with_timestamp(self, shelf: _Shelf, now: int, online: "_Online") -> _Shelf:
+        number = _following(shelf.timestamp[0], shelf, online)
+        newest = shelf.snapshot_version
         part = tuf_rules.new_timestamp(number, newest, shelf.snapshots[newest], now, TIMESTAMP_LIFE_MS)
-        data = tuf_rules.signed(part, DIRECTOR, self._keys)
         return replace(
-            shelf, timestamp=(number, data), renew_ms=_renewal(shelf, Timestamp.type, now, TIMESTAMP_LIFE_MS)
+            shelf,
+            timestamp=(number, self._signed(part, shelf, online)),
+            renew_ms=_renewal(shelf, Timestamp.type, now, TIMESTAMP_LIFE_MS),
+            # The last step: until here the shelf names the keys that its former files are signed by.
+            keyids=online.keyids,
         )
+
+    def _signed(self, part: tuf_rules.Part, shelf: _Shelf, online: "_Online") -> bytes:
+        role, keyid = part.type, shelf.keyids.get(part.type)
+        if keyid is None or keyid == online.keyids[role]:
+            return tuf_rules.signed(part, online.signers[role])
+        before = self._keys.trusted(DIRECTOR, role, (keyid,))
+        return tuf_rules.signed(part, online.signers[role], before[0].signer if before else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Online:
+    """The keys that one director root trusts.
+
+    Attributes:
+        root_data: The root's bytes.
+        signers: This server's key by role.
+    """
+
+    root_data: bytes
+    signers: dict[str, Signer]
+
+    @property
+    def keyids(self) -> dict[str, str]:
+        """Identifiers of the keys by role."""
+        return {role: str(signer.public_key.keyid) for role, signer in self.signers.items()}
+
+
+def _following(version: int, shelf: _Shelf, online: _Online) -> int:
+    """The next version; under new keys, numbers that a thief drove up are given up, as devices do."""
+    return 1 if version >= VERSION_MAX and shelf.keyids != online.keyids else version + 1
 
 
 def _targets_of(assignments: Sequence[Assignment]) -> dict[str, TargetFile]:
@@ -234,8 +296,10 @@ def _renewal(shelf: _Shelf, role: str, now: int, life_ms: int) -> dict[str, int]
     return shelf.renew_ms | {role: now + life_ms // 2}
 
 
-def _newest(files: dict[int, bytes]) -> dict[int, bytes]:
-    return dict(sorted(files.items())[-_KEPT:])
+def _newest(files: dict[int, bytes], number: int, data: bytes) -> dict[int, bytes]:
+    """The files with a new one, without the oldest; without all of them when the numbering starts again."""
+    kept = {version: former for version, former in files.items() if version < number}
+    return dict(sorted((kept | {number: data}).items())[-_KEPT:])
 
 
 def _repository(device: str) -> str:

@@ -1,20 +1,21 @@
-"""The TUF image repository: authors sign targets and bins, the server signs snapshot and timestamp (ADR 0008).
+"""The TUF image repository: authors sign every level of targets, the server signs snapshot and timestamp (ADR 0008).
 
 Every document lies in the metadata table under its consistent-snapshot name without `.json` (`3.root`, `7.bins-0a`);
 `root` and `timestamp` are the current ones. Every change replaces `timestamp`, and expects the one it was made from:
 of two publishes at the same moment one is refused, and a reader never sees half of either.
 """
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
-from cloud_registry.adapters import tuf_rules
-from cloud_registry.adapters.tuf_keys import DIRECTOR, IMAGE, OnlineKeys
+from cloud_registry.adapters import tuf_delegations, tuf_rules
+from cloud_registry.adapters.tuf_keys import DIRECTOR, IMAGE, ONLINE_ROLES, OnlineKeys, every_role
 from cloud_registry.limits import (
     METADATA_ATTEMPTS_MAX,
     METADATA_HISTORY,
@@ -22,11 +23,15 @@ from cloud_registry.limits import (
     SNAPSHOT_LIFE_MS,
     TARGETS_BYTES_MAX,
     TIMESTAMP_LIFE_MS,
+    VERSION_MAX,
 )
-from cloud_registry.ports import Clock, ImageTarget, MetadataRow, MetadataTable
+from cloud_registry.ports import Clock, ImageTarget, MetadataRow, MetadataTable, OnlineKeyWish
+from edge_contract.codes import CODES, Category
+from edge_contract.delegation import model_of
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 
+LOGGER = logging.getLogger(__name__)
 _ROOT: Final = Root.type
 _TARGETS: Final = Targets.type
 _SNAPSHOT: Final = Snapshot.type
@@ -53,13 +58,13 @@ class _Current:
     targets: Targets | None
 
     def version_of(self, role: str) -> int:
-        """Version of targets or a bin, 0 when there is none."""
+        """Version of any targets role, 0 when there is none."""
         meta = None if self.snapshot is None else self.snapshot.meta.get(f"{role}.json")
         return 0 if meta is None else meta.version
 
     @property
     def versions(self) -> dict[str, int]:
-        """Version of targets and every bin."""
+        """Version of every targets role that was ever published."""
         meta = {} if self.snapshot is None else self.snapshot.meta
         return {name.removesuffix(".json"): file.version for name, file in meta.items()}
 
@@ -74,7 +79,7 @@ class TufImageRepository:
         self._clock = clock
         self._lock = threading.Lock()
         self._current: _Current | None = None
-        self._bins: OrderedDict[tuple[str, int], Targets] = OrderedDict()
+        self._lists: OrderedDict[tuple[str, int], Targets] = OrderedDict()
 
     # --- roots ---
 
@@ -89,15 +94,44 @@ class TufImageRepository:
     def trust_summary(self) -> JsonObject:
         """See `ImageRepository.trust_summary`."""
         rows = {name: self._table.get(name, _ROOT) for name in (IMAGE, DIRECTOR)}
+        current: JsonObject = {name: {} for name in ONLINE_ROLES}
+        waiting: JsonObject = {name: {} for name in ONLINE_ROLES}
+        for name, role in every_role():
+            used = self._used(name, role)
+            newest = self._keys.generations(name, role)[-1]
+            trusted = self._keys.trusted(name, role, used)
+            current[name][role] = (trusted[-1] if trusted else newest).describe()
+            if used and newest.public.keyid not in used:
+                waiting[name][role] = newest.describe()
         return {
             "initialised": all(row is not None for row in rows.values()),
-            "online_keys": self._keys.public(),
+            "online_keys": current,
+            "next_online_keys": waiting,
             **{f"{name}_root_version": 0 if row is None else row[0] for name, row in rows.items()},
         }
+
+    def prepare_online_keys(self, wishes: Sequence[OnlineKeyWish], is_afresh: bool) -> JsonObject:
+        """See `ImageRepository.prepare_online_keys`."""
+        known = {(wish.repository, wish.role): wish for wish in wishes}
+        unknown = sorted(set(known) - set(every_role()))
+        if unknown:
+            raise EdgeError("cloud.bad-request", f"{'/'.join(unknown[0])[:80]!r} is no role with an online key")
+        for name, role in known or every_role():
+            wish = known.get((name, role), OnlineKeyWish(name, role))
+            self._keys.prepare(name, role, self._used(name, role), wish.uri, is_afresh)
+        return self.trust_summary()
+
+    def _used(self, repository: str, role: str) -> Collection[str]:
+        """Identifiers of the keys that the current root trusts for a role; none before the first root."""
+        data = self._root_of(repository)
+        if data is None:
+            return ()
+        return tuple(tuf_rules.read(Root, data, _ROOT, TARGETS_BYTES_MAX).signed.roles[role].keyids)
 
     def submit_roots(self, image: bytes | None, director: bytes | None) -> None:
         """See `ImageRepository.submit_roots`; a root that is already the current one changes nothing."""
         rows: list[MetadataRow] = []
+        outdated: list[tuple[str, str]] = []
         expect: dict[tuple[str, str], int] = {}
         now = self._clock.wall_ms()
         for repository, data in ((IMAGE, image), (DIRECTOR, director)):
@@ -105,20 +139,21 @@ class TufImageRepository:
             if data is None or (former is not None and former[1] == data):
                 continue
             root = tuf_rules.next_root(repository, data, None if former is None else former[1], self._keys, now)
-            if repository == IMAGE:
-                self._require_targets_still_valid(root)
+            if repository == IMAGE and self._table.get(IMAGE, _TIMESTAMP) is not None:
+                current = self._now()
+                self._require_targets_still_valid(root, current)
+                if current.snapshot is not None and _has_other_online_keys(current.root, root):
+                    self._sign_all(_under(current, root), current.versions, now, rows, outdated, current.root)
+                    expect[IMAGE, _TIMESTAMP] = current.timestamp_version
             rows.append(MetadataRow(repository, _ROOT, root.version, data))
             rows.append(MetadataRow(repository, f"{root.version}.{_ROOT}", root.version, data))
             expect[repository, _ROOT] = root.version - 1
         if rows:
-            self._table.put_many(rows, expect)
+            self._table.put_many(rows, expect, outdated)
 
-    def _require_targets_still_valid(self, root: Root) -> None:
+    def _require_targets_still_valid(self, root: Root, current: _Current) -> None:
         """Refuse a root under which devices could not verify the targets of this moment."""
-        row = self._table.get(IMAGE, _TIMESTAMP)
-        if row is None:
-            return
-        name = f"{self._now().version_of(_TARGETS)}.{_TARGETS}"
+        name = f"{current.version_of(_TARGETS)}.{_TARGETS}"
         try:
             tuf_rules.verify(
                 root, _TARGETS, tuf_rules.read_targets(self._stored(name), _TARGETS), "the current targets"
@@ -135,11 +170,11 @@ class TufImageRepository:
     def submit_metadata(self, files: Mapping[str, bytes]) -> None:
         """See `ImageRepository.submit_metadata`; files that are all current already change nothing.
 
-        The first submission brings the targets and every bin. A later one brings what changed.
+        The first submission brings the targets, the catalogue and every bin. A later one brings what changed.
         """
         current = self._now()
         if not files:
-            raise EdgeError("trust.metadata-invalid", "no metadata came", "Send targets, bins, or both.")
+            raise EdgeError("trust.metadata-invalid", "no metadata came", "Send signed targets of any level.")
         if all(self._is_current(current, role, data) for role, data in files.items()):
             return
         versions = current.versions | self._check(current, files)
@@ -154,47 +189,60 @@ class TufImageRepository:
         return row is not None and row[1] == data
 
     def _check(self, current: _Current, files: Mapping[str, bytes]) -> dict[str, int]:
-        """Verify submitted metadata against root and delegation; the new versions by role."""
+        """Verify submitted metadata, each role against its delegator as it will be; the new versions by role."""
         now = self._clock.wall_ms()
-        targets = current.targets
-        if _TARGETS in files:
-            metadata = tuf_rules.read_targets(files[_TARGETS], _TARGETS)
-            tuf_rules.verify(current.root, _TARGETS, metadata, _TARGETS)
-            targets = metadata.signed
-        if targets is None:
-            raise EdgeError("trust.metadata-invalid", "the first publish has to bring the targets and every bin")
-        bins = tuf_rules.succinct_roles(targets)
-        names = set(bins.get_roles())
-        unknown = sorted(set(files) - names - {_TARGETS})
-        if unknown:
-            raise EdgeError("trust.metadata-invalid", f"nothing delegates to {unknown[0][:80]!r}")
-        versions: dict[str, int] = {}
-        for role, data in files.items():
-            content = targets
-            if role != _TARGETS:
-                metadata = tuf_rules.read_targets(data, role)
-                tuf_rules.verify(targets, role, metadata, role)
-                content = metadata.signed
-                tuf_rules.check_bin(role, content, bins)
-            _require_next(role, content, current.version_of(role))
-            tuf_rules.require_fresh(content.expires, now, role)
-            versions[role] = content.version
-        if _TARGETS in files:
-            self._require_other_bins_valid(current, targets, names - set(files))
-        return versions
+        own = self._keys.own_keyids()
+        parents = {role: tuf_delegations.parent_of(role) for role in files}
+        checked: dict[str, Targets] = {}
+        # A delegator first: what comes along with it is judged by its new version.
+        for role in sorted(files, key=lambda name: (_depth(parents[name]), name)):
+            metadata = tuf_rules.read_targets(files[role], role)
+            parent = self._delegator(current, checked, role, parents[role])
+            tuf_rules.verify(current.root if parent is None else parent, role, metadata, role)
+            tuf_delegations.check_content(role, metadata.signed, parent, own)
+            _require_next(role, metadata.signed, current.version_of(role))
+            tuf_rules.require_fresh(metadata.signed.expires, now, role)
+            checked[role] = metadata.signed
+        for role, content in checked.items():
+            self._require_others_valid(current, role, content, set(files))
+        return {role: content.version for role, content in checked.items()}
 
-    def _require_other_bins_valid(self, current: _Current, targets: Targets, others: set[str]) -> None:
-        """With new targets, every bin that did not come along has to be there and verify under them."""
-        same = current.targets is not None and current.targets.delegations == targets.delegations
-        for role in sorted(others):
-            version = current.version_of(role)
+    def _delegator(
+        self, current: _Current, checked: Mapping[str, Targets], role: str, parent: str | None
+    ) -> Targets | None:
+        if parent is None:
+            return None
+        content = checked.get(parent) or self._content(current, parent)
+        if content is None:
+            why = "the first publish has to bring the targets, the catalogue and every bin"
+            raise EdgeError("trust.metadata-invalid", why)
+        if not tuf_delegations.delegates_to(content, role):
+            raise EdgeError("trust.metadata-invalid", f"{parent} does not delegate to {role[:80]!r}")
+        return content
+
+    def _content(self, current: _Current, role: str) -> Targets | None:
+        """Current metadata of a role, or none."""
+        if role == _TARGETS:
+            return current.targets
+        version = current.version_of(role)
+        return self._list(role, version) if version else None
+
+    def _require_others_valid(self, current: _Current, role: str, content: Targets, brought: set[str]) -> None:
+        """With a new version of a delegator, every delegate that did not come along has to be there and verify."""
+        before = self._content(current, role)
+        bins = tuf_delegations.bins_of(content)
+        children = set(tuf_delegations.top_roles(content)) | set(() if bins is None else bins.get_roles())
+        for child in sorted(children - brought):
+            version = current.version_of(child)
+            if version == 0 and model_of(child) is not None:
+                continue  # nobody has signed for this model yet
             if version == 0:
                 raise EdgeError(
-                    "trust.metadata-invalid", f"{role} is missing", "Publish every bin along with the targets."
+                    "trust.metadata-invalid", f"{child} is missing", f"Publish everything that {role} delegates to."
                 )
-            if not same:
-                stored = tuf_rules.read_targets(self._stored(f"{version}.{role}"), role)
-                tuf_rules.verify(targets, role, stored, role)
+            if not tuf_delegations.is_same_delegation(before, content, child):
+                stored = tuf_rules.read_targets(self._stored(f"{version}.{child}"), child)
+                tuf_rules.verify(content, child, stored, child)
 
     def _sign_and_store(
         self,
@@ -205,26 +253,38 @@ class TufImageRepository:
         outdated: list[tuple[str, str]],
     ) -> None:
         """Sign a snapshot and a timestamp over new versions; everything in one transaction."""
-        number = 1 if current.snapshot is None else current.snapshot.version + 1
-        snapshot = tuf_rules.signed(tuf_rules.new_snapshot(number, versions, now, SNAPSHOT_LIFE_MS), IMAGE, self._keys)
-        rows.append(MetadataRow(IMAGE, f"{number}.{_SNAPSHOT}", number, snapshot))
-        outdated.append((IMAGE, f"{number - METADATA_HISTORY}.{_SNAPSHOT}"))
-        self._store_timestamp(current, number, snapshot, now, rows, outdated)
+        self._sign_all(current, versions, now, rows, outdated)
+        self._store(current, rows, outdated)
 
-    def _store_timestamp(
+    def _sign_all(
         self,
         current: _Current,
-        number: int,
-        snapshot: bytes,
+        versions: Mapping[str, int],
         now: int,
         rows: list[MetadataRow],
         outdated: list[tuple[str, str]],
+        former: Root | None = None,
     ) -> None:
-        version = current.timestamp_version + 1
-        timestamp = tuf_rules.signed(
-            tuf_rules.new_timestamp(version, number, snapshot, now, TIMESTAMP_LIFE_MS), IMAGE, self._keys
-        )
-        rows.append(MetadataRow(IMAGE, _TIMESTAMP, version, timestamp))
+        number = 1 if current.snapshot is None else _following(current.snapshot.version, former)
+        content = tuf_rules.new_snapshot(number, versions, now, SNAPSHOT_LIFE_MS)
+        snapshot = self._signed(content, current.root, former)
+        rows.append(MetadataRow(IMAGE, f"{number}.{_SNAPSHOT}", number, snapshot))
+        outdated.append((IMAGE, f"{number - METADATA_HISTORY}.{_SNAPSHOT}"))
+        rows.append(self._timestamp_row(current, number, snapshot, now, former))
+
+    def _timestamp_row(
+        self, current: _Current, number: int, snapshot: bytes, now: int, former: Root | None = None
+    ) -> MetadataRow:
+        version = _following(current.timestamp_version, former)
+        content = tuf_rules.new_timestamp(version, number, snapshot, now, TIMESTAMP_LIFE_MS)
+        return MetadataRow(IMAGE, _TIMESTAMP, version, self._signed(content, current.root, former))
+
+    def _signed(self, content: tuf_rules.Part, root: Root, former: Root | None) -> bytes:
+        signer = tuf_rules.trusted_signer(root, IMAGE, content.type, self._keys)
+        before = [] if former is None else self._keys.trusted(IMAGE, content.type, former.roles[content.type].keyids)
+        return tuf_rules.signed(content, signer, before[-1].signer if before else None)
+
+    def _store(self, current: _Current, rows: list[MetadataRow], outdated: list[tuple[str, str]]) -> None:
         expect = {(IMAGE, _TIMESTAMP): current.timestamp_version, (IMAGE, _ROOT): current.root_version}
         self._table.put_many(rows, expect, outdated)
 
@@ -254,6 +314,9 @@ class TufImageRepository:
             try:
                 self._renew(now)
             except EdgeError as error:
+                if CODES[error.code].category is Category.CONFIG and timestamp.expires > tuf_rules.instant(now):
+                    LOGGER.error("the timestamp cannot be renewed: %s", error)
+                    return row[1]
                 # Somebody else published or renewed meanwhile: theirs will do.
                 if error.code != "cloud.conflict":
                     raise
@@ -267,7 +330,8 @@ class TufImageRepository:
             self._sign_and_store(current, current.versions, now, [], [])
             return
         number = current.snapshot.version
-        self._store_timestamp(current, number, self._stored(f"{number}.{_SNAPSHOT}"), now, [], [])
+        row = self._timestamp_row(current, number, self._stored(f"{number}.{_SNAPSHOT}"), now)
+        self._store(current, [row], [])
 
     def target(self, path: str) -> ImageTarget | None:
         """See `ImageRepository.target`."""
@@ -276,23 +340,26 @@ class TufImageRepository:
         current = self._now()
         if current.targets is None:
             return None
-        role = tuf_rules.succinct_roles(current.targets).get_role_for_target(path)
-        found = self._bin(role, current.version_of(role)).targets.get(path)
+        content = self._content(current, tuf_delegations.holder_of(current.targets, path))
+        bins = None if content is None else tuf_delegations.bins_of(content)
+        if bins is not None:
+            content = self._content(current, bins.get_role_for_target(path))
+        found = None if content is None else content.targets.get(path)
         return None if found is None else tuf_rules.image_target(path, found)
 
     # --- inside ---
 
-    def _bin(self, role: str, version: int) -> Targets:
+    def _list(self, role: str, version: int) -> Targets:
         with self._lock:
-            known = self._bins.get((role, version))
+            known = self._lists.get((role, version))
             if known is not None:
-                self._bins.move_to_end((role, version))
+                self._lists.move_to_end((role, version))
                 return known
         content = tuf_rules.read_targets(self._stored(f"{version}.{role}"), role).signed
         with self._lock:
-            self._bins[role, version] = content
-            while len(self._bins) > PARSED_BINS_MAX:
-                self._bins.popitem(last=False)
+            self._lists[role, version] = content
+            while len(self._lists) > PARSED_BINS_MAX:
+                self._lists.popitem(last=False)
         return content
 
     def _now(self) -> _Current:
@@ -354,3 +421,21 @@ def _require_next(role: str, content: Targets, version: int) -> None:
 
 def _no_file(filename: str) -> EdgeError:
     return EdgeError("cloud.not-found", f"there is no metadata file {filename[:80]!r}")
+
+
+def _depth(parent: str | None) -> int:
+    """How far a role is from the root, by its delegator."""
+    return 0 if parent is None else 1 if parent == _TARGETS else 2
+
+
+def _has_other_online_keys(before: Root, after: Root) -> bool:
+    return any(set(before.roles[role].keyids) != set(after.roles[role].keyids) for role in ONLINE_ROLES[IMAGE])
+
+
+def _under(current: _Current, root: Root) -> _Current:
+    return replace(current, root=root, root_version=root.version)
+
+
+def _following(version: int, former: Root | None) -> int:
+    """The next version; under new keys, numbers that a thief drove up are given up, as devices do."""
+    return 1 if former is not None and version >= VERSION_MAX else version + 1

@@ -3,27 +3,19 @@
 Verification is of the exact bytes that will be stored and served: they are read strictly, then by python-tuf.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
+from securesystemslib.signer import Signer
 from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
-from tuf.api.metadata import (
-    Delegations,
-    Metadata,
-    MetaFile,
-    Root,
-    Snapshot,
-    SuccinctRoles,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 from tuf.api.serialization import DeserializationError, SerializationError
 
-from cloud_registry.adapters.tuf_keys import DIRECTOR, IMAGE, ONLINE_ROLES, OnlineKeys
-from cloud_registry.limits import BINS_MAX, ROOT_BYTES_MAX, TARGETS_BYTES_MAX
+from cloud_registry.adapters.tuf_keys import DIRECTOR, IMAGE, OnlineKeys
+from cloud_registry.limits import ROOT_BYTES_MAX, TARGETS_BYTES_MAX
 from cloud_registry.ports import ImageTarget
 from edge_contract.deployment import Artifact, target_path
 from edge_contract.digest import Digest
@@ -31,6 +23,7 @@ from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import JsonObject, parse_object
 
 Part = TypeVar("Part", Root, Targets, Snapshot, Timestamp)
+LOGGER = logging.getLogger(__name__)
 _OFFLINE: Final = {IMAGE: ("root", "targets"), DIRECTOR: ("root",)}
 
 
@@ -143,60 +136,30 @@ def _require_workable(repository: str, root: Root, keys: OnlineKeys) -> None:
     hint = "Make it with the online keys that GET /api/v1/trust lists."
     if root.consistent_snapshot is not True:
         raise EdgeError("trust.metadata-invalid", f"{what} does not ask for consistent snapshots", hint)
-    own = {keys.keyid(repository, role) for role in ONLINE_ROLES[repository]}
+    own = keys.own_keyids()
     for name, role in root.roles.items():
         if len(role.keyids) < role.threshold:
             raise EdgeError("trust.metadata-invalid", f"{what}: {name} needs more signatures than it has keys")
         if name in _OFFLINE[repository] and own.intersection(role.keyids):
             raise EdgeError("trust.metadata-invalid", f"{what} trusts a key of this server for {name}", hint)
         if name not in _OFFLINE[repository]:
-            keyid = keys.keyid(repository, name)
-            if keyid not in role.keyids or role.threshold != 1:
+            ours = keys.trusted(repository, name, role.keyids)
+            if not ours or role.threshold != 1:
                 raise EdgeError("trust.metadata-invalid", f"{what} does not let this server's key sign {name}", hint)
-            if keyid not in root.keys or root.keys[keyid] != keys.signer(repository, name).public_key:
+            if any(root.keys.get(key.public.keyid) != key.public for key in ours):
                 raise EdgeError("trust.metadata-invalid", f"{what} has another key under {name}'s identifier", hint)
 
 
 # --- Targets of the image repository ---
 
 
-def succinct_roles(targets: Targets) -> SuccinctRoles:
-    """The hash bins that the top-level targets delegate to.
-
-    Raises:
-        EdgeError: `trust.metadata-invalid` for any other kind of delegation, or targets beside the bins.
-    """
-    delegations: Delegations | None = targets.delegations
-    if delegations is None or delegations.succinct_roles is None:
-        raise EdgeError("trust.metadata-invalid", "the targets do not delegate to succinct hash bins")
-    if delegations.succinct_roles.number_of_bins > BINS_MAX:
-        raise EdgeError("trust.metadata-invalid", f"the targets have more than {BINS_MAX} bins")
-    if targets.targets:
-        raise EdgeError("trust.metadata-invalid", "the targets list an artifact themselves, not in a bin")
-    return delegations.succinct_roles
-
-
 def read_targets(data: bytes, role: str) -> Metadata[Targets]:
-    """Read targets or one bin.
+    """Read targets of any level.
 
     Raises:
         EdgeError: `trust.metadata-too-large`, `trust.metadata-invalid`.
     """
     return read(Targets, data, role, TARGETS_BYTES_MAX)
-
-
-def check_bin(role: str, content: Targets, bins: SuccinctRoles) -> None:
-    """Require that a bin lists only what belongs into it, in our form, and delegates to nobody.
-
-    Raises:
-        EdgeError: `trust.metadata-invalid`.
-    """
-    if content.delegations is not None:
-        raise EdgeError("trust.metadata-invalid", f"{role} delegates to others")
-    for path, target in content.targets.items():
-        if bins.get_role_for_target(path) != role:
-            raise EdgeError("trust.metadata-invalid", f"{role} lists {path!r}, which belongs into another bin")
-        image_target(path, target)
 
 
 def image_target(path: str, target: TargetFile) -> ImageTarget:
@@ -218,11 +181,46 @@ def image_target(path: str, target: TargetFile) -> ImageTarget:
 # --- Online metadata ---
 
 
-def signed(content: Part, repository: str, keys: OnlineKeys) -> bytes:
-    """Sign metadata with the server's key of its role; the bytes to store and serve."""
+def trusted_signer(root: Root, repository: str, role: str, keys: OnlineKeys) -> Signer:
+    """The server's newest key that a root trusts for an online role.
+
+    Raises:
+        EdgeError: `config.key-invalid` when it trusts none of those that are here.
+    """
+    ours = keys.trusted(repository, role, root.roles[role].keyids)
+    if not ours:
+        raise EdgeError(
+            "config.key-invalid",
+            f"the {repository} root trusts no {role} key of this server",
+            "Restore the folder of online keys, or introduce new ones: packager keys rotate --role online.",
+        )
+    return ours[-1].signer
+
+
+def signed(content: Part, signer: Signer, former: Signer | None = None) -> bytes:
+    """Sign metadata with the server's key of its role; the bytes to store and serve.
+
+    Args:
+        content: What to sign.
+        signer: The key that the newest root trusts.
+        former: The key that the root before trusted, for devices that have not seen the newest one yet; left out if it
+            does not sign any more.
+
+    Raises:
+        EdgeError: `config.key-invalid` when the key does not sign.
+    """
     metadata = Metadata(content)
-    with _library_errors(f"the {repository} {content.type}"):
-        metadata.sign(keys.signer(repository, content.type))
+    try:
+        metadata.sign(signer)
+    except UnsignedMetadataError as error:
+        what = f"the online {content.type} key does not sign: {error.__cause__ or error}"
+        raise EdgeError("config.key-invalid", what, "Is its token or key service within reach?") from None
+    if former is not None and former.public_key.keyid != signer.public_key.keyid:
+        try:
+            metadata.sign(former, append=True)
+        except UnsignedMetadataError as error:
+            LOGGER.warning("the former %s key does not sign any more: %s", content.type, error.__cause__ or error)
+    with _library_errors(content.type):
         return metadata.to_bytes()
 
 

@@ -568,8 +568,23 @@ class RootsAsk(Ask):
     director: str | None = None
 
 
+class OnlineKeyAsk(Ask):
+    """What the next key of one online role is to be."""
+
+    repository: str = Field(max_length=16, examples=["image"])
+    role: str = Field(max_length=16, examples=["timestamp"])
+    uri: str = Field(default="", max_length=512, examples=["hsm:2?label=registry"])
+
+
+class OnlineKeysAsk(Ask):
+    """Which online roles get a next key; all of them when none is named."""
+
+    keys: list[OnlineKeyAsk] = Field(default_factory=list, max_length=16)
+    afresh: bool = Field(default=False, description="Make new ones even if unused ones wait: they may be stolen too.")
+
+
 class MetadataAsk(Ask):
-    """Signed targets and bins by role name, each the JSON text of a signed TUF document."""
+    """Signed targets by role name, each the JSON text of a signed TUF document."""
 
     files: dict[str, str] = Field(examples=[{"targets": "{…}", "bins-0a": "{…}"}])
 

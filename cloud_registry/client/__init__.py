@@ -6,7 +6,7 @@ Calls that may safely be repeated are, a bounded number of times. Dictionaries a
 `GET /openapi.json` describes them; times in them are RFC 3339 texts in UTC.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -262,8 +262,18 @@ class RegistryClient:
         body = {key: value for key, value in (("image", image), ("director", director)) if value is not None}
         self._transport.request("POST", "/api/v1/trust/roots", json=body)
 
+    def prepare_online_keys(self, keys: Sequence[Mapping[str, str]] = (), afresh: bool = False) -> JsonObject:
+        """Have the registry get next online keys ready; the trust summary.
+
+        Args:
+            keys: `repository`, `role` and `uri` of each; all roles with keys of the registry's own when empty.
+            afresh: Make new ones even if unused ones wait.
+        """
+        body: JsonObject = {"keys": [dict(key) for key in keys], "afresh": afresh}
+        return self._transport.json("POST", "/api/v1/trust/online-keys", body)
+
     def submit_metadata(self, files: Mapping[str, str]) -> None:
-        """Submit signed targets and bins (JSON texts by role name)."""
+        """Submit signed targets (JSON texts by role name)."""
         self._transport.request("POST", "/api/v1/trust/metadata", json={"files": dict(files)})
 
     def tuf_file(self, path: str, bytes_max: int = 64 * 1024 * 1024) -> bytes:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 PASSPHRASE_VARIABLE: Final = "LIGHTERMAN_KEY_PASSPHRASE"
 PASSPHRASE_FILE_VARIABLE: Final = "LIGHTERMAN_KEY_PASSPHRASE_FILE"
+PIN_VARIABLE: Final = "LIGHTERMAN_KEY_PIN"
+PIN_FILE_VARIABLE: Final = "LIGHTERMAN_KEY_PIN_FILE"
 FOLDER: Final = click.Path(path_type=Path, file_okay=False)
 FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
@@ -125,7 +127,22 @@ def ring_maker(passphrase_file: Path | None, is_insecure: bool = False) -> "Ring
             raise EdgeError("config.key-invalid", why)
         return str(given)
 
-    return RingMaker(ask)
+    return RingMaker(ask, ask_pin)
+
+
+def ask_pin(label: str) -> str:
+    """The PIN of a token: by environment, file, or a prompt on a terminal; never on a command line.
+
+    Raises:
+        EdgeError: `config.file-missing`; `config.key-invalid` when there is nobody to ask.
+    """
+    from packager.keyuri import no_pin
+
+    path = os.environ.get(PIN_FILE_VARIABLE)
+    given = os.environ.get(PIN_VARIABLE) or (read_secret(Path(path)) if path else "")
+    if not given and sys.stdin.isatty():
+        given = str(click.prompt(f"PIN of the token {label}".rstrip(), hide_input=True, err=True))
+    return given or no_pin(label)
 
 
 def require_folders(folders: Sequence[Path]) -> Sequence[Path]:

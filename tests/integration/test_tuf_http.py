@@ -282,8 +282,8 @@ def test_the_reference_client_finds_a_published_bundle_through_the_bins(site: Si
     role = site.author.bins.get_role_for_target(path)
     assert fetcher.asked[0] == "2.root.json"
     assert fetcher.asked[1] == "timestamp.json"
-    assert fetcher.asked[4].endswith(f".{role}.json")
-    assert len(fetcher.asked) == 6, "root probe, timestamp, snapshot, targets, and one bin for each question"
+    assert fetcher.asked[5].endswith(f".{role}.json")
+    assert len(fetcher.asked) == 7, "root probe, timestamp, snapshot, targets, catalogue, and a bin for each question"
 
 
 def test_the_reference_client_follows_a_rotation_of_all_offline_keys(site: Site) -> None:
@@ -299,14 +299,8 @@ def test_the_reference_client_follows_a_rotation_of_all_offline_keys(site: Site)
     assert refused.json()["code"] == "trust.signature-invalid"
     signed = author.signed_root("image", 2, signers=[*former_roots, *author.root_signers]).decode()
     site.post("/api/v1/trust/roots", {"image": signed}, 204)
-    # The bins are still delegated to the former key; from here on the new one signs everything.
-    author.bins.keyids = [author.targets_signer.public_key.keyid]
-    assert site.author.contents["targets"].delegations is not None
-    site.author.contents["targets"].delegations.keys = {
-        author.targets_signer.public_key.keyid: author.targets_signer.public_key
-    }
-    files = {role: author.bump(role) for role in ("targets", *author.bins.get_roles())}
-    assert site.submit(files).status_code == 204
+    # Catalogue and bins are still delegated to the former key; from here on the new one signs everything.
+    assert site.submit(author.delegate_to(author.targets_signer)).status_code == 204
     digest, length, artifact = bundle("rotated", 1)
     assert site.submit(author.publish([(digest, length, artifact)])).status_code == 204
     updater, fetcher = site.updater(site.admin, "image", root)

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner, Key
-from tuf.api.metadata import Delegations, Metadata, Role, Root, SuccinctRoles, TargetFile, Targets
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Role, Root, SuccinctRoles, TargetFile, Targets
 
+from edge_contract.delegation import CATALOGUE, CATALOGUE_PATHS
 from edge_contract.deployment import Artifact, bundle_repository, target_path
 from edge_contract.digest import Digest
 
@@ -37,9 +38,12 @@ class Author:
     targets_signer: CryptoSigner = field(default_factory=CryptoSigner.generate_ed25519)
     contents: dict[str, Targets] = field(default_factory=dict)
     bins: SuccinctRoles = field(init=False)
+    catalogue: DelegatedRole = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bins = SuccinctRoles([self.targets_signer.public_key.keyid], 1, BITS, PREFIX)
+        keyids = [self.targets_signer.public_key.keyid]
+        self.bins = SuccinctRoles(keyids, 1, BITS, PREFIX)
+        self.catalogue = DelegatedRole(CATALOGUE, keyids, 1, False, paths=list(CATALOGUE_PATHS))
 
     def root(self, repository: str, version: int = 1, **changes: Any) -> Root:
         """Root metadata of `image` or `director`, unsigned, both root keys needed."""
@@ -62,27 +66,49 @@ class Author:
         """Signed root metadata."""
         return sign(self.root(repository, version, **changes), self.root_signers if signers is None else signers)
 
+    @property
+    def keys(self) -> dict[str, Key]:
+        """The key that signs targets of every level, by its identifier."""
+        return {self.targets_signer.public_key.keyid: self.targets_signer.public_key}
+
     def targets(self, version: int = 1, signers: Sequence[CryptoSigner] | None = None, **changes: Any) -> bytes:
-        """Top-level targets that delegate to the bins."""
+        """Top-level targets that delegate to the catalogue."""
         used = [self.targets_signer] if signers is None else signers
-        keys: dict[str, Key] = {self.targets_signer.public_key.keyid: self.targets_signer.public_key}
         content = Targets(
             version=version,
             expires=changes.pop("expires", in_days(90)),
-            delegations=Delegations(keys, succinct_roles=self.bins),
+            delegations=Delegations(self.keys, roles={CATALOGUE: self.catalogue}),
         )
         for name, value in changes.items():
             setattr(content, name, value)
         self.contents["targets"] = content
         return sign(content, used)
 
+    def catalogue_of_bins(self, version: int = 1, signers: Sequence[CryptoSigner] | None = None) -> bytes:
+        """The catalogue, which delegates to the bins."""
+        content = Targets(
+            version=version, expires=in_days(90), delegations=Delegations(self.keys, succinct_roles=self.bins)
+        )
+        self.contents[CATALOGUE] = content
+        return sign(content, [self.targets_signer] if signers is None else signers)
+
     def first_publish(self) -> dict[str, bytes]:
-        """Targets and every bin, empty, all of version 1."""
-        files = {"targets": self.targets()}
+        """Targets, catalogue and every bin, empty, all of version 1."""
+        files = {"targets": self.targets(), CATALOGUE: self.catalogue_of_bins()}
         for role in self.bins.get_roles():
             self.contents[role] = Targets(version=1, expires=in_days(90))
             files[role] = sign(self.contents[role], [self.targets_signer])
         return files
+
+    def delegate_to(self, signer: CryptoSigner) -> dict[str, bytes]:
+        """Let another key sign from here on, at every level; the next version of all."""
+        self.targets_signer = signer
+        self.bins.keyids = self.catalogue.keyids = [signer.public_key.keyid]
+        for role in ("targets", CATALOGUE):
+            delegations = self.contents[role].delegations
+            if delegations is not None:
+                delegations.keys = self.keys
+        return {role: self.bump(role) for role in ("targets", CATALOGUE, *self.bins.get_roles())}
 
     def publish(self, artifacts: Iterable[tuple[Digest, int, Artifact]]) -> dict[str, bytes]:
         """The next version of each bin that gets a new target."""

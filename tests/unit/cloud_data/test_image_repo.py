@@ -17,6 +17,7 @@ from tuf.api.metadata import Delegations, Key, Metadata, Snapshot, SuccinctRoles
 from cloud_registry.adapters.image_repo import TufImageRepository
 from cloud_registry.adapters.tuf_keys import OnlineKeys
 from cloud_registry.limits import METADATA_HISTORY, TIMESTAMP_LIFE_MS
+from edge_contract.delegation import CATALOGUE
 from edge_contract.deployment import target_path
 from edge_contract.errors import EdgeError
 from tests.support.author import PREFIX, Author, bundle, in_days, sign
@@ -233,7 +234,7 @@ def test_the_first_publish_brings_targets_and_every_bin(registry: Registry) -> N
     assert registry.images.read("1.targets.json") == files["targets"]
     assert registry.images.read(f"1.{PREFIX}-ff.json") == files[f"{PREFIX}-ff"]
     assert registry.snapshot().version == registry.timestamp().version == 1
-    assert len(registry.snapshot().meta) == 257
+    assert len(registry.snapshot().meta) == 258
 
 
 def test_a_published_bundle_is_found_with_what_was_signed_of_it(registry: Registry) -> None:
@@ -383,16 +384,15 @@ def _many_bins(author: Author) -> SuccinctRoles:
     return SuccinctRoles([author.targets_signer.public_key.keyid], 1, 20, PREFIX)
 
 
-def test_new_bin_keys_need_every_bin_signed_by_them(registry: Registry) -> None:
+def test_new_keys_below_the_top_need_everything_signed_by_them(registry: Registry) -> None:
     author = registry.with_bins().author
-    old = author.targets_signer
-    fresh = CryptoSigner.generate_ed25519()
-    author.bins = SuccinctRoles([fresh.public_key.keyid], 1, 8, PREFIX)
-    keys: dict[str, Key] = {fresh.public_key.keyid: fresh.public_key}
-    changed = author.targets(version=2, signers=[old], delegations=Delegations(keys, succinct_roles=author.bins))
-    assert code_of(registry.images.submit_metadata, {"targets": changed}) == "trust.signature-invalid"
-    files = {role: author.bump(role, signers=[fresh]) for role in author.bins.get_roles()}
-    registry.images.submit_metadata(files | {"targets": changed})
+    old, fresh = author.targets_signer, CryptoSigner.generate_ed25519()
+    files = author.delegate_to(fresh)
+    files["targets"] = sign(author.contents["targets"], [old])  # the root still names the old key for the top
+    for missing in (CATALOGUE, "bins-55"):
+        fewer = {role: data for role, data in files.items() if role != missing}
+        assert code_of(registry.images.submit_metadata, fewer) == "trust.signature-invalid"
+    registry.images.submit_metadata(files)
     assert registry.snapshot().meta["bins-00.json"].version == 2
 
 
@@ -410,7 +410,7 @@ def test_the_timestamp_is_renewed_at_half_of_its_life_and_the_snapshot_too(regis
     assert second.expires.timestamp() * 1000 > registry.clock.now_ms + TIMESTAMP_LIFE_MS - 2_000
     registry.clock.now_ms += 4 * 24 * 3_600 * 1_000
     assert (registry.timestamp().version, registry.snapshot().version) == (3, 2)
-    assert len(registry.snapshot().meta) == 257
+    assert len(registry.snapshot().meta) == 258
 
 
 def test_a_timestamp_says_when_it_was_signed(registry: Registry) -> None:

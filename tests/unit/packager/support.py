@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cloud_registry.adapters.image_repo import TufImageRepository
 from cloud_registry.adapters.tuf_keys import OnlineKeys
 from cloud_registry.client import RegistryClient
+from cloud_registry.ports import OnlineKeyWish
 from edge_contract.errors import EdgeError
 from packager.spec import Flags, Spec
 from packager.specload import load_spec
@@ -130,11 +131,19 @@ class TrustOfRegistry:
 
     def tuf_file(self, path: str, bytes_max: int = 2**26) -> bytes:
         repository, _, name = path.partition("/")
-        assert repository == "image"
-        data = self.repository.read(name)
+        data = self.repository.read(name) if repository == "image" else self._director_root(name)
         if len(data) > bytes_max:
             raise EdgeError("artifact.document-too-large", path)
         return data
+
+    def _director_root(self, name: str) -> bytes:
+        row = self.repository._table.get("director", name.partition("/")[2].removesuffix(".json"))
+        if row is None:
+            raise EdgeError("cloud.not-found", name)
+        return row[1]
+
+    def prepare_online_keys(self, keys: Sequence[Mapping[str, str]] = (), afresh: bool = False) -> dict[str, Any]:
+        return self.repository.prepare_online_keys([OnlineKeyWish(**key) for key in keys], afresh)
 
     def as_client(self) -> RegistryClient:
         """The same object, typed as what the packager asks for."""

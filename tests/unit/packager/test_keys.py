@@ -16,7 +16,8 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edge_contract.errors import EdgeError
 from packager.build import build
-from packager.keys import KeyPlan, RingMaker, describe, renew, rotate, set_up
+from packager.keychange import Change, renew, rotate
+from packager.keys import KeyPlan, RingMaker, describe, set_up
 from packager.keystore import DIRECTOR_ROOT, IMAGE_ROOT, IMAGE_TARGETS, KEY_ROLES, KeyFolder, KeyRing
 from packager.layout import Layout
 from packager.progress import QuietReporter
@@ -208,7 +209,7 @@ def test_a_device_follows_new_keys_at_every_step(
 
     registry.submit_roots = watched  # type: ignore[method-assign]
     before = {key.keyid for key in KeyFolder.open(keys).keys}
-    rotate(client, maker()(keys), roles, "ed25519", 30, QUIET)
+    rotate(client, maker()(keys), Change(roles), QUIET)
     assert len(seen) >= 2
     assert all(seen)
     folder = KeyFolder.open(keys)
@@ -248,7 +249,7 @@ class FlakyLine:
 def rotates(registry: TrustOfRegistry, keys: Path) -> EdgeError | None:
     """Rotate all keys; the error that ended it, if one did."""
     try:
-        rotate(registry.as_client(), maker()(keys), KEY_ROLES, "ed25519", 30, QUIET)
+        rotate(registry.as_client(), maker()(keys), Change(KEY_ROLES), QUIET)
     except EdgeError as error:
         return error
     return None
@@ -305,14 +306,14 @@ def test_a_registry_is_set_up_once(tmp_path: Path, registry: TrustOfRegistry, ke
 
 def test_renewing_gives_everything_a_later_end(registry: TrustOfRegistry, keys: Path, layout: Layout) -> None:
     sign(registry, maker()(keys), targets_of(layout))
-    before = ImageReader(registry.as_client(), keys).view(every_bin=True)
+    before = ImageReader(registry.as_client(), keys).view(is_whole=True)
     renew(registry.as_client(), maker()(keys), 700, QUIET)
-    after = ImageReader(registry.as_client(), keys).view(every_bin=True)
+    after = ImageReader(registry.as_client(), keys).view(is_whole=True)
     assert after.root.version == before.root.version + 1
     assert after.root.expires > before.root.expires
     assert after.targets.expires > before.targets.expires
-    assert all(after.bins[name].expires > content.expires for name, content in before.bins.items())
-    assert sum(len(content.targets) for content in after.bins.values()) == len(layout.bundles)
+    assert all(after.roles[name].expires > content.expires for name, content in before.roles.items())
+    assert sum(len(content.targets) for content in after.roles.values()) == len(layout.bundles)
 
 
 def test_what_has_expired_is_renewed_and_signed_for_again(
@@ -377,7 +378,7 @@ def test_private_keys_are_encrypted_and_for_their_owner_alone(keys: Path) -> Non
 def test_nothing_private_is_ever_sent(tmp_path: Path, registry: TrustOfRegistry, keys: Path, layout: Layout) -> None:
     ring = maker()(keys)
     sign(registry, ring, targets_of(layout))
-    rotate(registry.as_client(), ring, KEY_ROLES, "ed25519", 30, QUIET)
+    rotate(registry.as_client(), ring, Change(KEY_ROLES), QUIET)
     table = registry.repository._table.rows  # type: ignore[attr-defined]  # everything the registry ever stored
     stored = b"".join(data for _, data in table.values())
     assert b"PRIVATE" not in stored
@@ -397,7 +398,7 @@ def test_a_wrong_pass_phrase_says_so(registry: TrustOfRegistry, keys: Path, layo
 def test_a_mistyped_pass_phrase_makes_no_new_keys(registry: TrustOfRegistry, keys: Path) -> None:
     before = sorted(path.name for path in keys.iterdir())
     with pytest.raises(EdgeError, match="pass phrase is wrong"):
-        rotate(registry.as_client(), maker("wrong horse")(keys), KEY_ROLES, "ed25519", 30, QUIET)
+        rotate(registry.as_client(), maker("wrong horse")(keys), Change(KEY_ROLES), QUIET)
     assert sorted(path.name for path in keys.iterdir()) == before
 
 
@@ -444,7 +445,7 @@ def test_a_registry_that_forged_its_root_is_not_signed_for(
 ) -> None:
     impostor = TrustOfRegistry(tmp_path / "impostor")
     set_up(impostor.as_client(), tmp_path / "impostor-keys", plan(), maker(), QUIET)
-    rotate(impostor.as_client(), maker()(tmp_path / "impostor-keys"), (IMAGE_ROOT,), "ed25519", 30, QUIET)
+    rotate(impostor.as_client(), maker()(tmp_path / "impostor-keys"), Change((IMAGE_ROOT,)), QUIET)
     with pytest.raises(EdgeError) as caught:
         sign(impostor, maker()(keys), targets_of(layout))
     assert caught.value.code == "trust.signature-invalid"
@@ -475,7 +476,7 @@ def test_a_forged_list_is_refused_by_who_verifies(registry: TrustOfRegistry, key
     sign(registry, maker()(keys), targets_of(layout))
     reader = ImageReader(registry.as_client(), keys)
     path = targets_of(layout)[0].path
-    name = reader.view().bin_of(path)
+    name = reader.view([path]).holder_of(path)
     table = registry.repository._table.rows  # type: ignore[attr-defined]
     key = ("image", f"{reader.view().versions[name]}.{name}")
     version, data = table[key]
