@@ -10,7 +10,8 @@ from edge_agent.store import durable
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 
-_NAME_CHARS_MAX: Final = 240
+_SUFFIX: Final = ".json"
+_NAME_CHARS_MAX: Final = 240  # file systems take 255
 _NAME_CHARS_KEPT: Final = 160
 _SEED: Final = "seed"
 
@@ -65,7 +66,7 @@ class MetadataStore:
         Raises:
             EdgeError: `device.disk-error`.
         """
-        wanted = {_file(role) for role in roles} | {_SEED}
+        wanted = {file_name(role, _SUFFIX) for role in roles} | {_SEED}
         with durable.disk_errors(f"tidying {self._folder}"):
             for path in durable.list_folder(self._folder):
                 if path.name not in wanted:
@@ -94,8 +95,28 @@ class MetadataStore:
             durable.write_file(self._folder / "root.json", root)
             durable.write_file(path, mark)
 
+    def begin(self, root: bytes) -> None:
+        """Begin with a root, unless another one is trusted here; nothing happens when it began with this one.
+
+        Raises:
+            EdgeError: `config.invalid`, `device.disk-full`, `device.disk-error`.
+        """
+        mark, path = str(Digest.of(root)).encode(), self._folder / _SEED
+        with durable.disk_errors(f"writing {path}"):
+            if self._path("root").exists():
+                if durable.read_file(path, len(mark)) == mark:
+                    return
+                raise EdgeError(
+                    "config.invalid",
+                    f"{self._folder} already holds metadata that is trusted by another root",
+                    "Use another directory, or remove this one.",
+                )
+            durable.make_folder(self._folder)
+            durable.write_file(path, mark)
+            durable.write_file(self._path("root"), root)
+
     def _path(self, role: str) -> Path:
-        return self._folder / _file(role)
+        return self._folder / file_name(role, _SUFFIX)
 
 
 def encoded(role: str) -> str:
@@ -110,8 +131,15 @@ def encoded(role: str) -> str:
         raise EdgeError("trust.metadata-invalid", f"{role[:80]!r} is not a usable name of a role") from None
 
 
-def _file(role: str) -> str:
-    name = encoded(role)
-    if len(name) > _NAME_CHARS_MAX:  # file systems take 255
-        name = f"{name[:_NAME_CHARS_KEPT]}~{Digest.of(role.encode()).hex}"
-    return f"{name}.json"
+def file_name(name: str, suffix: str = "") -> str:
+    """A file name for any name: percent-encoded, never hidden, never too long; different names stay different.
+
+    Raises:
+        EdgeError: `trust.metadata-invalid` for a name that is no text.
+    """
+    result = encoded(name)
+    if result.startswith("."):
+        result = f"%2E{result[1:]}"
+    if len(result) > _NAME_CHARS_MAX:
+        result = f"{result[:_NAME_CHARS_KEPT]}%~{Digest.of(name.encode()).hex}"
+    return f"{result}{suffix}"

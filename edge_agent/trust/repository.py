@@ -21,6 +21,7 @@ from edge_agent.trust.trusted import TrustedSet
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 
+_ENROL: Final = "Enrol it again: edge-agent enroll --force."
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -31,7 +32,9 @@ class Repository:
         timestamp: Digest of the timestamp that was fetched last, as it was served.
     """
 
-    def __init__(self, name: str, store: MetadataStore, fetch: FetchMetadata, *, is_eager: bool = False) -> None:
+    def __init__(
+        self, name: str, store: MetadataStore, fetch: FetchMetadata, *, is_eager: bool = False, hint: str = _ENROL
+    ) -> None:
         """Put it together; nothing is read yet.
 
         Args:
@@ -40,12 +43,14 @@ class Repository:
             fetch: Fetches files of the repository.
             is_eager: Write every piece as it is verified, as the TUF specification does; otherwise `commit` writes
                 all but roots, when the whole chain has held and nothing else speaks against it.
+            hint: What to do when there is no root.
         """
         self.timestamp = Digest.of(b"")
         self._name = name
         self._store = store
         self._fetch_file = fetch
         self._is_eager = is_eager
+        self._hint = hint
         self._trusted: TrustedSet | None = None
         self._verified: dict[str, bytes] = {}  # by role, in the order they were verified
 
@@ -109,8 +114,8 @@ class Repository:
         if data is None:
             raise EdgeError(
                 "trust.root-unknown",
-                f"this device has no root metadata of the {self._name} repository",
-                "Enrol it again: edge-agent enroll --force.",
+                f"there is no root metadata of the {self._name} repository here",
+                self._hint,
             )
         trusted = TrustedSet(self._name, data)
         for _ in range(ROOT_ROTATIONS_MAX):
@@ -118,9 +123,11 @@ class Repository:
             if newer is None:
                 break
             if trusted.update_root(newer):
-                # Before the root: a power cut in between must not leave the old measures beside the new keys.
-                self._store.remove("timestamp")
-                self._store.remove("snapshot")
+                # Before the root: a power cut in between must not leave the old measures beside the new keys. What the
+                # new keys did not sign is none, and stays until something takes its place.
+                for role in ("timestamp", "snapshot"):
+                    if trusted.is_measure(role, self._store.read(role)):
+                        self._store.remove(role)
             self._store.write("root", newer)
             _LOG.info("%s repository: root version %d is trusted now", self._name, trusted.root.version)
         return trusted

@@ -24,7 +24,7 @@ from securesystemslib.exceptions import FormatError
 from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import Signature
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Key, Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 
 from edge_agent.trust.search import Search
 from edge_contract.digest import Digest
@@ -118,8 +118,8 @@ class TrustedSet:
         """Take the next root.
 
         Returns:
-            Whether the keys of timestamp or snapshot changed: then the old ones of these are no measure any more, so
-            that a repository whose keys were stolen can recover from versions that were driven up (TUF 5.3.11).
+            Whether a key of timestamp or snapshot was taken away: then the old ones of these are no measure any more,
+            so that a repository whose keys were stolen can recover from versions that were driven up (TUF 5.3.11).
 
         Raises:
             EdgeError: `trust.metadata-invalid`, `trust.signature-invalid`, `trust.metadata-rollback`,
@@ -134,13 +134,17 @@ class TrustedSet:
         self._require_signatures(old, read, "root")
         self._require_signatures(new, read, "root")
         self._root = new
-        return any(_keys(old, role) != _keys(new, role) for role in ("timestamp", "snapshot"))
+        return any(_keys(old, role) - _keys(new, role) for role in ("timestamp", "snapshot"))
+
+    def is_measure(self, role: str, data: bytes | None) -> bool:
+        """Whether a timestamp or snapshot from disk would serve to notice a rollback under the newest root."""
+        return self._measure(Timestamp if role == "timestamp" else Snapshot, data, role) is not None
 
     @property
     def timestamp_keys(self) -> str:
         """Digest of the keys and the threshold that the newest root names for the timestamp."""
-        threshold, keys = _keys(self._root, "timestamp")
-        return str(Digest.of("\n".join([str(threshold), *sorted(keys)]).encode()))
+        threshold = self._root.roles["timestamp"].threshold
+        return str(Digest.of("\n".join([str(threshold), *sorted(_keys(self._root, "timestamp"))]).encode()))
 
     def begin(self, wall_ms: int) -> None:
         """End the walk along roots: from here on everything is judged by a time, beginning with the last root.
@@ -276,9 +280,13 @@ class TrustedSet:
 
     def _require_signatures(self, delegator: Root | Targets, read: "_Read[_T]", role: str) -> None:
         try:
-            delegator.verify_delegate(role, read.content, read.signatures)
-        except RepositoryError as error:
-            raise self._error("signature-invalid", f"{role} has too few valid signatures: {error}") from None
+            result = delegator.get_verification_result(role, read.content, read.signatures)
+            # By content: the same key under two names is one key, and its signature one signature.
+            count = len({_content(key) for key in result.signed.values()})
+            if count < result.threshold:
+                raise self._error(
+                    "signature-invalid", f"{role} has valid signatures of {count} keys, {result.threshold} are needed"
+                )
         except _UNREADABLE as error:
             raise self._error("metadata-invalid", f"{role} cannot be checked: {error!r}") from None
 
@@ -323,10 +331,11 @@ def _present(value: _V | None) -> _V:
     return value
 
 
-def _keys(root: Root, role: str) -> tuple[int, frozenset[str]]:
-    """Threshold and keys of a role, by content and not by name alone."""
-    entry = root.roles[role]
-    keys = (root.keys.get(keyid) for keyid in entry.keyids)
-    return entry.threshold, frozenset(
-        f"{key.keytype} {key.scheme} {sorted(key.keyval.items())}" for key in keys if key is not None
-    )
+def _keys(root: Root, role: str) -> frozenset[str]:
+    """Keys of a role, by content and not by name alone."""
+    keys = (root.keys.get(keyid) for keyid in root.roles[role].keyids)
+    return frozenset(_content(key) for key in keys if key is not None)
+
+
+def _content(key: Key) -> str:
+    return f"{key.keytype} {key.scheme} {sorted(key.keyval.items())}"
