@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from cloud_registry.adapters.sql.database import Database
@@ -36,13 +36,13 @@ class SilentNudger:
 class OpenRoster:
     """Keeps no list (`BrokerRoster`): the broker lets in whom its own configuration says."""
 
-    def admit(self, device: str) -> None:
+    def admit(self, identity: str, device: str) -> None:
         """Say so in the log."""
-        _log.debug("the broker's list is not kept here: %s is not added", device)
+        _log.debug("the broker's list is not kept here: %s of %s is not added", identity, device)
 
-    def remove(self, device: str) -> None:
+    def remove(self, identity: str) -> None:
         """Say so in the log."""
-        _log.debug("the broker's list is not kept here: %s is not removed", device)
+        _log.debug("the broker's list is not kept here: %s is not removed", identity)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -87,17 +87,18 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
         EdgeError: `config.*`, `cloud.unavailable`, `device.*`.
     """
     from cloud_registry.adapters.blobs_fs import FileBlobStorage
+    from cloud_registry.adapters.device_keys import AnyAuthenticator, DeviceTokenVerifier
     from cloud_registry.adapters.director import TufDirector
     from cloud_registry.adapters.image_repo import TufImageRepository
     from cloud_registry.adapters.pki import LocalAuthority
     from cloud_registry.adapters.sql.deployments import SqlDeployments
     from cloud_registry.adapters.sql.devices import SqlDevices
     from cloud_registry.adapters.sql.documents import SqlDocuments
+    from cloud_registry.adapters.sql.enrolments import SqlEnrolments
     from cloud_registry.adapters.sql.fleet import SqlFleet
     from cloud_registry.adapters.sql.models import SqlModels
     from cloud_registry.adapters.sql.tokens import SqlTokens
     from cloud_registry.adapters.tuf_keys import OnlineKeys
-    from cloud_registry.core.condition import parse_condition
     from cloud_registry.notify import ChangeNotifier
 
     clock = clock or SystemClock()
@@ -106,6 +107,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
         documents = SqlDocuments(database)
         deployments = SqlDeployments(database, clock)
         devices = SqlDevices(database, clock)
+        enrolments = SqlEnrolments(database, clock)
         tokens = SqlTokens(database, clock)
         keys = OnlineKeys(config.keys_dir)
         blobs = FileBlobStorage(config.oci_dir, clock)
@@ -115,17 +117,17 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
         return Services(
             config=config,
             clock=clock,
-            tokens=tokens,
+            tokens=AnyAuthenticator(tokens, DeviceTokenVerifier(enrolments.find_keys, enrolments.promote, clock)),
             blobs=blobs,
             images=TufImageRepository(documents, keys, clock),
             director=director,
-            authority=LocalAuthority(config.pki_dir, clock),
+            authority=LocalAuthority(config.pki_dir, clock, config.device_certificate_days),
             metadata=documents,
             fleet=SqlFleet(database),
-            enrolments=devices,
+            enrolments=enrolments,
             assignments=deployments,
             nudger=nudger,
-            roster=_roster(config, lambda: devices.matching(parse_condition("*"))),
+            roster=_roster(config, enrolments.identities),
             notifier=ChangeNotifier(director, nudger),
             models=SqlModels(database, clock),
             deployments=deployments,
@@ -147,12 +149,12 @@ def _nudger(config: RegistryConfig) -> Nudger:
     return MqttNudger(config.mqtt)
 
 
-def _roster(config: RegistryConfig, devices: Callable[[], Sequence[str]]) -> BrokerRoster:
+def _roster(config: RegistryConfig, identities: Callable[[], Mapping[str, str]]) -> BrokerRoster:
     if not config.mqtt.host or not config.mqtt.keeps_roster:
         return OpenRoster()
     from cloud_registry.adapters.broker_roster import MosquittoRoster
 
-    return MosquittoRoster(config.mqtt, devices)
+    return MosquittoRoster(config.mqtt, identities)
 
 
 def _checks(config: RegistryConfig, database: Database) -> Mapping[str, Callable[[], object]]:

@@ -7,7 +7,7 @@ dynamic-security plugin, and the `[mqtt]` part of the registry's own configurati
 import json
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -103,7 +103,7 @@ class BrokerFiles:
 
 
 def write_broker_config(
-    out_dir: Path, authority: BrokerAuthority, plan: BrokerPlan, devices: Collection[str] = ()
+    out_dir: Path, authority: BrokerAuthority, plan: BrokerPlan, identities: Mapping[str, str] | None = None
 ) -> BrokerFiles:
     """Write or renew everything a broker needs.
 
@@ -114,7 +114,7 @@ def write_broker_config(
         out_dir: Folder; made if need be.
         authority: Signs, for example `adapters.pki.LocalAuthority`.
         plan: What to write.
-        devices: Devices that are enrolled already.
+        identities: Devices that are enrolled already, by the identity of their enrolment.
 
     Raises:
         EdgeError: `config.invalid`, `config.dependency-missing` without the plugin, `device.*`.
@@ -135,14 +135,14 @@ def write_broker_config(
         _write_pair(out_dir / "cloud" / "collector", authority.issue_service(COLLECTOR_IDENTITY))
         is_new = not roster.exists()
         if is_new:
-            write_file(roster, json.dumps(first_roster(devices), indent=1).encode(), 0o600)
+            write_file(roster, json.dumps(first_roster(identities or {}), indent=1).encode(), 0o600)
         write_file(out_dir / "mosquitto.conf", _conf(out_dir, plan, plugin).encode())
         write_file(out_dir / "cloud-registry.toml", _registry_toml(out_dir, plan).encode())
         _give(out_dir, plan.user)
     return BrokerFiles(out_dir / "mosquitto.conf", out_dir / "cloud-registry.toml", out_dir / "ca.crt", roster, is_new)
 
 
-def first_roster(devices: Collection[str]) -> JsonObject:
+def first_roster(identities: Mapping[str, str]) -> JsonObject:
     """Entries of the dynamic-security plugin: nobody may do anything but the cloud its work and devices theirs."""
     nothing = {"publishClientSend": False, "publishClientReceive": False, "subscribe": False, "unsubscribe": True}
     everyone = ((topics.ALL_REPORTS, topics.ALL_TELEMETRY), ("lighterman/1/+/nudge", "lighterman/1/+/ack"))
@@ -171,13 +171,13 @@ def first_roster(devices: Collection[str]) -> JsonObject:
                 "textname": "A collector by itself: may not change the list of devices",
                 "roles": [{"rolename": _COLLECTOR_ROLE}],
             },
-            *(device_entry(device) for device in sorted(devices)),
+            *(device_entry(identity) for identity in sorted(identities)),
         ],
         "groups": [],
         "roles": [
             {"rolename": _COLLECTOR_ROLE, "acls": _acls(collector)},
             {"rolename": _ADMINISTRATOR_ROLE, "acls": _acls(administrator)},
-            *(device_role(device) for device in sorted(devices)),
+            *(device_role(identity, identities[identity]) for identity in sorted(identities)),
         ],
     }
 

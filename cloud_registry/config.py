@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 from urllib.parse import urlsplit
 
+from cloud_registry.limits import DEVICE_CERTIFICATE_DAYS, DEVICE_CERTIFICATE_DAYS_MAX
 from edge_contract.errors import EdgeError
 
 ENVIRONMENT_PREFIX: Final = "LIGHTERMAN_"
@@ -71,6 +72,8 @@ class RegistryConfig:
         public_url: Base URL as devices see it; empty means "as listened on".
         tls_cert: Server certificate (PEM), or none for plain HTTP.
         tls_key: Its key (PEM), or none.
+        device_certificate_days: How long a device's certificate is good; devices renew it when a third is left, and
+            one that was away for longer has to enrol again.
         mqtt: How the cloud reaches the broker.
         mqtt_public: What devices are told of it.
     """
@@ -82,6 +85,7 @@ class RegistryConfig:
     public_url: str = ""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    device_certificate_days: int = DEVICE_CERTIFICATE_DAYS
     mqtt: MqttConfig = field(default_factory=MqttConfig)
     mqtt_public: MqttPublicConfig = field(default_factory=MqttPublicConfig)
 
@@ -128,6 +132,12 @@ class RegistryConfig:
         ):
             if not 0 <= port <= 65535:
                 raise EdgeError("config.invalid", f"{name} is {port}", "A port is a number from 0 to 65535.")
+        if not 1 <= self.device_certificate_days <= DEVICE_CERTIFICATE_DAYS_MAX:
+            raise EdgeError(
+                "config.invalid",
+                f"device_certificate_days is {self.device_certificate_days}",
+                f"Use 1 to {DEVICE_CERTIFICATE_DAYS_MAX}.",
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise EdgeError("config.invalid", "tls_cert and tls_key belong together", "Give both, or neither.")
         if (self.mqtt.tls_cert is None) != (self.mqtt.tls_key is None):

@@ -32,7 +32,12 @@ LABEL_CHARS_MAX: Final = 128
 # Devices
 ONLINE_MS: Final = 180_000  # a device counts as online for three report periods
 
+DEVICE_CHANGES_MAX: Final = 1_000  # of one device's identity; older ones are forgotten
+
 # Tokens
+DEVICE_TOKEN_CHARS_MAX: Final = 1_024
+DEVICE_TOKEN_LEEWAY_MS: Final = 60_000  # by which a device's clock may differ from ours
+KEYS_HELD_MAX: Final = 4_096  # public keys kept in memory, ready to verify with
 TOKENS_MAX: Final = 1_000
 TOKEN_CHARS_MAX: Final = 256
 ENROLMENT_TTL_S_DEFAULT: Final = 24 * 3_600
@@ -94,11 +99,10 @@ VERSION_MAX: Final = 2**31 - 1  # of metadata that is signed here; above it numb
 CSR_CHARS_MAX: Final = 16 * KIB
 ENROL_REQUEST_BYTES_MAX: Final = 32 * KIB
 AUTHORITY_DAYS: Final = 20 * 365
-DEVICE_CERTIFICATE_DAYS: Final = 5 * 365
+DEVICE_CERTIFICATE_DAYS: Final = 90  # unless the configuration says otherwise
+DEVICE_CERTIFICATE_DAYS_MAX: Final = 5 * 365
 SERVER_CERTIFICATE_DAYS: Final = 5 * 365
 CLOCK_SKEW_MS: Final = 24 * 3_600 * 1_000
-RSA_BITS_MIN: Final = 2_048
-RSA_BITS_MAX: Final = 8_192
 SERVER_NAMES_MAX: Final = 32
 
 # The collector

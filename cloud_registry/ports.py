@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cloud_registry.core.records import DeviceChange
 from cloud_registry.core.roles import Principal
 from edge_contract.deployment import Artifact, Assignment
 from edge_contract.digest import Digest
@@ -328,22 +329,66 @@ class Director(Protocol):
         ...
 
 
-class CertificateAuthority(Protocol):
-    """Signs the certificates by which devices show who they are (MQTT and, behind a proxy, HTTP)."""
+@dataclass(frozen=True, slots=True)
+class DeviceKey:
+    """A device's public key.
 
-    def check_request(self, csr_pem: str) -> Digest:
-        """Verify a certificate request's own signature and key type; the digest of its public key (SPKI).
+    Attributes:
+        keyid: SHA-256 of its SubjectPublicKeyInfo (DER), 64 hexadecimal digits.
+        pem: SubjectPublicKeyInfo in PEM; Ed25519 or ECDSA P-256.
+    """
+
+    keyid: str
+    pem: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolledKey:
+    """A key that may sign for a device.
+
+    Attributes:
+        device: Name of the device.
+        keyid: As `DeviceKey.keyid`.
+        pem: As `DeviceKey.pem`.
+        is_next: Whether it is the new key of a renewal that has not been used yet.
+        is_revoked: Whether the device's identity was revoked.
+        certificate_until_ms: End of the newest certificate.
+    """
+
+    device: str
+    keyid: str
+    pem: str
+    is_next: bool
+    is_revoked: bool
+    certificate_until_ms: int
+
+
+class CertificateAuthority(Protocol):
+    """Signs the certificates by which devices show the broker who they are."""
+
+    @property
+    def device_life_ms(self) -> int:
+        """How long a device's certificate is good."""
+        ...
+
+    def check_request(self, csr_pem: str) -> DeviceKey:
+        """Verify a certificate request's own signature and its kind of key; its public key.
 
         Raises:
             EdgeError: `cloud.bad-request`.
         """
         ...
 
-    def issue(self, device: str, csr_pem: str) -> str:
-        """A certificate (PEM) for the request's key with the device's name as common name.
+    def issue(self, identity: str, csr_pem: str, until_ms: int) -> str:
+        """A certificate (PEM) for the request's key with an enrolment's identity as common name.
+
+        Args:
+            identity: As `core.identity.identity_name` makes it.
+            csr_pem: The request; nothing of it but its key is taken over.
+            until_ms: When the certificate ends.
 
         Raises:
-            EdgeError: `cloud.bad-request`.
+            EdgeError: `cloud.bad-request`, `cloud.name-invalid`.
         """
         ...
 
@@ -363,10 +408,15 @@ class CertificateAuthority(Protocol):
 
 
 class Authenticator(Protocol):
-    """Looks the tokens of operators and devices up."""
+    """Tells operators and devices by their tokens."""
 
     def authenticate(self, token: str) -> Principal | None:
-        """Whose token this is, or none for one that is unknown or revoked. Compares in constant time."""
+        """Whose token this is, or none for one that is unknown or revoked. Compares in constant time.
+
+        Raises:
+            EdgeError: `cloud.unauthorized`, `cloud.token-expired` or `cloud.device-revoked` for a device's token that
+                is not good.
+        """
         ...
 
 
@@ -513,32 +563,73 @@ class EnrolledDevice:
 
     Attributes:
         device: Name the token was made for.
-        is_new: Whether the device was not enrolled before.
+        identity: Name of this enrolment, for its certificates and the broker.
+        former: Identity that it takes the place of, or none.
     """
 
     device: str
-    is_new: bool
+    identity: str
+    former: str | None = None
 
 
 class EnrolmentStore(Protocol):
-    """Spends one-time enrolment tokens."""
+    """Spends one-time enrolment tokens, and keeps the identities that devices get for them."""
 
-    def redeem(self, token: str, key: Digest, platform: str, hardware_id: str, device_token: str) -> EnrolledDevice:
+    def redeem(
+        self, token: str, key: DeviceKey, platform: str, hardware_id: str, certificate_until_ms: int
+    ) -> EnrolledDevice:
         """Spend a token and enrol its device, in one transaction, durable on return.
 
-        The first use binds the token to the key of the certificate request. The same key may redeem it again until
-        it expires (an answer may get lost); any other key is refused.
+        Every token gives an identity of its own; the keys of a former one are forgotten. The first use binds the token
+        to the key of the certificate request. The same key may redeem it again until it expires (an answer may get
+        lost), and gets the same identity; any other key is refused, and so is everybody once the identity was revoked
+        or has been replaced.
 
         Args:
             token: The one-time token.
-            key: Digest of the request's public key.
+            key: The request's public key.
             platform: `os/architecture[/variant]`, checked here.
             hardware_id: At most 128 characters, may be empty.
-            device_token: The bearer token the device will use; replaces its former one. Only its hash is kept.
+            certificate_until_ms: End of the certificate it will get.
 
         Raises:
             EdgeError: `cloud.token-spent` (unknown, used, or expired), `cloud.name-invalid`.
         """
+        ...
+
+    def renew(self, device: str, key: DeviceKey, certificate_until_ms: int) -> str:
+        """Note a new certificate of a device, for its key or a new one; gives the identity, which stays the same.
+
+        A new key may sign from now on; the old one may until the first request that the new one signed. A second
+        renewal before that replaces the new key of the first.
+
+        Raises:
+            EdgeError: `cloud.not-found` for a device that is gone, `cloud.device-revoked`.
+        """
+        ...
+
+    def revoke(self, device: str, by: str) -> str:
+        """End a device's identity and its enrolment tokens; gives the identity. Idempotent, durable on return.
+
+        Raises:
+            EdgeError: `cloud.not-found`.
+        """
+        ...
+
+    def identities(self) -> Mapping[str, str]:
+        """Name of the device by identity, for all whose identity was not revoked."""
+        ...
+
+    def find_keys(self, keyid: str) -> Sequence[EnrolledKey]:
+        """The enrolled keys with this identifier, those of revoked devices too."""
+        ...
+
+    def promote(self, device: str, keyid: str) -> None:
+        """The new key of a renewal was used: forget the old one. Nothing happens if it was before."""
+        ...
+
+    def history(self, device: str) -> Sequence[DeviceChange]:
+        """What happened to a device's identity, oldest first; that of a deleted device too."""
         ...
 
 
@@ -594,14 +685,14 @@ class LakeWriter(Protocol):
 
 
 class BrokerRoster(Protocol):
-    """Which devices the broker lets in. Only who holds a device's certificate can use its entry."""
+    """Which enrolments the broker lets in. Only who holds a certificate of an identity can use its entry."""
 
-    def admit(self, device: str) -> None:
-        """Let a device use its own topics, now or when the broker can be reached again. Never blocks, never raises."""
+    def admit(self, identity: str, device: str) -> None:
+        """Let an identity use its device's topics, now or when the broker can be reached. Never blocks or raises."""
         ...
 
-    def remove(self, device: str) -> None:
-        """Close the broker to a device and end its connection. Never blocks, never raises."""
+    def remove(self, identity: str) -> None:
+        """Close the broker to an identity and end its connection. Never blocks, never raises."""
         ...
 
     def close(self) -> None:

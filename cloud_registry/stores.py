@@ -167,8 +167,8 @@ class DeviceStore(Protocol):
         """Replace a device's tags; its assignments follow."""
         ...
 
-    def delete(self, device: str) -> None:
-        """Forget a device, its token and its enrolment tokens. Its telemetry stays."""
+    def delete(self, device: str, by: str) -> str:
+        """Forget a device, its keys and its enrolment tokens; gives its identity. Its telemetry and history stay."""
         ...
 
 

@@ -1,8 +1,10 @@
 """Keeps mosquitto's dynamic-security plugin in step with the enrolled devices (docs/adr/0010-broker.md).
 
-mosquitto 2.0 has no user-name patterns in that plugin, so each device has an entry: a role `device:<name>` that names
-its four topics, and a client entry `<name>` (the common name of its certificate) that has this role and no password.
-Only roles of that form are ever changed or removed here; entries that people made are left alone.
+mosquitto 2.0 has no user-name patterns in that plugin, so each enrolment of a device has an entry: a role
+`device:<identity>` that names the device's four topics, and a client entry `<identity>` (the common name of its
+certificates) that has this role and no password. When a device enrols again, the entry of its former identity goes, and
+with it the connection that used it. Only roles of that form are ever changed or removed here; entries that people made
+are left alone.
 """
 
 import json
@@ -10,7 +12,7 @@ import logging
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ from cloud_registry.limits import (
 from edge_contract import topics
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
+from edge_contract.names import device_name
 
 CONTROL_TOPIC: Final = "$CONTROL/dynamic-security/v1"
 RESPONSE_TOPIC: Final = f"{CONTROL_TOPIC}/response"
@@ -39,8 +42,12 @@ _HARMLESS: Final = frozenset(
 _NO_ANSWER: Final[JsonObject] = {}
 
 
-def device_role(device: str) -> JsonObject:
-    """The role of one device: what it may publish, subscribe to and receive. Everything else is refused.
+def device_role(identity: str, device: str) -> JsonObject:
+    """The role of one enrolment: what it may publish, subscribe to and receive. Everything else is refused.
+
+    Args:
+        identity: Name of the enrolment.
+        device: Name of the device, whose topics they are.
 
     Raises:
         ContractError: `cloud.name-invalid`.
@@ -50,14 +57,14 @@ def device_role(device: str) -> JsonObject:
     rules = [("publishClientSend", topic) for topic in sends]
     rules += [(kind, topic) for topic in hears for kind in ("subscribeLiteral", "publishClientReceive")]
     return {
-        "rolename": ROLE_PREFIX + device,
+        "rolename": ROLE_PREFIX + device_name(identity),
         "acls": [{"acltype": kind, "topic": topic, "priority": 0, "allow": True} for kind, topic in rules],
     }
 
 
-def device_entry(device: str) -> JsonObject:
-    """The client entry of one device. It has no password, so that only a certificate opens it."""
-    return {"username": device, "roles": [{"rolename": ROLE_PREFIX + device, "priority": 0}]}
+def device_entry(identity: str) -> JsonObject:
+    """The client entry of one enrolment. It has no password, so that only a certificate opens it."""
+    return {"username": identity, "roles": [{"rolename": ROLE_PREFIX + identity, "priority": 0}]}
 
 
 class MosquittoRoster:
@@ -67,18 +74,18 @@ class MosquittoRoster:
     the enrolled devices, so nothing stays wrong for want of a connection at the right moment.
     """
 
-    def __init__(self, config: MqttConfig, devices: Callable[[], Collection[str]]) -> None:
+    def __init__(self, config: MqttConfig, identities: Callable[[], Mapping[str, str]]) -> None:
         """Start in the background.
 
         Args:
             config: The broker, with an identity that may administer it.
-            devices: Names of all enrolled devices, as the database says at this moment.
+            identities: Devices by the identity of their current enrolment, as the database says at this moment.
 
         Raises:
             EdgeError: as `MqttLink`.
         """
-        self._devices = devices
-        self._changes: dict[str, bool] = {}
+        self._identities = identities
+        self._changes: dict[str, str | None] = {}
         self._changed = threading.Condition()
         self._is_closing = threading.Event()
         self._answers: queue.SimpleQueue[JsonObject] = queue.SimpleQueue()
@@ -97,13 +104,13 @@ class MosquittoRoster:
         with self._changed:
             return self._is_synced and not self._changes
 
-    def admit(self, device: str) -> None:
+    def admit(self, identity: str, device: str) -> None:
         """See `BrokerRoster.admit`."""
-        self._change(device, is_member=True)
+        self._change(identity, device)
 
-    def remove(self, device: str) -> None:
+    def remove(self, identity: str) -> None:
         """See `BrokerRoster.remove`."""
-        self._change(device, is_member=False)
+        self._change(identity, None)
 
     def close(self) -> None:
         """End thread and connection; bounded."""
@@ -115,11 +122,11 @@ class MosquittoRoster:
 
     # --- inside ---
 
-    def _change(self, device: str, *, is_member: bool) -> None:
+    def _change(self, identity: str, device: str | None) -> None:
         with self._changed:
             # Beyond the bound the next comparison finds it.
-            if device in self._changes or len(self._changes) < ROSTER_WAITING_MAX:
-                self._changes[device] = is_member
+            if identity in self._changes or len(self._changes) < ROSTER_WAITING_MAX:
+                self._changes[identity] = device
             self._changed.notify()
 
     def _on_message(self, message: LinkMessage) -> bool:
@@ -179,18 +186,18 @@ class MosquittoRoster:
             (response,) = self._ask([{"command": command, "count": -1, "offset": 0}])
             found[kind] = {str(name) for name in response.get("data", {}).get(kind, [])}
         ours = {name.removeprefix(ROLE_PREFIX) for name in found["roles"] if name.startswith(ROLE_PREFIX)}
-        enrolled = set(self._devices())
-        missing, extra = enrolled - (ours & found["clients"]), ours - enrolled
-        self._apply([*((name, True) for name in sorted(missing)), *((name, False) for name in sorted(extra))])
+        enrolled = self._identities()
+        missing, extra = enrolled.keys() - (ours & found["clients"]), ours - enrolled.keys()
+        self._apply([*((name, None) for name in sorted(extra)), *((name, enrolled[name]) for name in sorted(missing))])
         with self._changed:
             self._is_synced = True
         if missing or extra:
             _log.info("the broker's list of devices: %d added, %d removed", len(missing), len(extra))
 
-    def _apply(self, changes: Iterable[tuple[str, bool]]) -> None:
+    def _apply(self, changes: Iterable[tuple[str, str | None]]) -> None:
         commands: list[JsonObject] = []
-        for device, is_member in changes:
-            commands += _commands(device, is_member)
+        for identity, device in changes:
+            commands += _commands(identity, device)
         for part in _parts(commands):
             for command, response in zip(part, self._ask(part), strict=True):
                 error = response.get("error")
@@ -222,15 +229,15 @@ class MosquittoRoster:
                 return [found[mark] for mark in marks]
 
 
-def _commands(device: str, is_member: bool) -> list[JsonObject]:
-    if is_member:
+def _commands(identity: str, device: str | None) -> list[JsonObject]:
+    if device is not None:
         return [
-            {"command": "createRole", **device_role(device)},
-            {"command": "createClient", **device_entry(device)},
+            {"command": "createRole", **device_role(identity, device)},
+            {"command": "createClient", **device_entry(identity)},
         ]
     return [
-        {"command": "deleteClient", "username": device},
-        {"command": "deleteRole", "rolename": ROLE_PREFIX + device},
+        {"command": "deleteClient", "username": identity},
+        {"command": "deleteRole", "rolename": ROLE_PREFIX + identity},
     ]
 
 

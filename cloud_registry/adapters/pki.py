@@ -16,41 +16,36 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cloud_registry.adapters.device_keys import PublicKey, key_of
 from cloud_registry.adapters.durable import create_file, disk_errors, make_folder, write_file
 from cloud_registry.limits import (
     AUTHORITY_DAYS,
     CLOCK_SKEW_MS,
     CSR_CHARS_MAX,
     DEVICE_CERTIFICATE_DAYS,
-    RSA_BITS_MAX,
-    RSA_BITS_MIN,
     SERVER_CERTIFICATE_DAYS,
     SERVER_NAMES_MAX,
 )
-from cloud_registry.ports import Clock
-from edge_contract.digest import Digest
+from cloud_registry.ports import Clock, DeviceKey
 from edge_contract.errors import EdgeError
 from edge_contract.names import device_name
 
 _AUTHORITY_NAME: Final = "Lighterman device authority"
-_CURVES: Final = (ec.SECP256R1, ec.SECP384R1)
 # RFC 1123: what a host name may be made of; a leading wildcard label is allowed in certificates.
 _HOST: Final = re.compile(r"(?:\*\.)?(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 _HOST_CHARS_MAX: Final = 253
+_DAY_MS: Final = 24 * 3_600 * 1_000
 _SERVICE: Final = re.compile(r"cloud:[a-z][a-z0-9-]{0,31}")
-_HINT: Final = "Send a PKCS#10 request (PEM) with an EC P-256, P-384, Ed25519 or RSA key."
-
-_DeviceKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+_HINT: Final = "Send a PKCS#10 request (PEM) with an EC P-256 or an Ed25519 key."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +57,34 @@ class _Authority:
 class LocalAuthority:
     """The `CertificateAuthority` port. Any thread; several processes may start at once."""
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
+    def __init__(self, folder: Path, clock: Clock, device_days: int = DEVICE_CERTIFICATE_DAYS) -> None:
         """Name the folder; the authority is made when it is first needed.
 
         Args:
             folder: For example `<data>/pki`, 0700.
             clock: The time.
+            device_days: How long a device's certificate is good, `1..DEVICE_CERTIFICATE_DAYS_MAX` days.
         """
+        self._device_days = device_days
         self._folder = folder
         self._clock = clock
         self._lock = threading.Lock()
         self._authority: _Authority | None = None
 
-    def check_request(self, csr_pem: str) -> Digest:
-        """See `CertificateAuthority.check_request`."""
-        key = _key_of(_request_of(csr_pem))
-        return Digest.of(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    @property
+    def device_life_ms(self) -> int:
+        """See `CertificateAuthority.device_life_ms`."""
+        return self._device_days * _DAY_MS
 
-    def issue(self, device: str, csr_pem: str) -> str:
+    def check_request(self, csr_pem: str) -> DeviceKey:
+        """See `CertificateAuthority.check_request`."""
+        return _key_of(_request_of(csr_pem))[1]
+
+    def issue(self, identity: str, csr_pem: str, until_ms: int) -> str:
         """See `CertificateAuthority.issue`. Nothing of the request but its key is taken over."""
-        key = _key_of(_request_of(csr_pem))
-        subject = _common_name(device_name(device))
-        builder = self._builder(subject, key, DEVICE_CERTIFICATE_DAYS, ExtendedKeyUsageOID.CLIENT_AUTH)
-        return self._sign(builder)
+        key, _ = _key_of(_request_of(csr_pem))
+        subject = _common_name(device_name(identity))
+        return self._sign(self._builder(subject, key, until_ms, ExtendedKeyUsageOID.CLIENT_AUTH))
 
     def issue_server(self, names: Sequence[str]) -> tuple[str, str]:
         """See `CertificateAuthority.issue_server`."""
@@ -93,7 +93,7 @@ class LocalAuthority:
         alternatives = [_general_name(name) for name in names]
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(
-            _common_name(names[0][:64]), key.public_key(), SERVER_CERTIFICATE_DAYS, ExtendedKeyUsageOID.SERVER_AUTH
+            _common_name(names[0][:64]), key.public_key(), self._server_end(), ExtendedKeyUsageOID.SERVER_AUTH
         ).add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         return _private_pem(key).decode(), self._sign(builder)
 
@@ -110,7 +110,7 @@ class LocalAuthority:
             raise EdgeError("config.invalid", f"{name[:80]!r} is not the name of a service", "Use cloud:<name>.")
         key = ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(
-            _common_name(name), key.public_key(), SERVER_CERTIFICATE_DAYS, ExtendedKeyUsageOID.CLIENT_AUTH
+            _common_name(name), key.public_key(), self._server_end(), ExtendedKeyUsageOID.CLIENT_AUTH
         )
         return _private_pem(key).decode(), self._sign(builder)
 
@@ -120,11 +120,14 @@ class LocalAuthority:
 
     # --- inside ---
 
+    def _server_end(self) -> int:
+        return self._clock.wall_ms() + SERVER_CERTIFICATE_DAYS * _DAY_MS
+
     def _builder(
-        self, subject: x509.Name, key: _DeviceKey, days: int, usage: x509.ObjectIdentifier
+        self, subject: x509.Name, key: PublicKey, until_ms: int, usage: x509.ObjectIdentifier
     ) -> x509.CertificateBuilder:
         authority = self._load()
-        start, end = _validity(self._clock.wall_ms(), days)
+        start, end = _validity(self._clock.wall_ms(), until_ms)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -175,7 +178,8 @@ class LocalAuthority:
     def _new_authority(self) -> bytes:
         key = ec.generate_private_key(ec.SECP256R1())
         name = _common_name(_AUTHORITY_NAME)
-        start, end = _validity(self._clock.wall_ms(), AUTHORITY_DAYS)
+        now_ms = self._clock.wall_ms()
+        start, end = _validity(now_ms, now_ms + AUTHORITY_DAYS * _DAY_MS)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -205,18 +209,15 @@ def _request_of(csr_pem: str) -> x509.CertificateSigningRequest:
     return request
 
 
-def _key_of(request: x509.CertificateSigningRequest) -> _DeviceKey:
+def _key_of(request: x509.CertificateSigningRequest) -> tuple[PublicKey, DeviceKey]:
     try:
         key = request.public_key()
     except (ValueError, UnsupportedAlgorithm):
         raise EdgeError("cloud.bad-request", "the certificate request has a key of an unknown kind", _HINT) from None
-    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES):
-        return key
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        return key
-    if isinstance(key, rsa.RSAPublicKey) and RSA_BITS_MIN <= key.key_size <= RSA_BITS_MAX:
-        return key
-    raise EdgeError("cloud.bad-request", "the certificate request has a key that is not strong enough", _HINT)
+    kept = key_of(key)
+    if kept is None or not isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
+        raise EdgeError("cloud.bad-request", "devices use no keys of the kind in the certificate request", _HINT)
+    return key, kept
 
 
 def _common_name(value: str) -> x509.Name:
@@ -233,9 +234,9 @@ def _general_name(value: str) -> x509.GeneralName:
     return x509.DNSName(value)
 
 
-def _validity(wall_ms: int, days: int) -> tuple[datetime, datetime]:
-    now = datetime.fromtimestamp(wall_ms // 1000, UTC)
-    return now - timedelta(milliseconds=CLOCK_SKEW_MS), now + timedelta(days=days)
+def _validity(wall_ms: int, until_ms: int) -> tuple[datetime, datetime]:
+    start = datetime.fromtimestamp(wall_ms // 1000, UTC) - timedelta(milliseconds=CLOCK_SKEW_MS)
+    return start, datetime.fromtimestamp(until_ms // 1000, UTC)
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

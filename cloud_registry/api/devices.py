@@ -65,11 +65,23 @@ def router(services: Services) -> APIRouter:
         services.notifier.devices_changed(affected.devices)
         return shown(affected.result)
 
-    @routes.delete("/devices/{device}", status_code=204, dependencies=[Depends(operator)])
-    def delete_device(device: str) -> None:
-        """Forget a device; its token stops working. Its telemetry stays."""
-        devices.delete(checked_device(device))
+    @routes.post("/devices/{device}/revocation")
+    def revoke_device(device: str, principal: Annotated[Principal, Depends(operator)]) -> shapes.DeviceAnswer:
+        """End a device's identity: its key and certificate open nothing any more. Enrol it again to let it back in."""
+        services.roster.remove(services.enrolments.revoke(checked_device(device), principal.name))
+        return shown(devices.get(device))
+
+    @routes.get("/devices/{device}/history", dependencies=[viewer])
+    def device_history(device: str) -> shapes.DeviceHistory:
+        """What happened to a device's identity, oldest first; that of a deleted device too."""
+        found = services.enrolments.history(checked_device(device))
+        return shapes.DeviceHistory(items=[shapes.DeviceChangeAnswer.of(item) for item in found])
+
+    @routes.delete("/devices/{device}", status_code=204)
+    def delete_device(device: str, principal: Annotated[Principal, Depends(operator)]) -> None:
+        """Forget a device; its key stops working. Its telemetry stays."""
+        identity = devices.delete(checked_device(device), principal.name)
         services.director.forget(device)
-        services.roster.remove(device)
+        services.roster.remove(identity)
 
     return routes

@@ -1,23 +1,25 @@
-"""Enrolment: a device spends its one-time token for an identity, the broker's address, and the roots of trust."""
+"""Enrolment: a device spends its one-time token for an identity, the broker's address, and the roots of trust.
 
-import secrets
-from typing import Any, Final
+Later it renews its certificate with its own signature alone.
+"""
 
-from fastapi import APIRouter, Request
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from cloud_registry.api.auth import principal_of
 from cloud_registry.api.transfer import read_body
+from cloud_registry.core.instants import to_text
+from cloud_registry.core.roles import Principal
 from cloud_registry.limits import CSR_CHARS_MAX, ENROL_REQUEST_BYTES_MAX, LABEL_CHARS_MAX, TOKEN_CHARS_MAX
 from cloud_registry.services import Services
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import Fields, JsonObject, parse_object
 from edge_contract.names import platform_name
-
-DEVICE_TOKEN_PREFIX: Final = "lmd_"
-_TOKEN_BYTES: Final = 32
 
 
 class EnrolRequest(BaseModel):
@@ -41,19 +43,40 @@ class BrokerAddress(BaseModel):
 
 
 class EnrolAnswer(BaseModel):
-    """A device's identity. `token` is shown this once."""
+    """A device's identity; its own key is the secret that goes with it."""
 
     device: str
+    identity: str = Field(description="common name of the certificate; another one at every enrolment")
     certificate_pem: str
+    certificate_until: str = Field(examples=["2026-03-01T12:00:00.000Z"])
     ca_pem: str
-    token: str
     mqtt: BrokerAddress | None
     image_root: str
     director_root: str
 
 
+class RenewalAsk(BaseModel):
+    """A device's request for its next certificate, with the same key or a new one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    csr_pem: str = Field(
+        max_length=CSR_CHARS_MAX, description="PKCS#10 certificate request, signed by the key it is for"
+    )
+
+
+class RenewalAnswer(BaseModel):
+    """A device's next certificate."""
+
+    device: str
+    identity: str = Field(description="as before: renewing is no new enrolment")
+    certificate_pem: str
+    certificate_until: str = Field(examples=["2026-03-01T12:00:00.000Z"])
+    ca_pem: str
+
+
 def router(services: Services) -> APIRouter:
-    """The route `POST /api/v1/enrol`; it needs no other authentication than the enrolment token."""
+    """`POST /api/v1/enrol`, which needs the enrolment token alone, and the renewal, which needs the device's own."""
     routes = APIRouter(prefix="/api/v1", tags=["devices"])
     body: JsonObject = {
         "requestBody": {"content": {"application/json": {"schema": EnrolRequest.model_json_schema()}}, "required": True}
@@ -69,6 +92,30 @@ def router(services: Services) -> APIRouter:
         wanted = _read(await read_body(request, ENROL_REQUEST_BYTES_MAX, "an enrolment request"))
         answer = await run_in_threadpool(_enrol, services, wanted)
         return JSONResponse(answer.model_dump(), 201, headers={"Cache-Control": "no-store"})
+
+    @routes.post("/devices/self/certificate", status_code=201)
+    def renew_certificate(
+        body: RenewalAsk, principal: Annotated[Principal, Depends(principal_of(services.tokens))]
+    ) -> RenewalAnswer:
+        """Get the next certificate. A new key is asked for with a token that the old key signed.
+
+        The old key stays good until the first request that the new one signed, so that a device that is cut off in
+        between has a key that works, whichever it kept.
+        """
+        if not principal.is_device:
+            raise EdgeError(
+                "cloud.forbidden", f"{principal.name!r} is no device: only devices renew their certificates"
+            )
+        key = services.authority.check_request(body.csr_pem)
+        until_ms = services.clock.wall_ms() + services.authority.device_life_ms
+        identity = services.enrolments.renew(principal.name, key, until_ms)
+        return RenewalAnswer(
+            device=principal.name,
+            identity=identity,
+            certificate_pem=services.authority.issue(identity, body.csr_pem, until_ms),
+            certificate_until=to_text(until_ms),
+            ca_pem=services.authority.ca_pem(),
+        )
 
     return routes
 
@@ -95,14 +142,17 @@ def _enrol(services: Services, wanted: EnrolRequest) -> EnrolAnswer:
     if image_root is None or director_root is None:
         raise EdgeError("trust.root-unknown", "this registry has no roots of trust yet", "Run `packager keys init`.")
     broker = _broker(services)
-    token = DEVICE_TOKEN_PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
-    enrolled = services.enrolments.redeem(wanted.token, key, wanted.platform, wanted.hardware_id, token)
-    services.roster.admit(enrolled.device)
+    until_ms = services.clock.wall_ms() + services.authority.device_life_ms
+    enrolled = services.enrolments.redeem(wanted.token, key, wanted.platform, wanted.hardware_id, until_ms)
+    if enrolled.former is not None:
+        services.roster.remove(enrolled.former)
+    services.roster.admit(enrolled.identity, enrolled.device)
     return EnrolAnswer(
         device=enrolled.device,
-        certificate_pem=services.authority.issue(enrolled.device, wanted.csr_pem),
+        identity=enrolled.identity,
+        certificate_pem=services.authority.issue(enrolled.identity, wanted.csr_pem, until_ms),
+        certificate_until=to_text(until_ms),
         ca_pem=services.authority.ca_pem(),
-        token=token,
         mqtt=broker,
         image_root=image_root.decode("utf-8"),
         director_root=director_root.decode("utf-8"),

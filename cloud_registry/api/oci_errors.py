@@ -18,6 +18,8 @@ API_VERSION: Final = {"Docker-Distribution-Api-Version": "registry/2.0"}
 
 _BY_CODE: Final[dict[str, tuple[int, str]]] = {
     "cloud.unauthorized": (401, "UNAUTHORIZED"),
+    "cloud.token-expired": (401, "UNAUTHORIZED"),
+    "cloud.device-revoked": (401, "UNAUTHORIZED"),
     "cloud.forbidden": (403, "DENIED"),
     "cloud.in-use": (409, "DENIED"),
     "cloud.name-invalid": (400, "NAME_INVALID"),
@@ -86,7 +88,7 @@ def oci_error_response(error: EdgeError) -> Response:
     if isinstance(error, OciError):
         status, oci_code = error.status or status, error.oci_code
     headers = dict(API_VERSION)
-    if error.code == "cloud.unauthorized":
+    if oci_code == "UNAUTHORIZED":
         headers["WWW-Authenticate"] = 'Basic realm="lighterman"'
     if oci_code == "TOOMANYREQUESTS":
         headers["Retry-After"] = str(RETRY_AFTER_S)

@@ -13,6 +13,7 @@ from edge_contract.errors import EdgeError
 
 PROBLEM_TYPE: Final = "application/problem+json"
 TYPE_BASE: Final = "https://lighterman.dev/problems/"
+_UNAUTHORIZED: Final = 401
 _NOT_FOUND: Final = 404
 _PLACES_MAX: Final = 10
 _PLACE_CHARS_MAX: Final = 200
@@ -21,6 +22,8 @@ _STATUS_BY_CODE: Final[dict[str, int]] = {
     "artifact.not-found": 404,
     "artifact.document-too-large": 413,
     "cloud.unauthorized": 401,
+    "cloud.token-expired": 401,
+    "cloud.device-revoked": 401,
     "cloud.forbidden": 403,
     "cloud.not-found": 404,
     "cloud.conflict": 409,
@@ -74,10 +77,9 @@ def problem_document(error: EdgeError, instance: str) -> dict[str, Any]:
 
 def problem_response(request: Request, error: EdgeError) -> Response:
     """The answer to a request that met an error."""
-    headers = {"WWW-Authenticate": 'Basic realm="lighterman"'} if error.code == "cloud.unauthorized" else None
-    return JSONResponse(
-        problem_document(error, request.url.path), status_of(error.code), headers=headers, media_type=PROBLEM_TYPE
-    )
+    status = status_of(error.code)
+    headers = {"WWW-Authenticate": 'Basic realm="lighterman"'} if status == _UNAUTHORIZED else None
+    return JSONResponse(problem_document(error, request.url.path), status, headers=headers, media_type=PROBLEM_TYPE)
 
 
 def validation_problem(errors: Sequence[Any]) -> EdgeError:

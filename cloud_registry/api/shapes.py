@@ -12,8 +12,10 @@ from cloud_registry.core.records import (
     DeploymentChange,
     DeploymentDevice,
     Device,
+    DeviceChange,
     Model,
     OperatorToken,
+    Refusal,
     Version,
 )
 from cloud_registry.limits import (
@@ -306,6 +308,22 @@ class DesiredShape(Answer):
     manifest: str
 
 
+class ReportRefusedShape(Answer):
+    """The newest report in a device's name that was not believed; it changed nothing."""
+
+    code: str = Field(examples=["trust.report-unsigned"])
+    detail: str
+    received_at: str = Field(examples=[_TIME])
+    count: int = Field(description="how many since the device enrolled")
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> "ReportRefusedShape":
+        """The shape of a record."""
+        return cls(
+            code=refusal.code, detail=refusal.detail, received_at=to_text(refusal.received_ms), count=refusal.count
+        )
+
+
 class DeviceAnswer(Answer):
     """An enrolled device: what it should run, and what it last said of itself."""
 
@@ -318,6 +336,11 @@ class DeviceAnswer(Answer):
     director_version: int | None = Field(
         None, description="version of the director metadata the device reported, or null"
     )
+    identity: str = Field(description="name of its enrolment: the common name of its certificates")
+    keyid: str | None = Field(description="SHA-256 of the public key that signs for it")
+    certificate_until: str = Field(examples=[_TIME], description="it has to enrol again unless it renews before")
+    revoked_at: str | None = Field(description="when an operator ended its identity")
+    report_refused: ReportRefusedShape | None = Field(description="the newest report that was not believed")
     report: dict[str, Any] | None
     report_received_at: str | None
     is_online: bool = Field(description="whether it reported within the last three minutes")
@@ -339,10 +362,40 @@ class DeviceAnswer(Answer):
                 for name, item in device.desired.items()
             },
             director_version=None if device.report is None else device.report.get("director_version"),
+            identity=device.identity,
+            keyid=device.keyid,
+            certificate_until=to_text(device.certificate_until_ms),
+            revoked_at=to_text_or_none(device.revoked_ms),
+            report_refused=None if device.refusal is None else ReportRefusedShape.of(device.refusal),
             report=device.report,
             report_received_at=to_text_or_none(received),
             is_online=received is not None and now_ms - received <= online_ms,
         )
+
+
+class DeviceChangeAnswer(Answer):
+    """One line of the history of a device's identity."""
+
+    kind: str = Field(examples=["enrolled"])
+    detail: dict[str, Any]
+    changed_at: str = Field(examples=[_TIME])
+    changed_by: str
+
+    @classmethod
+    def of(cls, change: DeviceChange) -> "DeviceChangeAnswer":
+        """The shape of a record."""
+        return cls(
+            kind=change.kind,
+            detail=change.detail,
+            changed_at=to_text(change.changed_ms),
+            changed_by=change.changed_by,
+        )
+
+
+class DeviceHistory(Answer):
+    """The history of a device's identity, oldest first."""
+
+    items: list[DeviceChangeAnswer]
 
 
 class DevicePage(Answer):

@@ -76,10 +76,9 @@ def broker_config(
     else. Run it again to renew the certificates.
     """
     from cloud_registry.adapters.pki import LocalAuthority
-    from cloud_registry.adapters.sql.devices import SqlDevices
+    from cloud_registry.adapters.sql.enrolments import SqlEnrolments
     from cloud_registry.assembly import SystemClock, open_database
     from cloud_registry.broker import BrokerPlan, write_broker_config
-    from cloud_registry.core.condition import parse_condition
 
     plan_fields = ("device_port", "device_bind", "cloud_port", "cloud_bind", "user", "plugin")
     plan = BrokerPlan(names, **{name: options.pop(name) for name in plan_fields})
@@ -87,10 +86,10 @@ def broker_config(
     clock = SystemClock()
     database = open_database(config)
     try:
-        devices = SqlDevices(database, clock).matching(parse_condition("*"))
+        identities = SqlEnrolments(database, clock).identities()
     finally:
         database.close()
-    written = write_broker_config(out_dir, LocalAuthority(config.pki_dir, clock), plan, devices)
+    written = write_broker_config(out_dir, LocalAuthority(config.pki_dir, clock), plan, identities)
     if as_json:
         print_json({name: str(getattr(written, name)) for name in ("config", "registry_config", "ca", "roster")})
         return

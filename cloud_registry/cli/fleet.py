@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def devices() -> None:
-    """Show devices, tag them, make enrolment tokens."""
+    """Show devices, tag them, make enrolment tokens, revoke."""
 
 
 @devices.command("list")
@@ -68,7 +68,7 @@ def show_device(device: str, client: "RegistryClient", as_json: bool) -> None:
 @click.option("--ttl-s", type=click.IntRange(1), help="Seconds until the token expires; a day unless given.")
 @remote
 def enrol_token(device: str, tags: tuple[str, ...], ttl_s: int | None, client: "RegistryClient", as_json: bool) -> None:
-    """Make a one-time token by which DEVICE enrols."""
+    """Make a one-time token by which DEVICE enrols, or enrols again: its former identity ends when it is spent."""
     made = client.create_enrolment_token(device, pairs(tags, "tag"), ttl_s)
     if as_json:
         print_json(made)
@@ -99,12 +99,43 @@ def tag_device(
         print_fields({"name": record["name"], "tags": record["tags"], "desired": record["desired"]})
 
 
+@devices.command("revoke")
+@click.argument("device")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@remote
+def revoke_device(device: str, yes: bool, client: "RegistryClient", as_json: bool) -> None:
+    """End the identity of DEVICE at once: its key, certificate and enrolment tokens open nothing any more.
+
+    To let it back in, make it an enrolment token and enrol it again.
+    """
+    if not yes:
+        click.confirm(f"End the identity of {device}?", abort=True, err=True)
+    record = client.revoke_device(device)
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(f"revoked {device} ({record['identity']}) at {record['revoked_at']}")
+
+
+@devices.command("history")
+@click.argument("device")
+@remote
+def device_history(device: str, client: "RegistryClient", as_json: bool) -> None:
+    """What happened to the identity of DEVICE: enrolled, renewed, revoked."""
+    items = client.device_history(device)
+    if as_json:
+        print_json(items)
+        return
+    rows = [(line["kind"], line["detail"], line["changed_at"], line["changed_by"]) for line in items]
+    print_table(("CHANGE", "DETAIL", "AT", "BY"), rows)
+
+
 @devices.command("delete")
 @click.argument("device")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @remote
 def delete_device(device: str, yes: bool, client: "RegistryClient", as_json: bool) -> None:
-    """Forget a device; its token stops working. Its telemetry stays."""
+    """Forget a device; its key stops working. Its telemetry stays."""
     if not yes:
         click.confirm(f"Forget {device}?", abort=True, err=True)
     client.delete_device(device)

@@ -314,8 +314,16 @@ class RegistryClient:
         """Replace the tags of a device."""
         return self._transport.json("PUT", f"/api/v1/devices/{_part(device)}/tags", dict(tags))
 
+    def revoke_device(self, device: str) -> JsonObject:
+        """End a device's identity; safe to repeat."""
+        return self._transport.json("POST", f"/api/v1/devices/{_part(device)}/revocation", {}, repeat=True)
+
+    def device_history(self, device: str) -> list[JsonObject]:
+        """What happened to a device's identity, oldest first."""
+        return _items(self._transport.json("GET", f"/api/v1/devices/{_part(device)}/history"))
+
     def delete_device(self, device: str) -> None:
-        """Forget a device; its token stops working."""
+        """Forget a device; its key stops working."""
         self._transport.request("DELETE", f"/api/v1/devices/{_part(device)}")
 
     # --- deployments --------------------------------------------------------------------------------------------------

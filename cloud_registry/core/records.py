@@ -155,6 +155,40 @@ class DesiredModule:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceChange:
+    """One line of the history of a device's identity.
+
+    Attributes:
+        kind: `enrolled`, `renewed`, `key-replaced`, `revoked` or `deleted`.
+        detail: For example the key's identifier.
+        changed_ms: When.
+        changed_by: Name of an operator's token, or of the device itself.
+    """
+
+    kind: str
+    detail: JsonObject
+    changed_ms: int
+    changed_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The newest report in a device's name that was not believed, and how many there were.
+
+    Attributes:
+        code: For example `trust.report-unsigned`.
+        detail: What was wrong.
+        received_ms: When it came.
+        count: Since the device enrolled.
+    """
+
+    code: str
+    detail: str
+    received_ms: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """An enrolled device.
 
@@ -164,6 +198,11 @@ class Device:
         platform: `os/architecture[/variant]`, as enrolled.
         hardware_id: Free text, may be empty.
         enrolled_ms: First enrolment.
+        identity: Name of the current enrolment.
+        keyid: Key that signs for it; none for a device whose key is unknown.
+        certificate_until_ms: End of its newest certificate.
+        revoked_ms: When its identity was revoked, or none.
+        refusal: The newest report that was not believed, or none.
         desired: By module.
         report: JSON of the newest report, or none.
         report_received_ms: When it came, or none.
@@ -174,6 +213,11 @@ class Device:
     platform: str
     hardware_id: str
     enrolled_ms: int
+    identity: str
+    keyid: str | None
+    certificate_until_ms: int
+    revoked_ms: int | None
+    refusal: Refusal | None
     desired: Mapping[str, DesiredModule]
     report: JsonObject | None
     report_received_ms: int | None

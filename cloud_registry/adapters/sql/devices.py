@@ -1,11 +1,11 @@
-"""Devices, their tags and the one-time tokens that enrol them (`DeviceStore`, `EnrolmentStore`)."""
+"""Devices, their tags and the one-time tokens that enrol them (`DeviceStore`)."""
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select
 
 from cloud_registry.adapters.sql.assigning import facts_of, reassign
 from cloud_registry.adapters.sql.database import Database
@@ -13,28 +13,38 @@ from cloud_registry.adapters.sql.hashing import ENROLMENT_PREFIX, new_token, tok
 from cloud_registry.adapters.sql.tables import (
     deployment_devices,
     deployments,
+    device_bundles,
+    device_changes,
+    device_keys,
     device_modules,
     device_tags,
     devices,
     enrolment_tokens,
 )
 from cloud_registry.core.condition import Condition
-from cloud_registry.core.records import Affected, DesiredModule, Device, EnrolmentToken, Slice
+from cloud_registry.core.records import Affected, DesiredModule, Device, EnrolmentToken, Refusal, Slice
 from cloud_registry.core.search import Page, like_pattern
-from cloud_registry.limits import ENROLMENT_TTL_S_MAX, LABEL_CHARS_MAX
-from cloud_registry.ports import Clock, EnrolledDevice
+from cloud_registry.limits import DEVICE_CHANGES_MAX, ENROLMENT_TTL_S_MAX
+from cloud_registry.ports import Clock
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
-from edge_contract.names import device_name, platform_name
+from edge_contract.jsonio import JsonObject
+from edge_contract.names import device_name
 from edge_contract.names import tags as checked_tags
 
 _ESCAPE: Final = "\\"
-_SPENT: Final = "cloud.token-spent"
-_SPENT_HINT: Final = "Ask an operator for a new enrolment token."
+_OF_DEVICES: Final = (
+    deployment_devices,
+    device_bundles,
+    device_keys,
+    device_modules,
+    device_tags,
+    enrolment_tokens,
+)
 
 
 class SqlDevices:
-    """Implements `DeviceStore` and `EnrolmentStore`."""
+    """Implements `DeviceStore`."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         """Use a migrated database."""
@@ -63,36 +73,6 @@ class SqlDevices:
                 )
             )
             return EnrolmentToken(token, device, expires_ms)
-
-        return self._database.write(work)
-
-    def redeem(self, token: str, key: Digest, platform: str, hardware_id: str, device_token: str) -> EnrolledDevice:
-        """Spend a token and enrol its device."""
-        platform_name(platform)
-        if len(hardware_id) > LABEL_CHARS_MAX or not (hardware_id.isprintable() or not hardware_id):
-            raise EdgeError(
-                "cloud.name-invalid", f"a hardware id is printable, of at most {LABEL_CHARS_MAX} characters"
-            )
-
-        def work(connection: Connection) -> EnrolledDevice:
-            self._database.lock_assignments(connection)
-            spent = self._spend(connection, token, key)
-            device = str(spent.device)
-            values = {
-                "platform": platform,
-                "hardware_id": hardware_id,
-                "key_digest": str(key),
-                "token_hash": token_hash(device_token),
-            }
-            changed = connection.execute(update(devices).where(devices.c.name == device).values(values))
-            is_new = changed.rowcount == 0
-            if is_new:
-                connection.execute(insert(devices).values(name=device, enrolled_ms=self._clock.wall_ms(), **values))
-            tags = json.loads(spent.tags)
-            if tags or is_new:
-                _write_tags(connection, device, tags)
-            reassign(connection, [device], None)
-            return EnrolledDevice(device, is_new)
 
         return self._database.write(work)
 
@@ -128,36 +108,25 @@ class SqlDevices:
         def work(connection: Connection) -> Affected[Device]:
             self._database.lock_assignments(connection)
             _require(connection, device)
-            _write_tags(connection, device, kept_tags)
+            write_tags(connection, device, kept_tags)
             changed = reassign(connection, [device], None)
             return Affected(_one(connection, device), changed)
 
         return self._database.write(work)
 
-    def delete(self, device: str) -> None:
+    def delete(self, device: str, by: str) -> str:
         """Forget a device. The watermarks of its boots stay, in case it returns with old records."""
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> str:
             self._database.lock_assignments(connection)
-            _require(connection, device)
-            for table in (deployment_devices, device_modules, device_tags, enrolment_tokens):
+            identity = _require(connection, device)
+            for table in _OF_DEVICES:
                 connection.execute(delete(table).where(table.c.device == device))
             connection.execute(delete(devices).where(devices.c.name == device))
+            note_change(connection, device, "deleted", {"identity": identity}, self._clock.wall_ms(), by)
+            return identity
 
-        self._database.write(work)
-
-    def _spend(self, connection: Connection, token: str, key: Digest) -> Any:
-        table = enrolment_tokens
-        is_it = table.c.token_hash == token_hash(token)
-        found = connection.execute(select(table).where(is_it).with_for_update()).first()
-        if found is None:
-            raise EdgeError(_SPENT, "the enrolment token is unknown", _SPENT_HINT)
-        if found.expires_ms <= self._clock.wall_ms():
-            raise EdgeError(_SPENT, f"the enrolment token of {found.device} is past its expiry", _SPENT_HINT)
-        if found.key_digest not in (None, str(key)):
-            raise EdgeError(_SPENT, f"the enrolment token of {found.device} was used with another key", _SPENT_HINT)
-        connection.execute(update(table).where(is_it).values(key_digest=str(key)))
-        return found
+        return self._database.write(work)
 
     def _matching_slice(self, connection: Connection, name: str, condition: Condition, page: Page) -> Slice[Device]:
         query = _named(select(devices.c.name), name)
@@ -181,9 +150,12 @@ def _slice(connection: Connection, names: list[str], limit: int) -> Slice[Device
     return Slice(items, names[limit - 1] if len(names) > limit else None)
 
 
-def _require(connection: Connection, device: str) -> None:
-    if connection.execute(select(devices.c.name).where(devices.c.name == device).with_for_update()).first() is None:
+def _require(connection: Connection, device: str) -> str:
+    """The identity of a device, which stays as it is until the end of the transaction."""
+    found = connection.execute(select(devices.c.identity).where(devices.c.name == device).with_for_update()).first()
+    if found is None:
         raise no_device(device)
+    return str(found.identity)
 
 
 def no_device(device: str) -> EdgeError:
@@ -198,7 +170,8 @@ def _one(connection: Connection, device: str) -> Device:
     return found[0]
 
 
-def _write_tags(connection: Connection, device: str, tags: Mapping[str, str]) -> None:
+def write_tags(connection: Connection, device: str, tags: Mapping[str, str]) -> None:
+    """Replace a device's tags; its assignments are brought in line by the caller."""
     connection.execute(delete(device_tags).where(device_tags.c.device == device))
     if tags:
         rows = [{"device": device, "key": key, "value": value} for key, value in tags.items()]
@@ -222,6 +195,8 @@ def _read(connection: Connection, names: Sequence[str]) -> tuple[Device, ...]:
     )
     for row in connection.execute(current):
         desired[row.device][row.module] = DesiredModule(row.id, row.model, row.number, Digest(row.manifest))
+    keys = select(device_keys).where(device_keys.c.device.in_(names), device_keys.c.is_next.is_(False))
+    keyids = {row.device: row.keyid for row in connection.execute(keys)}
     found = connection.execute(select(devices).where(devices.c.name.in_(names)).order_by(devices.c.name))
     return tuple(
         Device(
@@ -230,9 +205,32 @@ def _read(connection: Connection, names: Sequence[str]) -> tuple[Device, ...]:
             platform=row.platform,
             hardware_id=row.hardware_id,
             enrolled_ms=row.enrolled_ms,
+            identity=row.identity,
+            keyid=keyids.get(row.name),
+            certificate_until_ms=row.certificate_until_ms,
+            revoked_ms=row.revoked_ms,
+            refusal=_refusal(row),
             desired=desired.get(row.name, {}),
             report=None if row.report is None else json.loads(row.report),
             report_received_ms=row.report_received_ms,
         )
         for row in found
     )
+
+
+def note_change(connection: Connection, device: str, kind: str, detail: JsonObject, now_ms: int, by: str) -> None:
+    """Add a line to the history of a device's identity, and forget the oldest beyond the bound."""
+    table = device_changes
+    connection.execute(
+        insert(table).values(device=device, kind=kind, detail=json.dumps(detail), changed_ms=now_ms, changed_by=by)
+    )
+    newest = select(table.c.id).where(table.c.device == device).order_by(table.c.id.desc())
+    last_kept = connection.execute(newest.offset(DEVICE_CHANGES_MAX - 1).limit(1)).scalar_one_or_none()
+    if last_kept is not None:
+        connection.execute(delete(table).where(table.c.device == device, table.c.id < last_kept))
+
+
+def _refusal(row: Any) -> Refusal | None:
+    if row.refusal_code is None:
+        return None
+    return Refusal(row.refusal_code, row.refusal_detail, row.refusal_ms, row.refusals)

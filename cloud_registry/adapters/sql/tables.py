@@ -125,12 +125,52 @@ devices = Table(
     Column("platform", Text, nullable=False),
     Column("hardware_id", Text, nullable=False),
     Column("enrolled_ms", BigInteger, nullable=False),
-    Column("key_digest", Text, nullable=False),
-    Column("token_hash", Text, nullable=False, unique=True),
+    Column("identity", Text, nullable=False, unique=True),
+    Column("certificate_until_ms", BigInteger, nullable=False),
+    Column("revoked_ms", BigInteger),
     Column("report", Text),
     Column("report_boot", Text),
     Column("report_number", BigInteger),
     Column("report_received_ms", BigInteger),
+    Column("refusals", BigInteger, nullable=False),
+    Column("refusal_code", Text),
+    Column("refusal_detail", Text, nullable=False),
+    Column("refusal_ms", BigInteger),
+)
+
+# Public keys that may sign for a device: the one it enrolled or renewed with, and after a renewal with a new key both,
+# until the first request that the new one signs.
+device_keys = Table(
+    "device_keys",
+    METADATA,
+    Column("device", Text, ForeignKey("devices.name"), primary_key=True),
+    Column("keyid", Text, primary_key=True),
+    Column("pem", Text, nullable=False),
+    Column("is_next", Boolean, nullable=False),
+    Index("device_keys_by_keyid", "keyid"),
+)
+
+# What happened to the identity of a device. Outlives it.
+device_changes = Table(
+    "device_changes",
+    METADATA,
+    Column("id", _SERIAL, primary_key=True),
+    Column("device", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("changed_ms", BigInteger, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    Index("device_changes_by_device", "device", "id"),
+)
+
+# Every bundle a device was ever assigned: what it says it runs opens nothing else to it.
+device_bundles = Table(
+    "device_bundles",
+    METADATA,
+    Column("device", Text, ForeignKey("devices.name"), primary_key=True),
+    Column("manifest", Text, primary_key=True),
+    Column("repository", Text, nullable=False),
+    Column("index_digest", Text, nullable=False),
 )
 
 device_tags = Table(
@@ -141,7 +181,7 @@ device_tags = Table(
     Column("value", Text, nullable=False),
 )
 
-# What each device reports as live.
+# What each device reports: the bundles that are live, that it would roll back to, and that it confirmed last.
 device_modules = Table(
     "device_modules",
     METADATA,
@@ -150,6 +190,8 @@ device_modules = Table(
     Column("model", Text, nullable=False),
     Column("number", BigInteger, nullable=False),
     Column("manifest", Text),
+    Column("fallback", Text),
+    Column("confirmed", Text),
     Index("device_modules_by_version", "model", "number"),
 )
 
@@ -172,7 +214,8 @@ enrolment_tokens = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
-    Column("key_digest", Text),
+    Column("keyid", Text),
+    Column("identity", Text),
     Index("enrolment_tokens_by_device", "device"),
 )
 
@@ -208,6 +251,7 @@ deployment_devices = Table(
     Column("outcome", Text),
     Column("error_code", Text),
     Column("error_detail", Text, nullable=False),
+    Column("golden", Text),
     Column("reported_ms", BigInteger),
     Index("deployment_devices_by_device", "device"),
     # A module of a device never runs two deployments at once, whatever the code above believes.

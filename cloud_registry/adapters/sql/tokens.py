@@ -1,4 +1,4 @@
-"""Operator tokens, and the lookup of any token that comes with a request."""
+"""Operator tokens, and the lookup of one that comes with a request."""
 
 import hmac
 
@@ -6,7 +6,7 @@ from sqlalchemy import Connection, delete, func, insert, select
 
 from cloud_registry.adapters.sql.database import Database
 from cloud_registry.adapters.sql.hashing import OPERATOR_PREFIX, new_token, token_hash
-from cloud_registry.adapters.sql.tables import devices, operator_tokens
+from cloud_registry.adapters.sql.tables import operator_tokens
 from cloud_registry.core.records import OperatorToken, needed_by
 from cloud_registry.core.roles import Principal, Role
 from cloud_registry.errors import RegistryError
@@ -37,11 +37,6 @@ class SqlTokens:
             ).first()
             if found is not None and hmac.compare_digest(found.token_hash, hashed):
                 return Principal(found.name, Role(found.role))
-            device = connection.execute(
-                select(devices.c.name, devices.c.token_hash).where(devices.c.token_hash == hashed)
-            ).first()
-            if device is not None and hmac.compare_digest(device.token_hash, hashed):
-                return Principal(device.name, None)
             return None
 
         return self._database.read(work) if hashed else None

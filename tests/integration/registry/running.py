@@ -16,13 +16,14 @@ import uvicorn
 from cloud_registry.api.app import create_app
 from cloud_registry.assembly import build_services
 from cloud_registry.client import RegistryClient
-from cloud_registry.config import RegistryConfig
+from cloud_registry.config import MqttConfig, RegistryConfig
 from cloud_registry.core.records import Bundle
 from cloud_registry.core.roles import Role
 from cloud_registry.services import Services
 from cloud_registry.serving import listen, url_of
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
+from tests.support.devicekey import TestKey
 from tests.support.net import wait_until
 from tests.unit.cloud.making import tiny_onnx
 
@@ -34,8 +35,8 @@ _STOP_DEADLINE_S = 20.0
 class SetClock:
     """A clock that moves only when told."""
 
-    def __init__(self) -> None:
-        self.now_ms = START_MS
+    def __init__(self, start_ms: int = START_MS) -> None:
+        self.now_ms = start_ms
 
     def wall_ms(self) -> int:
         return self.now_ms
@@ -98,12 +99,11 @@ class Registry:
         self.services.notifier.devices_changed(affected.devices)
 
     def enrol(self, device: str, platform: str = "linux/arm64", hardware_id: str = "", **tags: str) -> str:
-        """Enrol a device straight in the database; its bearer token."""
+        """Enrol a device straight in the database, with `TestKey.of(device)`; a token that it signed."""
         made = self.services.devices.create_enrolment(device, tags, 60, "test")
-        token = f"lmd_of_{device}"
-        key = Digest.of(device.encode())
-        self.services.enrolments.redeem(made.token, key, platform, hardware_id, token)
-        return token
+        until_ms = self.clock.now_ms + self.services.authority.device_life_ms
+        self.services.enrolments.redeem(made.token, TestKey.of(device).public, platform, hardware_id, until_ms)
+        return TestKey.of(device).token(device, self.clock.now_ms)
 
 
 def made_up_bundle(model: str, version: int, platform: str, hardware_ids: tuple[str, ...] = ()) -> Bundle:
@@ -113,10 +113,13 @@ def made_up_bundle(model: str, version: int, platform: str, hardware_ids: tuple[
 
 
 @contextlib.contextmanager
-def running_registry(folder: Path, database_url: str = "") -> Iterator[Registry]:
+def running_registry(
+    folder: Path, database_url: str = "", mqtt: MqttConfig | None = None, start_ms: int = START_MS
+) -> Iterator[Registry]:
     """A registry on a port of its own that ends with the block."""
-    clock = SetClock()
-    services = build_services(RegistryConfig(data_dir=folder, database_url=database_url).check(), clock)
+    clock = SetClock(start_ms)
+    config = RegistryConfig(data_dir=folder, database_url=database_url, mqtt=mqtt or MqttConfig())
+    services = build_services(config.check(), clock)
     try:
         token = services.operators.create_first_admin()
         assert token is not None

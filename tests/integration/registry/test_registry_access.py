@@ -57,16 +57,20 @@ MATRIX: dict[tuple[str, str], Role | None] = {
     ("get", "/api/v1/devices/{device}"): Role.VIEWER,
     ("delete", "/api/v1/devices/{device}"): Role.OPERATOR,
     ("put", "/api/v1/devices/{device}/tags"): Role.OPERATOR,
+    ("post", "/api/v1/devices/{device}/revocation"): Role.OPERATOR,
+    ("get", "/api/v1/devices/{device}/history"): Role.VIEWER,
     ("get", "/api/v1/tokens"): Role.ADMIN,
     ("post", "/api/v1/tokens"): Role.ADMIN,
     ("delete", "/api/v1/tokens/{name}"): Role.ADMIN,
     ("get", "/api/v1/trust"): Role.VIEWER,
     ("post", "/api/v1/trust/roots"): Role.PUBLISHER,
     ("post", "/api/v1/trust/metadata"): Role.PUBLISHER,
+    ("post", "/api/v1/trust/online-keys"): Role.ADMIN,
     ("post", "/api/v1/query"): Role.VIEWER,
 }
 # Each of these has rules of its own, and a test of its own.
 OTHER_RULES = {
+    ("post", "/api/v1/devices/self/certificate"),
     ("get", "/api/v1/tokens/self"),
     ("get", "/tuf/image/{filename}"),
     ("get", "/tuf/director/{device}/{filename}"),

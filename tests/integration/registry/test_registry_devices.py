@@ -6,16 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from edge_contract.digest import Digest
+from cloud_registry.ports import DeviceKey
 from edge_contract.errors import EdgeError
 from tests.integration.registry.running import Registry, error_of
+from tests.support.devicekey import TestKey
 
-KEY = Digest.of(b"key of the device")
-OTHER_KEY = Digest.of(b"key of somebody else")
+KEY = TestKey.of("the device").public
+OTHER_KEY = TestKey.of("somebody else").public
 
 
-def redeem(registry: Registry, token: str, key: Digest = KEY, device_token: str = "lmd_1") -> str:
-    return registry.services.enrolments.redeem(token, key, "linux/arm64", "board-7", device_token).device
+def redeem(registry: Registry, token: str, key: DeviceKey = KEY) -> str:
+    until_ms = registry.clock.now_ms + 1_000_000
+    return registry.services.enrolments.redeem(token, key, "linux/arm64", "board-7", until_ms).device
 
 
 def test_a_token_enrols_one_device(registry: Registry) -> None:
@@ -32,11 +34,11 @@ def test_a_token_enrols_one_device(registry: Registry) -> None:
 def test_a_spent_token_works_again_for_the_same_key_alone(registry: Registry) -> None:
     token = registry.client().create_enrolment_token("cam-1")["token"]
     redeem(registry, token)
-    assert redeem(registry, token, device_token="lmd_2") == "cam-1"
+    identity = registry.client().device("cam-1")["identity"]
+    assert redeem(registry, token) == "cam-1"
+    assert registry.client().device("cam-1")["identity"] == identity
     assert error_of(redeem, registry, token, OTHER_KEY).code == "cloud.token-spent"
-    # The former device token died with the second answer.
-    assert registry.services.tokens.authenticate("lmd_1") is None
-    principal = registry.services.tokens.authenticate("lmd_2")
+    principal = registry.services.tokens.authenticate(TestKey.of("the device").token("cam-1", registry.clock.now_ms))
     assert principal is not None
     assert (principal.name, principal.is_device) == ("cam-1", True)
 
@@ -55,7 +57,7 @@ def test_of_many_keys_that_race_for_a_token_one_wins(registry: Registry) -> None
 
     def attempt(number: int) -> str:
         try:
-            return redeem(registry, token, Digest.of(str(number).encode()), f"lmd_{number}")
+            return redeem(registry, token, TestKey.of(str(number)).public)
         except EdgeError as error:
             return error.code
 
@@ -67,9 +69,9 @@ def test_of_many_keys_that_race_for_a_token_one_wins(registry: Registry) -> None
 def test_a_device_that_enrols_again_keeps_its_tags_unless_the_token_brings_some(registry: Registry) -> None:
     client = registry.client()
     redeem(registry, client.create_enrolment_token("cam-1", {"site": "north"})["token"])
-    redeem(registry, client.create_enrolment_token("cam-1")["token"], OTHER_KEY, "lmd_2")
+    redeem(registry, client.create_enrolment_token("cam-1")["token"], OTHER_KEY)
     assert client.device("cam-1")["tags"] == {"site": "north"}
-    redeem(registry, client.create_enrolment_token("cam-1", {"floor": "2"})["token"], OTHER_KEY, "lmd_3")
+    redeem(registry, client.create_enrolment_token("cam-1", {"floor": "2"})["token"], OTHER_KEY)
     assert client.device("cam-1")["tags"] == {"floor": "2"}
 
 
@@ -111,7 +113,7 @@ def test_a_deleted_device_is_gone_with_its_token(registry: Registry) -> None:
     deployment = client.create_deployment("digits", 1, "*")["id"]
     client.delete_device("cam-1")
     assert error_of(client.device, "cam-1").code == "cloud.not-found"
-    assert registry.services.tokens.authenticate(token) is None
+    assert error_of(registry.services.tokens.authenticate, token).code == "cloud.unauthorized"
     assert client.deployment(deployment)["devices"] == 0
     assert error_of(client.delete_device, "cam-1").code == "cloud.not-found"
     registry.enrol("cam-1")

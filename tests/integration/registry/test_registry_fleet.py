@@ -8,20 +8,21 @@ import pytest
 
 from cloud_registry.adapters.sql.database import Database
 from cloud_registry.adapters.sql.devices import SqlDevices
+from cloud_registry.adapters.sql.enrolments import SqlEnrolments
 from cloud_registry.adapters.sql.fleet import SqlFleet
 from cloud_registry.ports import LakeFile, Watermark
-from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.twin import Report
 from tests.integration.registry.running import SetClock, error_of
+from tests.support.devicekey import TestKey
 
 
 @pytest.fixture
 def fleet(database: Database) -> SqlFleet:
-    devices = SqlDevices(database, SetClock())
+    devices, enrolments = SqlDevices(database, SetClock()), SqlEnrolments(database, SetClock())
     for name in ("cam-1", "cam-2"):
         token = devices.create_enrolment(name, {}, 60, "test").token
-        devices.redeem(token, Digest.of(name.encode()), "linux/arm64", "", f"lmd_{name}")
+        enrolments.redeem(token, TestKey.of(name).public, "linux/arm64", "", 2**50)
     return SqlFleet(database)
 
 

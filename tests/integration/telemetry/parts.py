@@ -16,20 +16,22 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from cloud_registry.adapters.sql.database import Database
 from cloud_registry.adapters.sql.devices import SqlDevices
+from cloud_registry.adapters.sql.enrolments import SqlEnrolments
 from cloud_registry.adapters.sql.fleet import SqlFleet
 from cloud_registry.assembly import SystemClock, open_database
 from cloud_registry.config import MqttConfig, RegistryConfig
 from cloud_registry.query import run_query
 from edge_contract import topics
-from edge_contract.digest import Digest
 from edge_contract.errors import ContractError
 from edge_contract.telemetry import Ack
 from edge_contract.twin import Report
+from tests.support.devicekey import TestKey
 from tests.support.net import LOOPBACK
 from tests.unit.cloud_telemetry.making import batch, report
 
 BOOT = "00000000000000aa"
 _REPEAT_S = 0.3
+_YEAR_MS = 365 * 24 * 3_600 * 1_000
 
 
 class Peer:
@@ -187,10 +189,10 @@ class Cloud:
 
     def enrol(self, *names: str) -> None:
         """Make devices known."""
-        devices = SqlDevices(self.database, self.clock)
+        devices, enrolments = SqlDevices(self.database, self.clock), SqlEnrolments(self.database, self.clock)
         for name in names:
             token = devices.create_enrolment(name, {}, 600, "test").token
-            devices.redeem(token, Digest.of(name.encode()), "linux/amd64", "", f"lmd_{name}")
+            enrolments.redeem(token, TestKey.of(name).public, "linux/amd64", "", self.clock.wall_ms() + _YEAR_MS)
 
     def report_of(self, device: str) -> dict[str, Any] | None:
         """The newest report, as an operator sees it."""

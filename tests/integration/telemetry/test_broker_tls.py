@@ -9,137 +9,24 @@ import pwd
 import socket
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from cloud_registry.adapters.broker_roster import CONTROL_TOPIC, RESPONSE_TOPIC, MosquittoRoster
 from cloud_registry.adapters.link_mqtt import MqttNudger
 from cloud_registry.adapters.pki import LocalAuthority
 from cloud_registry.assembly import SystemClock, build_services
-from cloud_registry.broker import BrokerFiles, BrokerPlan, write_broker_config
+from cloud_registry.broker import BrokerPlan, write_broker_config
 from cloud_registry.collect.service import Collector
-from cloud_registry.config import MqttConfig, load_config
 from edge_contract import topics
 from edge_contract.twin import Nudge
-from tests.integration.telemetry.parts import Cloud, Device, Peer, cloud
-from tests.support.net import LOOPBACK, free_low_port, is_listening, wait_until
-from tests.support.processes import Child, start_process
-from tests.support.require import require_program
+from tests.integration.telemetry.parts import Cloud, Device, Peer
+from tests.integration.telemetry.secure import V5, V311, SecureBroker, cloud_peer, device_peer
+from tests.support.net import LOOPBACK, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
-
-V5, V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
-_STARTS_MAX = 5
-
-
-@dataclass
-class SecureBroker:
-    """A broker with its configuration, its authority, and the certificates of some devices."""
-
-    folder: Path
-    authority: LocalAuthority
-    files: BrokerFiles
-    device_port: int
-    cloud_port: int
-    child: Child | None = field(default=None, repr=False)
-
-    def start(self) -> bool:
-        """Start it; false if somebody took one of its ports."""
-        program = require_program("mosquitto")
-        child = start_process([program, "-c", self.files.config], log_path=self.folder / "mosquitto.log")
-        self.child = child
-        ports = (self.device_port, self.cloud_port)
-        wait_until(lambda: not child.is_running or all(is_listening(port) for port in ports), 10, what="mosquitto")
-        return child.is_running
-
-    def stop(self) -> None:
-        """End it."""
-        if self.child is not None:
-            self.child.stop()
-            self.child = None
-
-    def tls(self, name: str, signer: LocalAuthority | None = None) -> ssl.SSLContext:
-        """The context of a device with a certificate of its own, as enrolment gives it."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "whatever")])
-        request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-        certificate = (signer or self.authority).issue(name, request.public_bytes(Encoding.PEM).decode())
-        path = self.folder / f"{name}.pem"
-        path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + certificate.encode())
-        context = ssl.create_default_context(cafile=str(self.files.ca))
-        context.load_cert_chain(path)
-        return context
-
-    def cloud_config(self, identity: str = "registry") -> MqttConfig:
-        """How a part of the cloud connects; the registry's is read from what was written for it."""
-        config = load_config(self.files.registry_config, environ={}).mqtt
-        folder = self.files.config.parent / "cloud"
-        return replace(config, tls_cert=folder / f"{identity}.crt", tls_key=folder / f"{identity}.key")
-
-    def cloud_tls(self, identity: str) -> ssl.SSLContext:
-        """The context of a part of the cloud."""
-        context = ssl.create_default_context(cafile=str(self.files.ca))
-        folder = self.files.config.parent / "cloud"
-        context.load_cert_chain(folder / f"{identity}.crt", folder / f"{identity}.key")
-        return context
-
-
-@pytest.fixture
-def secure(tmp_path: Path) -> Iterator[SecureBroker]:
-    """A running broker that lets d1 and d2 in."""
-    require_program("mosquitto")
-    authority = LocalAuthority(tmp_path / "data" / "pki", SystemClock())
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    for attempt in range(_STARTS_MAX):
-        ports = free_low_port(), free_low_port()
-        plan = BrokerPlan([LOOPBACK, "localhost"], ports[0], LOOPBACK, ports[1], LOOPBACK, user=user)
-        files = write_broker_config(tmp_path / f"broker-{attempt}", authority, plan, ["d1", "d2"])
-        made = SecureBroker(tmp_path, authority, files, *ports)
-        if made.start():
-            break
-        made.stop()
-    else:
-        raise AssertionError((tmp_path / "mosquitto.log").read_text()[-2_000:])
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
-@pytest.fixture
-def beside(tmp_path: Path, secure: SecureBroker) -> Iterator[Cloud]:
-    """A registry beside it that has enrolled d1 and d2."""
-    with cloud(tmp_path, secure.cloud_config()) as made:
-        made.enrol("d1", "d2")
-        yield made
-
-
-@contextlib.contextmanager
-def device_peer(secure: SecureBroker, name: str, protocol: MQTTProtocolVersion = V311) -> Iterator[Peer]:
-    """A device's connection."""
-    peer = Peer(secure.device_port, name, tls=secure.tls(name), protocol=protocol)
-    try:
-        yield peer
-    finally:
-        peer.close()
-
-
-@contextlib.contextmanager
-def cloud_peer(secure: SecureBroker, identity: str) -> Iterator[Peer]:
-    """A connection of a part of the cloud."""
-    peer = Peer(secure.cloud_port, f"test-{identity}", tls=secure.cloud_tls(identity), protocol=V5)
-    try:
-        yield peer
-    finally:
-        peer.close()
 
 
 @pytest.mark.parametrize("protocol", [V311, V5], ids=["3.1.1", "5"])
@@ -265,8 +152,8 @@ def test_a_collector_by_itself_reads_and_answers_everybody_and_administers_nothi
 
 @contextlib.contextmanager
 def roster_of(beside: Cloud, names: list[str]) -> Iterator[MosquittoRoster]:
-    """A roster that is in step."""
-    roster = MosquittoRoster(beside.config.mqtt, lambda: names)
+    """A roster that is in step with devices whose identities are their names."""
+    roster = MosquittoRoster(beside.config.mqtt, lambda: {name: name for name in names})
     try:
         wait_until(lambda: roster.is_synced, 20, what="the roster")
         yield roster
@@ -281,7 +168,7 @@ def test_a_device_enrolled_later_gets_in_at_once_and_a_deleted_one_is_put_out(
     with roster_of(beside, names) as roster, device_peer(secure, "late") as peer:
         assert peer.subscribe(topics.ack("late")) == [False]
         names.append("late")
-        roster.admit("late")
+        roster.admit("late", "late")
         wait_until(lambda: roster.is_synced, 10, what="the roster")
         wait_until(lambda: peer.subscribe(topics.ack("late"))[-1], 10, what="the entry")
         names.remove("late")
@@ -323,7 +210,7 @@ def test_a_broker_that_is_away_when_a_device_enrols_hears_of_it_later(secure: Se
         secure.stop()
         wait_until(lambda: not roster.is_synced, 10, what="the loss")
         names.append("d3")
-        roster.admit("d3")
+        roster.admit("d3", "d3")
         assert secure.start()
         wait_until(lambda: roster.is_synced, 30, what="the roster")
         with device_peer(secure, "d3") as peer:
@@ -368,8 +255,9 @@ def test_the_registry_keeps_the_list_when_it_is_told_to(secure: SecureBroker, be
     services = build_services(beside.config)
     try:
         beside.enrol("d7")
-        services.roster.admit("d7")
-        with device_peer(secure, "d7") as peer:
+        (identity,) = (identity for identity, name in services.enrolments.identities().items() if name == "d7")
+        services.roster.admit(identity, "d7")
+        with device_peer(secure, identity) as peer:
             wait_until(lambda: peer.subscribe(topics.ack("d7"))[-1], 20, what="the entry", poll_s=0.2)
     finally:
         services.close()
@@ -381,7 +269,7 @@ def test_writing_again_renews_certificates_and_keeps_the_list(secure: SecureBrok
     secure.files.roster.write_text('{"kept": true}')
     user = pwd.getpwuid(os.geteuid()).pw_name
     plan = BrokerPlan([LOOPBACK], secure.device_port, LOOPBACK, secure.cloud_port, user=user)
-    again = write_broker_config(folder, secure.authority, plan, ["d9"])
+    again = write_broker_config(folder, secure.authority, plan, {"d9": "d9"})
     assert not again.is_new
     assert json.loads(secure.files.roster.read_text()) == {"kept": True}
     assert (folder / "broker" / "server.crt").read_bytes() != before

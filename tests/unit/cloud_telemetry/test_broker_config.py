@@ -65,7 +65,7 @@ def test_the_registrys_part_is_configuration_it_accepts(tmp_path: Path, plugin: 
 
 def test_secrets_are_closed_to_others(tmp_path: Path, plugin: Path) -> None:
     written = write_broker_config(
-        tmp_path / "out", PaperAuthority(), BrokerPlan(["b"], user=USER, plugin=plugin), ["d1"]
+        tmp_path / "out", PaperAuthority(), BrokerPlan(["b"], user=USER, plugin=plugin), {"d1.0123456789ab": "d1"}
     )
     secret = [*(tmp_path / "out").rglob("*.key"), written.roster]
     assert len(secret) == 4
@@ -73,16 +73,17 @@ def test_secrets_are_closed_to_others(tmp_path: Path, plugin: Path) -> None:
 
 
 def test_by_default_nothing_is_allowed_and_each_role_names_its_topics() -> None:
-    roster = first_roster(["d2", "d1"])
+    roster = first_roster({"d2.0123456789ab": "d2", "d1.aaaaaaaaaaaa": "d1"})
     assert roster["defaultACLAccess"] == {
         "publishClientSend": False,
         "publishClientReceive": False,
         "subscribe": False,
         "unsubscribe": True,
     }
-    assert [client["username"] for client in roster["clients"]] == ["cloud:registry", "cloud:collector", "d1", "d2"]
+    names = [client["username"] for client in roster["clients"]]
+    assert names == ["cloud:registry", "cloud:collector", "d1.aaaaaaaaaaaa", "d2.0123456789ab"]
     assert not any("password" in client for client in roster["clients"])
-    given = {(acl["acltype"], acl["topic"]) for acl in device_role("d1")["acls"]}
+    given = {(acl["acltype"], acl["topic"]) for acl in device_role("d1.aaaaaaaaaaaa", "d1")["acls"]}
     assert given == {
         ("publishClientSend", "lighterman/1/d1/report"),
         ("publishClientSend", "lighterman/1/d1/telemetry"),
@@ -98,7 +99,9 @@ def test_by_default_nothing_is_allowed_and_each_role_names_its_topics() -> None:
 @pytest.mark.parametrize("name", ["+", "#", "a/b", "", "cloud:registry", "$SYS"])
 def test_a_name_that_could_widen_a_role_is_refused(name: str) -> None:
     with pytest.raises(EdgeError, match=r"cloud\.name-invalid"):
-        device_role(name)
+        device_role(name, "d1")
+    with pytest.raises(EdgeError, match=r"cloud\.name-invalid"):
+        device_role("d1.aaaaaaaaaaaa", name)
     assert device_entry("d1")["roles"] == [{"rolename": "device:d1", "priority": 0}]
 
 

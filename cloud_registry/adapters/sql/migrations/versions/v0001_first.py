@@ -1,9 +1,9 @@
-"""The first schema."""
+"""The first schema. Databases of development versions before it (revision 0001) cannot be migrated."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "0002"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -136,15 +136,21 @@ def _make_devices() -> None:
         sa.Column("platform", sa.Text(), nullable=False),
         sa.Column("hardware_id", sa.Text(), nullable=False),
         sa.Column("enrolled_ms", sa.BigInteger(), nullable=False),
-        sa.Column("key_digest", sa.Text(), nullable=False),
-        sa.Column("token_hash", sa.Text(), nullable=False),
+        sa.Column("identity", sa.Text(), nullable=False),
+        sa.Column("certificate_until_ms", sa.BigInteger(), nullable=False),
+        sa.Column("revoked_ms", sa.BigInteger()),
         sa.Column("report", sa.Text()),
         sa.Column("report_boot", sa.Text()),
         sa.Column("report_number", sa.BigInteger()),
         sa.Column("report_received_ms", sa.BigInteger()),
+        sa.Column("refusals", sa.BigInteger(), nullable=False),
+        sa.Column("refusal_code", sa.Text()),
+        sa.Column("refusal_detail", sa.Text(), nullable=False),
+        sa.Column("refusal_ms", sa.BigInteger()),
         sa.PrimaryKeyConstraint("name"),
-        sa.UniqueConstraint("token_hash"),
+        sa.UniqueConstraint("identity"),
     )
+    _make_identities()
     op.create_table(
         "device_tags",
         sa.Column("device", sa.Text(), nullable=False),
@@ -163,6 +169,8 @@ def _make_devices() -> None:
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("manifest", sa.Text()),
+        sa.Column("fallback", sa.Text()),
+        sa.Column("confirmed", sa.Text()),
         sa.ForeignKeyConstraint(
             ["device"],
             ["devices.name"],
@@ -186,10 +194,50 @@ def _make_devices() -> None:
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
         sa.Column("created_by", sa.Text(), nullable=False),
         sa.Column("expires_ms", sa.BigInteger(), nullable=False),
-        sa.Column("key_digest", sa.Text()),
+        sa.Column("keyid", sa.Text()),
+        sa.Column("identity", sa.Text()),
         sa.PrimaryKeyConstraint("token_hash"),
     )
     op.create_index("enrolment_tokens_by_device", "enrolment_tokens", ["device"], unique=False)
+
+
+def _make_identities() -> None:
+    op.create_table(
+        "device_keys",
+        sa.Column("device", sa.Text(), nullable=False),
+        sa.Column("keyid", sa.Text(), nullable=False),
+        sa.Column("pem", sa.Text(), nullable=False),
+        sa.Column("is_next", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["device"],
+            ["devices.name"],
+        ),
+        sa.PrimaryKeyConstraint("device", "keyid"),
+    )
+    op.create_index("device_keys_by_keyid", "device_keys", ["keyid"], unique=False)
+    op.create_table(
+        "device_changes",
+        sa.Column("id", _serial(), nullable=False),
+        sa.Column("device", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
+        sa.Column("changed_ms", sa.BigInteger(), nullable=False),
+        sa.Column("changed_by", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("device_changes_by_device", "device_changes", ["device", "id"], unique=False)
+    op.create_table(
+        "device_bundles",
+        sa.Column("device", sa.Text(), nullable=False),
+        sa.Column("manifest", sa.Text(), nullable=False),
+        sa.Column("repository", sa.Text(), nullable=False),
+        sa.Column("index_digest", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["device"],
+            ["devices.name"],
+        ),
+        sa.PrimaryKeyConstraint("device", "manifest"),
+    )
 
 
 def _make_deployments() -> None:
@@ -224,6 +272,7 @@ def _make_deployments() -> None:
         sa.Column("outcome", sa.Text()),
         sa.Column("error_code", sa.Text()),
         sa.Column("error_detail", sa.Text(), nullable=False),
+        sa.Column("golden", sa.Text()),
         sa.Column("reported_ms", sa.BigInteger()),
         sa.ForeignKeyConstraint(
             ["deployment"],
