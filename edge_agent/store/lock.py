@@ -16,6 +16,9 @@ from edge_agent.store import durable
 from edge_contract.errors import EdgeError
 
 _LOG: Final = logging.getLogger(__name__)
+OWNER: Final = "lock"
+"""Name of the lock of a whole data directory; other names are for parts of it, which may change meanwhile."""
+
 _DEPTH: Final = 2  # blobs/sha256 and trust/director are the deepest folders whose names matter by themselves
 
 
@@ -52,6 +55,10 @@ class DataLock:
                 ) from None
             raise durable.disk_error(error, f"locking {self._path}") from error
         self._descriptor = descriptor
+        if self._path.name == OWNER:
+            self._settle()
+
+    def _settle(self) -> None:
         try:
             durable.settle(self._path.parent, _DEPTH)
         except OSError as error:

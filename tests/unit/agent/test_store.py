@@ -725,3 +725,10 @@ def test_a_disk_that_cannot_be_settled_is_no_reason_not_to_start(
     monkeypatch.setattr(durable, "sync_folder", refuse)
     with DataLock(tmp_path / "lock"):
         assert "device.disk-error" in caplog.text
+
+
+def test_who_owns_a_part_of_a_directory_settles_nothing(tmp_path: Path) -> None:
+    half = tmp_path / f"{durable.TEMPORARY_PREFIX}1"
+    half.write_bytes(b"somebody writes here")
+    with DataLock(tmp_path / "identity.lock"):
+        assert half.exists()
