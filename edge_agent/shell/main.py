@@ -12,11 +12,13 @@ from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
 from edge_agent.exchange import finish_interrupted
 from edge_agent.fetch import HttpBundleFetcher
+from edge_agent.hook import CommandHook
 from edge_agent.identity import DeviceIdentity, LiveIdentity
 from edge_agent.keyholder import KeyHolder
 from edge_agent.link.iothub import AzureSdk, IotHubLink
 from edge_agent.link.mqtt import MqttAddress, MqttLink, MqttTls
 from edge_agent.reporting import SignedReports
+from edge_agent.serving.memory import SystemMemory
 from edge_agent.serving.supervisor import WorkerSupervisor
 from edge_agent.shell.clock import SystemClock
 from edge_agent.shell.control import ControlServer
@@ -80,13 +82,18 @@ class _Process:
             host=config.serve.host,
         )
         blobs = FileBlobStore(config.data, config.reserve_bytes)
+        floor = TimeFloor(config.data / "trust" / "time.json")
+        update = config.update
         outside = Ports(
             clock=clock,
-            verifier=self._verifier(config.data / "trust", who),
+            verifier=self._verifier(config.data / "trust", who, floor),
             fetcher=HttpBundleFetcher(who.url, self._tokens, blobs, who.registry_ca),
             blobs=blobs,
             slots=FileSlotStore(config.data, blobs),
             server=self._server,
+            gauge=SystemMemory(),
+            hook=None if update.hook is None else CommandHook(update.hook, update.hook_timeout_ms),
+            floor_ms=lambda: floor.floor_ms,
         )
         link = _link(config, who)
         self._runner = Runner(
@@ -117,7 +124,7 @@ class _Process:
             self._spool.close()
             self._key.close()
 
-    def _verifier(self, folder: Path, who: DeviceIdentity) -> UptaneVerifier:
+    def _verifier(self, folder: Path, who: DeviceIdentity, floor: TimeFloor) -> UptaneVerifier:
         def source(prefix: str) -> HttpMetadataSource:
             return HttpMetadataSource(who.url, prefix, self._tokens, who.registry_ca)
 
@@ -127,7 +134,7 @@ class _Process:
             director=source(f"/tuf/director/{who.device}"),
             image=source("/tuf/image"),
             installed=lambda: self._runner.release_counters,
-            floor=TimeFloor(folder / "time.json"),
+            floor=floor,
             verify=ChildVerification(folder, who.device, who.url, self._tokens, who.registry_ca),
         )
         verifier.seed(*who.roots())
@@ -149,12 +156,12 @@ def _restore(journal: FileJournal, device: str, config: AgentConfig) -> Agent:
     try:
         record = journal.load()
         if record is not None:
-            return Agent.restore(record, device, config.poll_ms, config.report_ms)
+            return Agent.restore(record, device, config.poll_ms, config.report_ms, config.update.scrub_ms)
     except EdgeError as error:
         if error.code.startswith("device."):
             raise
         _log.error("the record is lost, the device starts anew from signed metadata: %s", error)
-    return Agent(device, config.poll_ms, config.report_ms)
+    return Agent(device, config.poll_ms, config.report_ms, scrub_ms=config.update.scrub_ms)
 
 
 def _link(config: AgentConfig, who: DeviceIdentity) -> ports.Link:
