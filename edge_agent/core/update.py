@@ -1,7 +1,8 @@
 """The update machine of a module as a table: which event means what in which phase, and where it may lead.
 
-The code in `module.py` and its bases, the exhaustiveness test and the diagram in the documentation read this same table. An event
-that has no row in a phase changes nothing there; completions of operations that were given up never reach the table.
+The code in `module.py` and its bases, the exhaustiveness test and the diagram in the documentation read this same
+table. An event that has no row in a phase changes nothing there; completions of operations that were given up never
+reach the table.
 """
 
 from dataclasses import dataclass
