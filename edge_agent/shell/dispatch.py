@@ -110,7 +110,7 @@ class Ports:
         server: Workers.
         gauge: Memory.
         hook: The device owner's say, or none.
-        floor_ms: The latest time known to have passed; windows are not judged by an earlier clock.
+        floor_ms: The latest time known to have passed; windows are not judged by an earlier clock. The metadata lane.
         duty: Done after each refresh of metadata, with the time; a failure is reported and stops nothing.
     """
 
@@ -160,6 +160,7 @@ class Dispatcher:
         self._sound: set[Digest] = (
             set()
         )  # slots that were read whole in this process; the rest is read before it serves
+        self._floor_ms = 0  # written by the metadata lane, which alone may ask for it
         self.network_bytes = 0
 
     def execute(self, command: do.Command, is_cancelled: Callable[[], bool] = _never) -> inputs.Event | None:
@@ -238,6 +239,7 @@ class Dispatcher:
         out = self._out
         wall_ms = out.clock.wall_ms()
         desired = out.verifier.refresh(wall_ms)
+        self._floor_ms = out.floor_ms()
         warning: ReportedError | None = None
         if out.duty is not None:
             try:
@@ -314,7 +316,7 @@ class Dispatcher:
     def _ask_leave(self, op: int, assignment: Assignment, gate: do.Gate) -> inputs.Event:
         is_activation = gate is do.Gate.ACTIVATE
         if is_activation:
-            now_ms = max(self._out.clock.wall_ms(), self._out.floor_ms())
+            now_ms = max(self._out.clock.wall_ms(), self._floor_ms)
             wait_ms = window_wait_ms(assignment.policy.windows, now_ms)
             if wait_ms > 0:
                 detail = f"the maintenance window opens in {wait_ms // 1000} s"
