@@ -65,7 +65,7 @@ def test_a_closed_window_keeps_a_candidate_from_loading_and_not_from_being_downl
 
 
 def test_a_window_is_judged_by_what_is_known_of_the_time_when_the_clock_is_behind_it() -> None:
-    bench = Bench(wall_ms=0, floor_ms=NOON)
+    bench = Bench(wall_ms=HOUR_MS, floor_ms=NOON)
     assignment = bench.publish(Policy(windows=(Window(11 * 60 + 30, 60),)))
     bench.dispatcher.execute(do.RefreshMetadata(0))
     assert bench.ask(do.Gate.ACTIVATE, assignment) == inputs.LeaveGiven(2)
