@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from edge_agent.shell.clock import SystemClock
 from edge_agent.shell.dispatch import Dispatcher, Ports
 from edge_agent.shell.runner import Identity
 from edge_agent.store.blobs import FileBlobStore
+from edge_agent.store.boots import next_boot
 from edge_agent.store.journal import FileJournal
 from edge_agent.store.slots import FileSlotStore
 from edge_agent.tokens import DeviceTokens
@@ -249,7 +249,7 @@ class Fleet:
     def _build(self, number: int, identity: DeviceIdentity) -> LiveDevice:
         options, clock = self._options, SystemClock()
         data = options.data / identity.device
-        boot = secrets.token_hex(8)
+        boot = next_boot(data / "boots.json", clock.wall_ms())
         blobs = FileBlobStore(data, _RESERVE_BYTES)
         journal = FileJournal(data / "journal.json")
         record = journal.load()

@@ -25,6 +25,7 @@ from edge_agent.shell.control import ControlServer
 from edge_agent.shell.dispatch import Dispatcher, Ports
 from edge_agent.shell.runner import Identity, Runner
 from edge_agent.store.blobs import FileBlobStore
+from edge_agent.store.boots import next_boot
 from edge_agent.store.durable import disk_errors, make_folder
 from edge_agent.store.journal import FileJournal
 from edge_agent.store.lock import DataLock
@@ -73,7 +74,8 @@ class _Process:
             make_folder(config.run)
         journal = FileJournal(config.data / "journal.json")
         core = _restore(journal, who.device, config)
-        self._spool = SqliteSpool(config.data / "spool.db", who.device, config.spool_bytes_max)
+        boot = next_boot(config.data / "boots.json", clock.wall_ms())
+        self._spool = SqliteSpool(config.data / "spool.db", who.device, config.spool_bytes_max, boot)
         self._server = WorkerSupervisor(
             config.run,
             on_sample=lambda module, record: self._runner.sample_taken(module, record),
