@@ -27,7 +27,8 @@ EVENTS_WAITING_MAX: Final = 256
 LISTEN_BACKLOG: Final = 512
 
 CONNECTIONS_PARKED_MAX: Final = 256
-"""Connections of one module that the agent holds between two workers: as many as a worker takes."""
+"""Connections of all modules that the agent holds between two workers: as many as a worker takes. Each is a descriptor
+or two, and the agent needs some for its own work."""
 
 ASK_ANSWER_BYTES_MAX: Final = 16 * KIB
 """Head of the answer of whoever answers a module's socket."""

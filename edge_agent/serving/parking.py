@@ -31,12 +31,15 @@ class Parking:
     """Holds the connections of one module between two workers; what clients send meanwhile waits in the kernel.
 
     `adopt` is called on the thread of the worker that gives them away, everything else once that worker is gone.
+
+    Attributes:
+        connections_max: How many it holds; those beyond it are closed.
     """
 
     def __init__(self, module: str, connections_max: int = CONNECTIONS_PARKED_MAX) -> None:
-        """Hold at most so many; those beyond it are closed."""
+        """Hold at most so many."""
+        self.connections_max = connections_max
         self._module = module
-        self._connections_max = connections_max
         self._connections: list[Connection] = []
 
     def __len__(self) -> int:
@@ -45,7 +48,7 @@ class Parking:
 
     def adopt(self, connection: Connection) -> None:
         """Hold a connection; see `Adopter`."""
-        if len(self._connections) < self._connections_max:
+        if len(self._connections) < self.connections_max:
             self._connections.append(connection)
             return
         _log.warning("module %s: more connections than can wait for the next worker; one was closed", self._module)

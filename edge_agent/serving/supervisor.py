@@ -12,7 +12,7 @@ from types import MappingProxyType
 from edge_agent.ports import Attestation, Health, MemoryGauge
 from edge_agent.serving.asking import ask_who_answers
 from edge_agent.serving.channel import close_fds
-from edge_agent.serving.limits import MEMORY_SHARE_MAX, SAMPLES_WAITING_MAX, ServingLimits
+from edge_agent.serving.limits import CONNECTIONS_PARKED_MAX, MEMORY_SHARE_MAX, SAMPLES_WAITING_MAX, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.memory import SystemMemory, process_own_bytes
 from edge_agent.serving.parking import Parking
@@ -210,7 +210,10 @@ class WorkerSupervisor:
                 live.is_expected_to_end = True
                 self._silent_since_ns[module] = time.monotonic_ns()
         if live is not None:
-            live.successor = self._parkings.setdefault(module, Parking(module))
+            parking = self._parkings.setdefault(module, Parking(module))
+            others = sum(len(other) for other in self._parkings.values() if other is not parking)
+            parking.connections_max = CONNECTIONS_PARKED_MAX - others
+            live.successor = parking
             self._drain([live], is_handed_over=True)
 
     def memory_bytes(self, module: str) -> int:
@@ -341,9 +344,10 @@ class WorkerSupervisor:
         elif not listeners.is_in_place:
             _log.error("module %s: %s is not the agent's socket any more; made anew", module, listeners.unix_path)
             listeners = listeners.with_new_unix()
-            if (live := self._live.get(module)) is not None:
+            for worker in (self._live.get(module), self._candidates.get(module)):
                 with contextlib.suppress(EdgeError):  # it crashed this moment; the next worker inherits the socket
-                    live.command("listen", [listeners.unix.fileno()])
+                    if worker is not None:
+                        worker.command("listen", [listeners.unix.fileno()])
         self._listeners[module] = listeners
         return listeners
 

@@ -185,6 +185,21 @@ def test_a_socket_whose_file_was_removed_is_made_anew(tmp_path: Path) -> None:
         assert state.supervisor.worker_pid(MODULE) != pid
 
 
+def test_a_candidate_that_was_proved_already_gets_the_new_socket_too(tmp_path: Path) -> None:
+    with serving(tmp_path) as state:
+        one, two = adder_slot(state.slots, 10.0), adder_slot(state.slots, 20.0, version=2)
+        state.supervisor.ensure(MODULE, *one)
+        state.supervisor.prove(MODULE, *two)
+        state.supervisor.addresses(MODULE)[0].unlink()
+        with pytest.raises(EdgeError):
+            state.supervisor.attest(MODULE)
+        state.supervisor.activate(MODULE, two[0])
+        assert state.supervisor.attest(MODULE).manifest == two[0]
+        with state.client() as client, state.client(tcp=True) as tcp:
+            assert client.infer("digits", [X]).manifest == two[0]
+            assert tcp.infer("digits", [X]).manifest == two[0]
+
+
 def test_a_stuck_worker_attests_nothing_within_a_bound(tmp_path: Path) -> None:
     with serving(tmp_path, ServingLimits(load_ms=60_000, serve_ms=30_000, ask_ms=500)) as state:
         state.supervisor.ensure(MODULE, *adder_slot(state.slots, 10.0))

@@ -270,6 +270,28 @@ def test_a_full_house_waits_through_the_gap(tmp_path: Path) -> None:
                 client.close()
 
 
+def test_connections_of_all_modules_share_one_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent keeps descriptors for its own work, however many clients wait."""
+    monkeypatch.setattr("edge_agent.serving.supervisor.CONNECTIONS_PARKED_MAX", 3)
+    with serving(tmp_path) as state:
+        one = adder_slot(state.slots, 10.0)
+        clients = []
+        for module in ("left", "right"):
+            state.supervisor.ensure(module, *one)
+            for _ in range(2):
+                clients.append(state.client(module=module))
+                clients[-1].infer("digits", [X])
+        before = [client._connection.sock for client in clients]
+        for module in ("left", "right"):
+            state.supervisor.pause(module)
+        for module in ("left", "right"):
+            state.supervisor.ensure(module, *one)
+        after = [_socket_after_asking(client, one[0]) for client in clients]  # one of them connects again
+        assert sum(old is new for old, new in zip(before, after, strict=True)) == 3
+        for client in clients:
+            client.close()
+
+
 # --- memory
 
 
