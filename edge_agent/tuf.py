@@ -97,8 +97,8 @@ def download(ctx: click.Context) -> None:
     Every target is tried, unless the network is down; one that fails makes the exit code 1.
     """
     from edge_agent.trust.client import TufClient
+    from edge_agent.trust.download import TargetFolder
     from edge_agent.trust.remote import RemoteFolder
-    from edge_agent.trust.targets import TargetFolder
 
     names = _option(ctx, "target_names")
     client = TufClient(_option(ctx, "metadata_dir"), _option(ctx, "metadata_url"))

@@ -10,10 +10,10 @@ from typing import Final
 
 from edge_agent.limits import ROOT_BYTES_MAX
 from edge_agent.store import durable
+from edge_agent.trust.download import TargetFolder
 from edge_agent.trust.metastore import MetadataStore
 from edge_agent.trust.remote import RemoteFolder
 from edge_agent.trust.repository import Repository
-from edge_agent.trust.targets import TargetFolder
 from edge_agent.trust.timefloor import Times
 from edge_agent.trust.trusted import TrustedSet
 from edge_contract.errors import EdgeError

@@ -2,8 +2,10 @@
 
 from typing import Any, Final
 
-from tuf.api.metadata import TargetFile, Targets
+from tuf.api.metadata import Targets
 
+from edge_agent.trust.search import as_target
+from edge_agent.trust.target import Target
 from edge_contract.deployment import Artifact, Assignment, read_director_custom, target_path
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError, EdgeError
@@ -12,7 +14,7 @@ from edge_contract.limits import MANIFEST_BYTES_MAX, MODULES_MAX
 _HASH: Final = "sha256"
 
 
-def director_assignments(targets: Targets, device: str) -> tuple[tuple[Assignment, TargetFile], ...]:
+def director_assignments(targets: Targets, device: str) -> tuple[tuple[Assignment, Target], ...]:
     """Read the director's targets metadata, whose signatures hold, as this device's assignments.
 
     Args:
@@ -36,14 +38,17 @@ def director_assignments(targets: Targets, device: str) -> tuple[tuple[Assignmen
     if len(targets.targets) > MODULES_MAX:
         raise EdgeError("trust.metadata-invalid", f"director repository: more than {MODULES_MAX} assignments")
     result = tuple(
-        (assignment, file) for path, file in sorted(targets.targets.items()) for assignment in _assignments(path, file)
+        (assignment, target)
+        for path, file in sorted(targets.targets.items())
+        for target in (as_target(file),)
+        for assignment in _assignments(path, target)
     )
     if len(result) > MODULES_MAX or len({assignment.module for assignment, _ in result}) != len(result):
         raise EdgeError("trust.metadata-invalid", "director repository: a module is named twice, or there are too many")
     return result
 
 
-def _assignments(path: str, file: TargetFile) -> tuple[Assignment, ...]:
+def _assignments(path: str, file: Target) -> tuple[Assignment, ...]:
     try:
         digest = Digest.from_hex(file.hashes.get(_HASH, ""))
         assignments = read_director_custom(file.custom, digest, file.length)
@@ -60,7 +65,7 @@ def _assignments(path: str, file: TargetFile) -> tuple[Assignment, ...]:
     return assignments
 
 
-def require_agreement(assignment: Assignment, director: TargetFile, image: TargetFile | None) -> None:
+def require_agreement(assignment: Assignment, director: Target, image: Target | None) -> None:
     """Require that the image repository knows an assigned artifact and says the same of it.
 
     Args:

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from tuf.api.metadata import TargetFile
-
 from edge_agent.limits import (
     ROOT_BYTES_MAX,
     ROOT_ROTATIONS_MAX,
@@ -16,6 +14,7 @@ from edge_agent.limits import (
 )
 from edge_agent.trust.metastore import MetadataStore, encoded
 from edge_agent.trust.source import FetchMetadata
+from edge_agent.trust.target import Target
 from edge_agent.trust.timefloor import SignedTime, Times
 from edge_agent.trust.trusted import TrustedSet
 from edge_contract.digest import Digest
@@ -77,7 +76,7 @@ class Repository:
         self._update_targets("targets", None)
         return trusted
 
-    def find(self, path: str) -> TargetFile | None:
+    def find(self, path: str) -> Target | None:
         """Look a target up through the delegations.
 
         Raises:

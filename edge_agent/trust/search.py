@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tuf.api.metadata import TargetFile, Targets
 
 from edge_agent.limits import DELEGATIONS_MAX
+from edge_agent.trust.target import Target
 
 
 class Search:
@@ -16,7 +17,7 @@ class Search:
         self._path = path
         self._pending: list[tuple[str, str]] = []
         self._seen: set[str] = {"targets"}
-        self.found: TargetFile | None = None
+        self.found: Target | None = None
         self._visit("targets")
 
     def next_role(self) -> tuple[str, str] | None:
@@ -41,7 +42,9 @@ class Search:
 
     def _visit(self, role: str) -> None:
         targets = self._trusted(role)
-        self.found = targets.targets.get(self._path)
+        file = targets.targets.get(self._path)
+        if file is not None:
+            self.found = as_target(file)
         if self.found is not None or targets.delegations is None:
             return
         children = []
@@ -51,3 +54,8 @@ class Search:
                 self._pending.clear()  # nothing outside this delegation may answer any more
                 break
         self._pending.extend(reversed(children))
+
+
+def as_target(file: TargetFile) -> Target:
+    """What python-tuf read of a target."""
+    return Target(file.path, file.length, file.hashes, file.unrecognized_fields.get("custom"))

@@ -138,7 +138,9 @@ class TrustedSet:
 
     def is_measure(self, role: str, data: bytes | None) -> bool:
         """Whether a timestamp or snapshot from disk would serve to notice a rollback under the newest root."""
-        return self._measure(Timestamp if role == "timestamp" else Snapshot, data, role) is not None
+        if role == "timestamp":
+            return self._measure(Timestamp, data, role) is not None
+        return self._measure(Snapshot, data, role) is not None
 
     @property
     def timestamp_keys(self) -> str:

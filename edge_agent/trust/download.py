@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from tuf.api.exceptions import LengthOrHashMismatchError
-from tuf.api.metadata import TargetFile
-
 from edge_agent.limits import RESTARTS_MAX
 from edge_agent.store import durable
 from edge_agent.transport import FOR_BLOBS, Answer, Patience
 from edge_agent.trust.metastore import file_name
 from edge_agent.trust.remote import ABSENT, RemoteFolder
+from edge_agent.trust.target import Target
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 
@@ -40,15 +38,15 @@ class TargetFolder:
         self._remote = remote
         self._patience = patience
 
-    def path_of(self, target: TargetFile) -> Path:
+    def path_of(self, target: Target) -> Path:
         """Where the file of a target is, or will be: always directly in the folder."""
         return self._folder / file_name(target.path)
 
-    def has(self, target: TargetFile) -> bool:
+    def has(self, target: Target) -> bool:
         """Whether the file is there, with the length and all hashes that the metadata says."""
         return _matches(self.path_of(target), target)
 
-    def fetch(self, target: TargetFile, *, is_prefixed: bool) -> Path:
+    def fetch(self, target: Target, *, is_prefixed: bool) -> Path:
         """Fetch a file, going on where an earlier attempt was cut.
 
         Args:
@@ -79,7 +77,7 @@ class TargetFolder:
             durable.rename(part, place)
         return place
 
-    def _receive(self, target: TargetFile, part: Path, is_prefixed: bool) -> None:
+    def _receive(self, target: Target, part: Path, is_prefixed: bool) -> None:
         """Bring a part to the length of the target, durably."""
         durable.make_folder(self._folder, 0o755)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -96,8 +94,8 @@ class TargetFolder:
             finally:
                 os.close(descriptor)
 
-    def _download(self, target: TargetFile, descriptor: int, count: int, is_prefixed: bool) -> None:
-        path = target.get_prefixed_paths()[0] if is_prefixed else target.path
+    def _download(self, target: Target, descriptor: int, count: int, is_prefixed: bool) -> None:
+        path = target.prefixed_path if is_prefixed else target.path
         headers = {"Range": f"bytes={count}-"} if count else {}
         with self._remote.get(_url(path), headers, self._patience) as answer:
             _require_content(answer, target, count)
@@ -115,7 +113,7 @@ class TargetFolder:
             os.ftruncate(descriptor, 0)
             raise EdgeError("artifact.size-mismatch", f"{target.path}: {count} bytes came, {target.length} were signed")
 
-    def _part(self, target: TargetFile) -> Path:
+    def _part(self, target: Target) -> Path:
         """Where the part of a target is, after those of its former contents were removed."""
         path = Digest.of(target.path.encode()).hex[:_PART_CHARS]
         content = Digest.of(repr(sorted(target.hashes.items())).encode()).hex[:_PART_CHARS]
@@ -127,7 +125,7 @@ class TargetFolder:
         return part
 
 
-def _require_content(answer: Answer, target: TargetFile, count: int) -> None:
+def _require_content(answer: Answer, target: Target, count: int) -> None:
     if answer.status in ABSENT:
         raise EdgeError("artifact.not-found", f"{answer.what}: the repository does not have it")
     if answer.status == 200:
@@ -148,10 +146,9 @@ def _length(path: Path) -> int:
         return 0
 
 
-def _matches(path: Path, target: TargetFile) -> bool:
+def _matches(path: Path, target: Target) -> bool:
     try:
         with os.fdopen(durable.open_file(path), "rb") as file:
-            target.verify_length_and_hashes(file)
-    except (OSError, LengthOrHashMismatchError):
+            return target.is_content(file)
+    except OSError:
         return False
-    return True
