@@ -1,0 +1,119 @@
+"""Small file systems that really fill up and really lose what was not synced: ext4 in a file, where one may mount it.
+
+ext4 has a call that stops it dead without writing anything back (`EXT4_IOC_SHUTDOWN` without flushing the log); mounted
+again, it shows what a power cut leaves on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.support.require import require_program
+
+_IMAGE_BYTES: Final = 16 * 1024 * 1024
+_SHUTDOWN: Final = 0x8004587D  # _IOR('X', 125, __u32)
+_NO_FLUSH: Final = 2
+_TOOL_S: Final = 30.0
+_FILLER: Final = ".filler"
+
+
+class CannotMountError(Exception):
+    """This machine or user may not mount a file system; the message says why."""
+
+
+class SmallDisk:
+    """An ext4 of 16 MiB in a file, mounted at a folder. Used by one thread.
+
+    Attributes:
+        place: Where it is mounted.
+    """
+
+    def __init__(self, image: Path, place: Path) -> None:
+        """Make it, and mount it.
+
+        Raises:
+            CannotMountError: It cannot be mounted here.
+        """
+        self._image = image
+        self.place = place
+        place.mkdir(parents=True, exist_ok=True)
+        with image.open("wb") as file:
+            file.truncate(_IMAGE_BYTES)
+        # Nothing is kept for root, so that full is full for everybody.
+        _tool(require_program("mkfs.ext4"), "-q", "-F", "-m", "0", str(image))
+        self.mount()
+
+    def mount(self) -> None:
+        """Mount it; its journal is replayed then."""
+        _tool(require_program("mount"), "-o", "loop", str(self._image), str(self.place))
+
+    def unmount(self) -> None:
+        """Unmount it."""
+        _tool(require_program("umount"), str(self.place))
+
+    def sync(self) -> None:
+        """Write everything back."""
+        descriptor = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.sync()
+
+    def cut_power(self) -> None:
+        """Stop it dead and mount it again: what was not synced is lost."""
+        self.stop_dead()
+        self.remount()
+
+    def stop_dead(self) -> None:
+        """From now on every access fails, and nothing more is written back."""
+        descriptor = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", _NO_FLUSH))
+        finally:
+            os.close(descriptor)
+
+    def remount(self) -> None:
+        """Unmount it and mount it again."""
+        self.unmount()
+        self.mount()
+
+    def fill(self) -> None:
+        """Take every free byte."""
+        with contextlib.suppress(OSError), (self.place / _FILLER).open("wb", buffering=0) as file:
+            for size in (1 << 20, 1 << 12, 1):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(b"x" * size)
+
+    def free(self) -> None:
+        """Give back what `fill` took."""
+        (self.place / _FILLER).unlink(missing_ok=True)
+
+
+@contextmanager
+def small_disk(folder: Path, name: str) -> Iterator[SmallDisk]:
+    """A small disk for the length of a block.
+
+    Raises:
+        CannotMountError: There can be none here.
+    """
+    disk = SmallDisk(folder / f"{name}.img", folder / f"{name}.mnt")
+    try:
+        yield disk
+    finally:
+        disk.unmount()
+
+
+def _tool(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=_TOOL_S, check=False)
+    if done.returncode != 0:
+        raise CannotMountError(f"{Path(argv[0]).name}: {done.stderr.strip()}")
