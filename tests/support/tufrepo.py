@@ -9,6 +9,7 @@ from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
+    DelegatedRole,
     Delegations,
     Metadata,
     MetaFile,
@@ -22,6 +23,7 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
+from edge_contract.delegation import CATALOGUE, model_role
 from edge_contract.deployment import Artifact, Assignment, Policy, bundle_repository, director_custom, target_path
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -46,6 +48,7 @@ class TufRepository:
     Attributes:
         wall_ms: Time that expiries count from.
         bits: Succinct hash bins of so many bits; none for a flat list.
+        models: Models with a role of their own; none for bins right below the top, empty for a catalogue alone.
         signed_fields: Unrecognised top-level fields of the targets, for example `{"lighterman": {"device": "d"}}`.
         signed_ms: When timestamps say they were signed; `wall_ms` when none.
         files: What is served, by file name. Tests may put anything here.
@@ -56,6 +59,7 @@ class TufRepository:
     bits: int | None = None
     signed_fields: dict[str, Any] = field(default_factory=dict)
     signed_ms: Any = None
+    models: Sequence[str] | None = None
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     days: dict[str, float] = field(
@@ -80,8 +84,8 @@ class TufRepository:
 
     def publish(self, *roles: str) -> None:
         """Write new versions of these roles (all but root when none are named) and of what lists them."""
-        wanted = set(roles) or {"targets", *self.bin_roles}
-        for role in sorted(wanted & {"targets", *self.bin_roles}):
+        wanted = set(roles) or {"targets", *self.delegated_roles}
+        for role in sorted(wanted & {"targets", *self.delegated_roles}):
             self.put(role, self.make_targets(role))
         if wanted - {"timestamp"}:
             self.put("snapshot", self.make_snapshot())
@@ -121,25 +125,38 @@ class TufRepository:
         """Names of the bins, none for a flat repository."""
         return [] if self.bits is None else list(self._succinct().get_roles())
 
+    @property
+    def delegated_roles(self) -> list[str]:
+        """Names of all roles below the top."""
+        tree = [] if self.models is None else [CATALOGUE, *map(model_role, self.models)]
+        return [*tree, *self.bin_roles]
+
+    def key_of(self, role: str) -> CryptoSigner:
+        """Who signs for a role: bins share a key."""
+        if role in self.bin_roles:
+            return self.signers[BINS][0]
+        return self.signers.setdefault(role, [CryptoSigner.generate_ed25519()])[0]
+
     def make_targets(self, role: str = "targets") -> Targets:
-        """The next version of the top-level targets or of a bin."""
-        if role != "targets":
-            owned = {path: file for path, file in self.targets.items() if self.bin_of(path) == role}
-            return Targets(version=self._next(role), expires=self._expiry(BINS), targets=owned)
-        content = Targets(
-            version=self._next(role),
-            expires=self._expiry(role),
-            targets=dict(self.targets) if self.bits is None else {},
-            unrecognized_fields=dict(self.signed_fields),
-        )
-        if self.bits is not None:
+        """The next version of the top-level targets or of a delegated role."""
+        owned = {path: file for path, file in self.targets.items() if self.holder_of(path) == role}
+        fields = dict(self.signed_fields) if role == "targets" else {}
+        expires = self._expiry(role if role in TOP_ROLES else BINS)
+        content = Targets(version=self._next(role), expires=expires, targets=owned, unrecognized_fields=fields)
+        if self.models is not None and role == "targets":
+            content.delegations = Delegations({}, roles={})
+            for name, paths in [(model_role(model), f"{model}/*/*") for model in self.models] + [(CATALOGUE, "*/*/*")]:
+                assert content.delegations.roles is not None
+                content.delegations.roles[name] = DelegatedRole(name, [], 1, True, [paths])
+                content.add_key(self.key_of(name).public_key, name)
+        elif self.bits is not None and role == ("targets" if self.models is None else CATALOGUE):
             key = self.signers[BINS][0].public_key
             content.delegations = Delegations({key.keyid: key}, succinct_roles=self._succinct())
         return content
 
     def make_snapshot(self) -> Snapshot:
         """The next snapshot, of what is published."""
-        meta = {f"{role}.json": self._meta(role) for role in ("targets", *self.bin_roles)}
+        meta = {f"{role}.json": self._meta(role) for role in ("targets", *self.delegated_roles)}
         return Snapshot(version=self._next("snapshot"), expires=self._expiry("snapshot"), meta=meta)
 
     def make_timestamp(self) -> Timestamp:
@@ -154,7 +171,9 @@ class TufRepository:
 
     def put(self, role: str, content: Signed, signers: Sequence[CryptoSigner] | None = None) -> None:
         """Sign and serve a role's metadata."""
-        used = self.signers[role if role in TOP_ROLES else BINS] if signers is None else signers
+        used = signers
+        if used is None:
+            used = self.signers[role] if role in TOP_ROLES else [self.key_of(role)]
         name = "timestamp.json" if role == "timestamp" else f"{content.version}.{role}.json"
         self.files[name] = self.sign(content, used)
 
@@ -169,6 +188,13 @@ class TufRepository:
     def bin_of(self, path: str) -> str:
         """Which bin holds a target."""
         return self._succinct().get_role_for_target(path)
+
+    def holder_of(self, path: str) -> str:
+        """Which role lists a target."""
+        model = path.partition("/")[0]
+        if model in (self.models or ()):
+            return model_role(model)
+        return "targets" if self.bits is None else self.bin_of(path)
 
     # --- what a device does -----------------------------------------------------------------------------------------
 
@@ -205,10 +231,12 @@ def set_threshold(root: Root, role: str, signers: Sequence[CryptoSigner], thresh
 class TwoRepositories:
     """A director of one device and an image repository that agree, unless a test changes one of them."""
 
-    def __init__(self, device: str = "dev-1", wall_ms: int = NOW_MS, bits: int = 4) -> None:
+    def __init__(
+        self, device: str = "dev-1", wall_ms: int = NOW_MS, bits: int = 4, models: Sequence[str] | None = None
+    ) -> None:
         self.device = device
         self.director = TufRepository(wall_ms, None, {"lighterman": {"device": device}})
-        self.image = TufRepository(wall_ms, bits)
+        self.image = TufRepository(wall_ms, bits, models=models)
 
     def release(self, version: int = 1, model: str = "digits", **changes: Any) -> Assignment:
         """Make a bundle known to the image repository and give the assignment that fits it."""

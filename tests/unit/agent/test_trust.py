@@ -203,6 +203,67 @@ def test_versions_driven_up_with_stolen_keys_are_forgotten_when_the_keys_are_rot
     assert device.refresh().director_version == director.versions["targets"]
 
 
+def stolen_two_of_three(device: Device) -> list[CryptoSigner]:
+    """Snapshot and timestamp need two of three keys; versions were driven up with all of them."""
+    director = device.repositories.director
+    trio = [CryptoSigner.generate_ed25519() for _ in range(3)]
+    for role in ("snapshot", "timestamp"):
+        director.signers[role] = list(trio)
+        director.publish_root(lambda root, role=role: set_threshold(root, role, trio, 2))  # type: ignore[misc]
+    director.versions["timestamp"] = director.versions["snapshot"] = 1_000_000
+    director.publish()
+    device.refresh()
+    director.versions["timestamp"] = director.versions["snapshot"] = 10
+    return trio
+
+
+def test_one_new_key_of_three_is_enough_to_forget_driven_up_versions(device: Device) -> None:
+    trio = stolen_two_of_three(device)
+    director = device.repositories.director
+    trio[0] = CryptoSigner.generate_ed25519()
+    director.signers["timestamp"] = director.signers["snapshot"] = trio
+    director.publish_root(lambda root: set_threshold(root, "timestamp", trio, 2))
+    director.publish_root(lambda root: set_threshold(root, "snapshot", trio, 2))
+    director.publish()
+    device.start()
+    assert device.refresh().director_version == director.versions["targets"]
+
+
+def test_a_key_more_or_another_threshold_forgets_nothing(device: Device) -> None:
+    trio = stolen_two_of_three(device)
+    director = device.repositories.director
+    more = [*trio, CryptoSigner.generate_ed25519()]
+    director.signers["timestamp"] = director.signers["snapshot"] = more
+    director.publish_root(lambda root: set_threshold(root, "timestamp", more, 1))
+    director.publish_root(lambda root: set_threshold(root, "snapshot", more, 3))
+    director.publish()
+    assert device.refused() == "trust.metadata-rollback"
+
+
+def test_a_key_under_two_names_is_one_key(device: Device) -> None:
+    director = device.repositories.director
+    signer = CryptoSigner.generate_ed25519()
+    twin = CryptoSigner(signer._private_key, type(signer.public_key).from_dict("twin", signer.public_key.to_dict()))
+    director.publish_root(lambda root: set_threshold(root, "timestamp", [signer, twin], 2))
+    director.signers["timestamp"] = [signer, twin]
+    director.publish()
+    assert device.refused() == "trust.signature-invalid"
+
+
+def test_a_device_that_was_away_for_ten_roots_follows_all_of_them(device: Device) -> None:
+    made = device.repositories.deploy(1)
+    device.refresh()
+    for _ in range(10):
+        device.wall_ms = device.repositories.advance(300)
+        for repository in (device.repositories.director, device.repositories.image):
+            for role in ("root", "timestamp", "snapshot"):
+                repository.rotate(role)
+            repository.publish()
+    device.start()
+    assert device.refresh().assignments == (made,)
+    assert device.repositories.director.versions["root"] == 31
+
+
 def test_a_new_enrolment_forgets_what_the_old_roots_signed(device: Device) -> None:
     device.repositories.deploy(1)
     device.refresh()
