@@ -2,7 +2,7 @@
 #
 #   make demo     the whole loop on this machine        make test     everything that proves it
 #
-# Variables: PYTHON (an interpreter, 3.11 to 3.13), VENV (a folder), DEMO_ARGS, TEST_ARGS, BENCH, BENCH_ARGS.
+# Variables: PYTHON (an interpreter, 3.11 to 3.13), VENV (a folder), DEMO_ARGS, TEST_ARGS, CRASH_ARGS, BENCH, BENCH_ARGS.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +15,7 @@ VENV ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+CRASH_ARGS ?=
 BENCH ?= loop
 BENCH_ARGS ?= --json
 
@@ -27,7 +28,7 @@ DEV_STAMP := $(VENV)/.stamp-dev
 # Folders whose Python is formatted, linted and typed; those that do not exist are left out.
 SOURCES := $(wildcard edge_contract edge_agent packager cloud_registry device_sim benchmarks tests examples scripts)
 
-.PHONY: help demo test test-fast check format lock bench venv venv-dev clean clean-venv
+.PHONY: help demo test test-fast crash check format lock bench venv venv-dev clean clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,10 @@ test: $(DEV_STAMP) ## every test; installs the Debian packages that they use whe
 
 test-fast: $(DEV_STAMP) ## the tests that need nothing of the machine and take no time
 	$(BIN)/python -m pytest -m "not slow and not system and not e2e" $(TEST_ARGS)
+
+crash: $(DEV_STAMP) ## the agent killed, failed or cut off power at every change of its disk; an hour (CRASH_ARGS="--kinds kill")
+	scripts/install-test-needs.sh
+	$(BIN)/python -m tests.crash $(CRASH_ARGS)
 
 check: $(DEV_STAMP) ## format, lint, strict types, the laws of the architecture
 	$(BIN)/ruff format --check $(SOURCES)

@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             found.record()
             _say(f"an update makes {len(found.calls)} calls below its data directory; {len(found.points)} may be hit")
             for kind in asked.kinds:
-                tally = run_kind(found, kind, sample(found.points, asked.sample), asked.jobs)
+                try:
+                    tally = run_kind(found, kind, sample(found.points, asked.sample), asked.jobs)
+                except CannotMountError as error:
+                    tally = Tally(kind, note=f"skipped: {error}")
                 _say(table([tally]))
                 tallies.append(tally)
     finally:
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if broken else 0
 
 
-def run_kind(found: Bench, kind: str, points: Sequence[Point], jobs: int, draws: int = _DRAWS) -> Tally:
+def run_kind(found: Bench, kind: str, points: Sequence[Point], jobs: int) -> Tally:
     """Let one kind of fault strike at all these points.
 
     Args:
@@ -65,23 +68,22 @@ def run_kind(found: Bench, kind: str, points: Sequence[Point], jobs: int, draws:
         kind: One of `KINDS`.
         points: Where; for `power` and `killed-power` their number matters alone.
         jobs: Devices at a time.
-        draws: See `powercut.states`.
+
+    Raises:
+        CannotMountError: The fault needs a file system that cannot be mounted here.
     """
     if kind in ("power", "killed-power"):
-        return _power(found, kind, draws, jobs, len(points))
+        return _power(found, kind, len(points))
     if not kind.endswith("-ext4"):
         devices = [CrashDevice(found.folder / f"{number}") for number in range(jobs)]
         return sweep(found, kind, points, _plain(found, kind), devices, _say)
     with ExitStack() as stack:
         disks: dict[Path, SmallDisk] = {}
         devices = []
-        try:
-            for number in range(jobs):
-                disk = stack.enter_context(small_disk(found.folder, f"ext4-{number}"))
-                disks[disk.place / "data"] = disk
-                devices.append(CrashDevice(found.folder / f"on-ext4-{number}", disk.place / "data"))
-        except CannotMountError as error:
-            return Tally(kind, note=f"skipped: {error}")
+        for number in range(jobs):
+            disk = stack.enter_context(small_disk(found.folder, f"ext4-{number}"))
+            disks[disk.place / "data"] = disk
+            devices.append(CrashDevice(found.folder / f"on-ext4-{number}", disk.place / "data"))
         strike = {"power-ext4": faults.cut_power_at, "full-ext4": faults.fill_at, "dead-ext4": faults.die_at}[kind]
         return sweep(
             found, kind, points, lambda device, point: strike(found, disks[device.data], device, point), devices, _say
@@ -94,18 +96,18 @@ def _plain(found: Bench, kind: str) -> Callable[[CrashDevice, Point], Answer | N
     return lambda device, point: faults.fail_at(found, device, point, kind)
 
 
-def _power(found: Bench, kind: str, draws: int, jobs: int, started: int) -> Tally:
+def _power(found: Bench, kind: str, started: int) -> Tally:
     """Power cuts at every prefix of the recorded update, or of runs that came after a kill."""
     scratch = (_SHM if _SHM.is_dir() else found.folder) / f"{found.folder.name}-cuts"
     require_faithful(found.base, found.calls, found.folder / "record" / "data")
     if kind == "power":
-        cases, tried = states(found.base, [], found.calls, draws)
+        cases, tried = states(found.base, [], found.calls, _DRAWS)
     else:
         cases, tried = [], 0
         for call, number in _SECOND_RUNS:
             device = CrashDevice(found.folder / "second")
             first, second = record_two_runs(found, device, call, number)
-            more, count = states(found.base, first, second, max(draws // 2, 1))
+            more, count = states(found.base, first, second, _DRAWS // 2)
             cases += more
             tried += count
     tally = cut_everywhere(found, kind, cases, tried, scratch)

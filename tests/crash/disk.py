@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 
 from edge_agent.store import durable
@@ -318,9 +319,14 @@ def fingerprint(tree: Tree) -> bytes:
     links: dict[int, int] = {}
     for path, (number, mode, data) in sorted(tree.items()):
         link = links.setdefault(number, len(links))
-        content = b"/" if data is None else hashlib.sha256(data).digest()
+        content = b"/" if data is None else _digest(data)
         state.update(f"{path}\0{link}\0{mode}\0".encode() + content)
     return state.digest()
+
+
+@lru_cache(maxsize=4096)
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 class Shelf:

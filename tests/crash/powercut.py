@@ -51,7 +51,9 @@ class State:
     tree: Tree
 
 
-def states(base: Path, before: Sequence[Call], calls: Sequence[Call], draws: int) -> tuple[list[State], int]:
+def states(
+    base: Path, before: Sequence[Call], calls: Sequence[Call], draws: int, step: int = 1
+) -> tuple[list[State], int]:
     """Every state that a power cut may leave between two calls.
 
     Args:
@@ -59,6 +61,7 @@ def states(base: Path, before: Sequence[Call], calls: Sequence[Call], draws: int
         before: Calls of a run that was killed, with no loss; the cut comes later.
         calls: Calls of the run that the power cut ends.
         draws: How many times each policy that draws lots does so, at each prefix.
+        step: Look at every so manieth prefix alone.
 
     Returns:
         The different states, and how many cuts were tried to get them.
@@ -71,6 +74,8 @@ def states(base: Path, before: Sequence[Call], calls: Sequence[Call], draws: int
     for number in range(len(calls) + 1):
         if number:
             disk.apply(calls[number - 1])
+        if number % step:
+            continue
         where = describe(calls[number]) if number < len(calls) else "the end"
         for loss in Loss:
             for drawn in range(draws if loss in DRAWN else 1):
