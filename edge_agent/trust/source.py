@@ -5,6 +5,7 @@ from typing import Final, Protocol
 from urllib.parse import quote
 
 from edge_agent.transport import FOR_DOCUMENTS, Origin, Patience, TokenSource
+from edge_contract.errors import EdgeError
 
 IMAGE_PREFIX: Final = "/tuf/image"
 """Where the image repository is, below the registry's URL."""
@@ -68,6 +69,9 @@ class HttpMetadataSource:
                 raise answer.refusal()
             if answer.status != 200:
                 raise answer.error()
+            if answer.header("Content-Type").startswith("text/html"):
+                # A captive portal or a proxy says "OK" too; that is the network, and nobody's attack.
+                raise EdgeError("cloud.unavailable", f"{answer.what}: a web page came instead of metadata")
             return answer.read(bytes_max, "trust.metadata-too-large")
 
     def close(self) -> None:

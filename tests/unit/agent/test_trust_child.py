@@ -19,7 +19,7 @@ from edge_agent.trust.uptane import UptaneVerifier
 from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError, EdgeError
-from tests.support.rawhttp import RawServer
+from tests.support.rawhttp import RawServer, answer
 from tests.support.tufrepo import DAY_MS, NOW_MS, TwoRepositories
 from tests.support.tufserver import tuf_server
 
@@ -115,6 +115,14 @@ def test_a_registry_that_is_down_is_told_with_its_code(bench: Bench) -> None:
         with pytest.raises(EdgeError) as caught:
             ask()
         assert caught.value.code == "network.unreachable"
+
+
+def test_a_captive_portal_is_no_attack(bench: Bench) -> None:
+    bench.server.script = lambda _: [answer(200, b"<html>Please pay</html>", Content_Type="text/html; charset=utf-8")]
+    for ask in (lambda: bench.child(Times(NOW_MS)), lambda: bench.verifier.refresh(NOW_MS)):
+        with pytest.raises(EdgeError) as caught:
+            ask()
+        assert caught.value.code == "cloud.unavailable"
 
 
 @pytest.mark.parametrize(
