@@ -6,6 +6,8 @@ from pathlib import Path
 
 from edge_agent import identity as ids
 from edge_agent.store import durable
+from edge_agent.store.lock import DataLock
+from edge_contract.errors import EdgeError
 
 
 def begin(data: Path) -> Path:
@@ -58,3 +60,17 @@ def finish_interrupted(data: Path) -> None:
     with durable.disk_errors(f"looking into {data}"):
         if (data / ids.FOLDER).exists():
             durable.remove_tree(data / ids.OLD_FOLDER)
+
+
+def settle(data: Path) -> None:
+    """Finish an interrupted exchange, unless somebody is renewing this moment, who does it.
+
+    Raises:
+        EdgeError: `device.disk-full`, `device.disk-error`.
+    """
+    try:
+        with DataLock(data / ids.LOCK):
+            finish_interrupted(data)
+    except EdgeError as error:
+        if error.code != "device.busy":
+            raise

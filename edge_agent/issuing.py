@@ -11,7 +11,7 @@ from cryptography import x509
 
 from edge_agent import identity as ids
 from edge_agent.identity import KeyPlace, Validity
-from edge_agent.keys import DeviceKey, PublicKey, provide_key
+from edge_agent.keys import DeviceKey, PublicKey, provide_key, type_of
 from edge_agent.keyuri import file_name
 from edge_agent.limits import CERTIFICATE_BYTES_MAX
 from edge_contract.errors import ContractError
@@ -67,6 +67,21 @@ def prepare(folder: Path, uri: str, key_type: str) -> Prepared:
     """
     key = provide_key(uri, folder, key_type)
     return Prepared(key, provide_key(_LINK_URI, folder) if file_name(uri) is None else None)
+
+
+def prepare_renewal(folder: Path, key: DeviceKey) -> Prepared:
+    """Make or find the keys of a renewed identity: a new one for a key in a file, the same one on a token.
+
+    Args:
+        folder: Where files go, durable on return.
+        key: The key until now.
+
+    Raises:
+        EdgeError: `device.*`.
+    """
+    if file_name(key.uri) is None:
+        return Prepared(key, provide_key(_LINK_URI, folder))
+    return Prepared(provide_key(key.uri, folder, type_of(key.public)), None)
 
 
 def require_certificates(fields: Fields, key: str) -> bytes:

@@ -219,7 +219,12 @@ def keyid_of(public: PublicKey) -> str:
 
 def algorithm_of(public: PublicKey) -> str:
     """How signatures of a key are called in JSON (RFC 7518, RFC 8037)."""
-    return _SIGNATURE_ALGORITHM[ED25519 if isinstance(public, ed25519.Ed25519PublicKey) else P256]
+    return _SIGNATURE_ALGORITHM[type_of(public)]
+
+
+def type_of(public: PublicKey) -> str:
+    """One of `KEY_TYPES`."""
+    return ED25519 if isinstance(public, ed25519.Ed25519PublicKey) else P256
 
 
 def request_pem(private: PrivateKey) -> str:

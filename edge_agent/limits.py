@@ -62,6 +62,17 @@ KEYHOLDER_MS_MAX: Final = 30_000  # how long one signature may take, the start o
 KEYHOLDER_LINE_BYTES_MAX: Final = 1 * MIB  # of one question to it, or of one answer
 KEYHOLDER_TRIES_MAX: Final = 2  # it may just have ended
 
+# Renewal of the certificate
+RENEW_AFTER: Final = (2, 3)  # of its life, and
+RENEW_SPREAD: Final = (1, 12)  # of its life later at most, so that a fleet does not come all at once
+RENEW_MS_MAX: Final = 180_000  # one attempt
+RENEW_RETRY_MS_FIRST: Final = 60_000
+RENEW_RETRY_MS_MAX: Final = 6 * 3600 * 1000
+RENEW_GAP_MS: Final = (
+    3600 * 1000
+)  # between two that went well; a clock that is far ahead would have one after the other
+RENEW_ANSWER_BYTES_MAX: Final = 64 * KIB
+
 # Reports
 REPORTING_STOP_MS_MAX: Final = 5_000  # how long the last report may take to be signed when the agent ends
 

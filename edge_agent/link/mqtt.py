@@ -110,6 +110,7 @@ class MqttLink:
         self._outbox: deque[tuple[str, bytes]] = deque()
         self._is_online = False
         self._is_stopping = threading.Event()
+        self._is_outdated = threading.Event()
         self._wake_read, self._wake_write = socket.socketpair()
         for end in (self._wake_read, self._wake_write):
             end.setblocking(False)
@@ -139,6 +140,11 @@ class MqttLink:
     def send_batch(self, batch: bytes) -> bool:
         """See `ports.Link.send_batch`."""
         return self._send(topics.telemetry(self._device), batch, is_newest_enough=False)
+
+    def reconnect(self) -> None:
+        """End the connection in order and make another one, which reads the files of key and certificate anew."""
+        self._is_outdated.set()
+        self._wake()
 
     def stop(self) -> None:
         """See `ports.Link.stop`. What waits is given to the broker first, as far as that takes no time."""
@@ -174,6 +180,7 @@ class MqttLink:
     def _run(self) -> None:
         attempt = 0  # connections in a row that never carried anything
         while not self._is_stopping.is_set():
+            self._is_outdated.clear()
             connection = _Connection(self._address, self._device, self._is_persistent, self._received)
             try:
                 connection.open()
@@ -200,7 +207,7 @@ class MqttLink:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake_read, selectors.EVENT_READ)
             selector.register(connection.socket, selectors.EVENT_READ)
-            while not self._is_stopping.is_set():
+            while not self._is_stopping.is_set() and not self._is_outdated.is_set():
                 interest = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.wants_to_write else 0)
                 selector.modify(connection.socket, interest)
                 # TLS may hold bytes that the socket no longer shows.
@@ -299,7 +306,8 @@ class _Connection:
         """Connect TCP and TLS, and send CONNECT.
 
         Raises:
-            EdgeError: `network.unreachable`, `network.timeout`, `config.file-missing`, `config.key-invalid`.
+            EdgeError: `network.unreachable`, `network.timeout`, `network.cut`, `config.file-missing`,
+                `config.key-invalid`.
         """
         address = self._address
         if address.tls is not None:
@@ -315,6 +323,9 @@ class _Connection:
             raise EdgeError("network.timeout", f"{self.name}: no connection within {CONNECT_MS_MAX} ms") from error
         except (OSError, ValueError) as error:
             raise EdgeError("network.unreachable", f"{self.name}: {error}") from error
+        if self._client.socket() is None:
+            # The broker ended it before CONNECT was out, as it does with a certificate that it refuses.
+            raise EdgeError("network.cut", f"{self.name} ends the connection at once", "Is the certificate still good?")
         self._opened = True
         self._deadline = time.monotonic() + CONNECT_MS_MAX / 1000
 

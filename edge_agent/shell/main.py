@@ -10,13 +10,14 @@ from edge_agent.about import agent_version
 from edge_agent.config import AgentConfig
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
-from edge_agent.exchange import finish_interrupted
+from edge_agent.exchange import settle
 from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.hook import CommandHook
 from edge_agent.identity import DeviceIdentity, LiveIdentity
 from edge_agent.keyholder import KeyHolder
 from edge_agent.link.iothub import AzureSdk, IotHubLink
 from edge_agent.link.mqtt import MqttAddress, MqttLink, MqttTls
+from edge_agent.renewal import CertificateRenewal
 from edge_agent.reporting import SignedReports
 from edge_agent.serving.memory import SystemMemory
 from edge_agent.serving.supervisor import WorkerSupervisor
@@ -58,7 +59,7 @@ def run(config: AgentConfig, clock: ports.Clock | None = None) -> int:
         EdgeError: `device.not-enrolled`, `device.busy`, `device.disk-*`, `config.*`: whatever keeps it from starting.
     """
     with DataLock(config.data / "lock"):
-        finish_interrupted(config.data)
+        settle(config.data)
         _Process(config, LiveIdentity(config.data), clock or SystemClock()).run()
     return 0
 
@@ -96,8 +97,9 @@ class _Process:
             gauge=SystemMemory(),
             hook=None if update.hook is None else CommandHook(update.hook, update.hook_timeout_ms),
             floor_ms=lambda: floor.floor_ms,
+            duty=CertificateRenewal(identity, config.data, clock, self._renewed).duty,
         )
-        link = _link(config, who)
+        self._link = link = _link(config, who)
         self._runner = Runner(
             core,
             Identity(who.device, self._spool.boot, who.platform, agent_version()),
@@ -141,6 +143,10 @@ class _Process:
         )
         verifier.seed(*who.roots())
         return verifier
+
+    def _renewed(self) -> None:
+        if isinstance(self._link, MqttLink):
+            self._link.reconnect()
 
     def _worker_exited(self, module: str, manifest: Digest) -> None:
         self._runner.post(inputs.WorkerExited(module, manifest))

@@ -106,6 +106,24 @@ def test_a_strange_certificate_gets_no_link(secured: Secured, guarded: Mosquitto
         assert running.wait_error() in ("network.cut", "network.unreachable")
 
 
+@pytest.mark.system
+def test_a_renewed_certificate_is_shown_after_reconnecting(secured: Secured, guarded: MosquittoBroker) -> None:
+    certificate, key = secured.device.certificate, secured.device.key
+    first = certificate.read_bytes(), key.read_bytes()
+    tls = MqttTls(secured.authority.file, certificate, key)
+    with Running(MqttAddress(LOOPBACK, guarded.port, tls)) as running:
+        running.wait_online()
+        # One that the broker refuses shows that the files are read anew.
+        certificate.write_bytes(secured.stranger.certificate.read_bytes())
+        key.write_bytes(secured.stranger.key.read_bytes())
+        running.link.reconnect()
+        wait_until(lambda: running.link.error, 20, what="an error of the link")
+        assert running.online == [True, False]
+        certificate.write_bytes(first[0])
+        key.write_bytes(first[1])
+        wait_until(lambda: running.online == [True, False, True], 20, what="the link with the right certificate")
+
+
 def test_a_key_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair = authority.issue(DEVICE)
