@@ -3,7 +3,7 @@
 Later it renews its certificate with its own signature alone.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
@@ -21,6 +21,10 @@ from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import Fields, JsonObject, parse_object
 from edge_contract.names import platform_name
 
+_LINK_REQUEST: Final = (
+    "PKCS#10 request of another key, for TLS alone: of a device whose own key is where TLS cannot use it"
+)
+
 
 class EnrolRequest(BaseModel):
     """What a device sends. The token names the device; the request's subject is ignored."""
@@ -29,6 +33,7 @@ class EnrolRequest(BaseModel):
 
     token: str = Field(max_length=TOKEN_CHARS_MAX)
     csr_pem: str = Field(max_length=CSR_CHARS_MAX, description="PKCS#10 certificate request")
+    link_csr_pem: str = Field("", max_length=CSR_CHARS_MAX, description=_LINK_REQUEST)
     platform: str = Field(description="os/architecture[/variant]")
     hardware_id: str = Field("", max_length=LABEL_CHARS_MAX)
 
@@ -48,6 +53,7 @@ class EnrolAnswer(BaseModel):
     device: str
     identity: str = Field(description="common name of the certificate; another one at every enrolment")
     certificate_pem: str
+    link_certificate_pem: str | None = None
     certificate_until: str = Field(examples=["2026-03-01T12:00:00.000Z"])
     ca_pem: str
     mqtt: BrokerAddress | None
@@ -63,6 +69,7 @@ class RenewalAsk(BaseModel):
     csr_pem: str = Field(
         max_length=CSR_CHARS_MAX, description="PKCS#10 certificate request, signed by the key it is for"
     )
+    link_csr_pem: str = Field("", max_length=CSR_CHARS_MAX, description=_LINK_REQUEST)
 
 
 class RenewalAnswer(BaseModel):
@@ -71,6 +78,7 @@ class RenewalAnswer(BaseModel):
     device: str
     identity: str = Field(description="as before: renewing is no new enrolment")
     certificate_pem: str
+    link_certificate_pem: str | None = None
     certificate_until: str = Field(examples=["2026-03-01T12:00:00.000Z"])
     ca_pem: str
 
@@ -107,12 +115,14 @@ def router(services: Services) -> APIRouter:
                 "cloud.forbidden", f"{principal.name!r} is no device: only devices renew their certificates"
             )
         key = services.authority.check_request(body.csr_pem)
+        _check_link(services, body.link_csr_pem)
         until_ms = services.clock.wall_ms() + services.authority.device_life_ms
         identity = services.enrolments.renew(principal.name, key, until_ms)
         return RenewalAnswer(
             device=principal.name,
             identity=identity,
             certificate_pem=services.authority.issue(identity, body.csr_pem, until_ms),
+            link_certificate_pem=_issue_link(services, identity, body.link_csr_pem, until_ms),
             certificate_until=to_text(until_ms),
             ca_pem=services.authority.ca_pem(),
         )
@@ -126,6 +136,7 @@ def _read(data: bytes) -> EnrolRequest:
         wanted: dict[str, Any] = {
             "token": fields.text("token", chars_max=TOKEN_CHARS_MAX),
             "csr_pem": fields.text("csr_pem", chars_max=CSR_CHARS_MAX),
+            "link_csr_pem": fields.text("link_csr_pem", "", chars_max=CSR_CHARS_MAX),
             "platform": platform_name(fields.text("platform")),
             "hardware_id": fields.text("hardware_id", "", chars_max=LABEL_CHARS_MAX),
         }
@@ -138,6 +149,7 @@ def _read(data: bytes) -> EnrolRequest:
 def _enrol(services: Services, wanted: EnrolRequest) -> EnrolAnswer:
     # Whatever can be wrong without the token is found before the token is spent.
     key = services.authority.check_request(wanted.csr_pem)
+    _check_link(services, wanted.link_csr_pem)
     image_root, director_root = services.images.root(), services.director.root()
     if image_root is None or director_root is None:
         raise EdgeError("trust.root-unknown", "this registry has no roots of trust yet", "Run `packager keys init`.")
@@ -151,12 +163,23 @@ def _enrol(services: Services, wanted: EnrolRequest) -> EnrolAnswer:
         device=enrolled.device,
         identity=enrolled.identity,
         certificate_pem=services.authority.issue(enrolled.identity, wanted.csr_pem, until_ms),
+        link_certificate_pem=_issue_link(services, enrolled.identity, wanted.link_csr_pem, until_ms),
         certificate_until=to_text(until_ms),
         ca_pem=services.authority.ca_pem(),
         mqtt=broker,
         image_root=image_root.decode("utf-8"),
         director_root=director_root.decode("utf-8"),
     )
+
+
+def _check_link(services: Services, csr_pem: str) -> None:
+    if csr_pem:
+        services.authority.check_request(csr_pem)
+
+
+def _issue_link(services: Services, identity: str, csr_pem: str, until_ms: int) -> str | None:
+    """A certificate under the same name for a key that opens TLS and nothing else: it is not enrolled."""
+    return services.authority.issue(identity, csr_pem, until_ms) if csr_pem else None
 
 
 def _broker(services: Services) -> BrokerAddress | None:
