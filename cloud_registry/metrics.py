@@ -34,6 +34,12 @@ class RegistryMetrics:
             ["kind", "outcome"],
             registry=registry,
         )
+        self.reports_refused = Counter(
+            "lighterman_collector_reports_refused",
+            "Reports that were not believed, by code: unsigned or forged, replayed, of an unknown or revoked device.",
+            ["code"],
+            registry=registry,
+        )
         self.samples = Counter(
             "lighterman_collector_samples",
             "Samples, by outcome: stored, or duplicate of a stored one.",

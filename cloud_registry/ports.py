@@ -14,8 +14,8 @@ from cloud_registry.core.roles import Principal
 from edge_contract.deployment import Artifact, Assignment
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
+from edge_contract.signed import Envelope
 from edge_contract.telemetry import Sample
-from edge_contract.twin import Report
 
 
 class Clock(Protocol):
@@ -511,19 +511,60 @@ class LakeFile:
     received_ms_max: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReportMessage:
+    """A message that claims to be a report.
+
+    Attributes:
+        content: Its bytes, from whoever was let in: nothing about them is known.
+        received_ms: When it came.
+    """
+
+    content: bytes
+    received_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportVerdict:
+    """What became of such a message.
+
+    Attributes:
+        code: Why it was not believed, for example `trust.report-unsigned`; none for a genuine report.
+        detail: What is wrong with it.
+        is_applied: Whether it is what is known of the device now; false when a newer one came along with it.
+    """
+
+    code: str | None = None
+    detail: str = ""
+    is_applied: bool = False
+
+
+class EnvelopeVerifier(Protocol):
+    """Checks signatures."""
+
+    def __call__(self, envelope: Envelope, pem: str) -> bool:
+        """Whether the envelope's signature is one of this public key over exactly its content."""
+        ...
+
+
 class FleetStore(Protocol):
     """What the collector keeps in the registry's database."""
 
-    def apply_report(self, report: Report, received_ms: int) -> bool:
-        """Take a device's report and the deployment states that follow from it; durable on return.
+    def take_reports(self, device: str, messages: Sequence[ReportMessage]) -> Sequence[ReportVerdict]:
+        """Verify what came on a device's topic, and take the newest report and what follows from it; all durable.
 
-        The newest report by (arrival order of the boots, number) wins; an older or repeated one changes nothing.
+        Only a report that a key of the device's enrolment signed, and that is newer than what was taken of that
+        enrolment before, changes anything. Others are counted and remembered with their reason.
+
+        Args:
+            device: Whose topic it was.
+            messages: In the order in which they came.
 
         Returns:
-            Whether it was newer than what was known.
+            A verdict for each message.
 
         Raises:
-            EdgeError: `cloud.not-found` for a device that is not enrolled.
+            EdgeError: `cloud.unavailable`, `device.*`; nothing was taken then.
         """
         ...
 

@@ -9,7 +9,6 @@ from typing import Final
 from cloud_registry.adapters.link_mqtt import LinkHandlers, LinkToken, MqttLink
 from cloud_registry.collect.core import CollectorCore, FlushRules
 from cloud_registry.collect.inputs import (
-    ApplyReport,
     CommitFile,
     CommitRefused,
     FileCommitted,
@@ -19,12 +18,13 @@ from cloud_registry.collect.inputs import (
     RecordDrop,
     RecordTrouble,
     ReleaseMessage,
-    ReportApplied,
     ReportCommand,
     ReportEvent,
-    ReportRefused,
+    ReportsFailed,
+    ReportsTaken,
     SendAck,
     StoreFailed,
+    TakeReports,
     TelemetryCommand,
     TelemetryEvent,
     TimePassed,
@@ -45,7 +45,7 @@ from cloud_registry.ports import Clock, FleetStore, LakeWriter
 from edge_contract import topics
 from edge_contract.codes import Category
 from edge_contract.errors import EdgeError
-from edge_contract.limits import BATCH_BYTES_MAX, REPORT_BYTES_MAX
+from edge_contract.limits import BATCH_BYTES_MAX, ENVELOPE_BYTES_MAX
 from edge_contract.telemetry import Ack
 
 _log: Final = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ class ReportConsumer(_Consumer):
         self, mqtt: MqttConfig, fleet: FleetStore, clock: Clock, metrics: RegistryMetrics, session: str
     ) -> None:
         """Prepare; arguments as for `TelemetryConsumer`."""
-        super().__init__("report", mqtt, clock, metrics, topics.ALL_REPORTS, session, REPORT_BYTES_MAX)
+        super().__init__("report", mqtt, clock, metrics, topics.ALL_REPORTS, session, ENVELOPE_BYTES_MAX)
         self._fleet = fleet
         self._core = ReportCore()
 
@@ -260,30 +260,34 @@ class ReportConsumer(_Consumer):
         else:
             self._is_stopping.wait(self._wait_s(core.deadline))
             events = []
-        # All of them before the first command, so that a device's older reports are skipped.
+        # All of them before the first command, so that a device's reports are taken together.
         waiting: deque[ReportCommand] = deque()
         for event in [*events, TimePassed()]:
             waiting.extend(core.handle(event, monotonic_ms()))
         while waiting and not self._is_stopping.is_set():
             command = waiting.popleft()
-            if isinstance(command, ApplyReport):
-                waiting.extend(core.handle(self._apply(command), monotonic_ms()))
+            if isinstance(command, TakeReports):
+                waiting.extend(core.handle(self._store(command), monotonic_ms()))
             else:
                 self._run_common(command)
         self._metrics.is_blocked.labels(self._kind).set(core.failures > 0)
 
-    def _apply(self, command: ApplyReport) -> ReportEvent:
+    def _store(self, command: TakeReports) -> ReportEvent:
         try:
-            is_news = self._fleet.apply_report(command.report, command.received_ms)
+            verdicts = tuple(self._fleet.take_reports(command.device, command.messages))
         except EdgeError as error:
-            if error.category == Category.ARTIFACT or error.code in ("cloud.not-found", "internal.bug"):
-                return ReportRefused(command.operation, error.code, error.detail)
+            if error.category == Category.ARTIFACT or error.code == "internal.bug":
+                return ReportsFailed(command.operation, error.code, error.detail)
             return StoreFailed(command.operation, error.code, str(error))
         except Exception as error:  # noqa: BLE001 - logged, and the loop has to go on
-            _log.exception("a report of %s failed unexpectedly", command.report.device)
-            return ReportRefused(command.operation, "internal.bug", repr(error)[:200])
-        self._metrics.messages.labels(self._kind, "taken").inc()
-        return ReportApplied(command.operation, is_news)
+            _log.exception("reports of %s failed unexpectedly", command.device)
+            return ReportsFailed(command.operation, "internal.bug", repr(error)[:200])
+        for verdict in verdicts:
+            if verdict.code is None:
+                self._metrics.messages.labels(self._kind, "taken").inc()
+            else:
+                self._metrics.reports_refused.labels(verdict.code).inc()
+        return ReportsTaken(command.operation, verdicts)
 
 
 def _failed(command: ReadWatermarks | WriteFile | CommitFile, code: str, detail: str) -> StoreFailed | FileRefused:

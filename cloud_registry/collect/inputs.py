@@ -3,8 +3,7 @@
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from cloud_registry.ports import LakeFile, LakeRow, Watermark
-from edge_contract.twin import Report
+from cloud_registry.ports import LakeFile, LakeRow, ReportMessage, ReportVerdict, Watermark
 
 Token = Hashable
 """Names one delivery on one connection, so that the shell can release it; the cores only hand it back."""
@@ -86,21 +85,21 @@ class CommitRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class ReportApplied:
-    """Answers `ApplyReport`.
+class ReportsTaken:
+    """Answers `TakeReports`: what they said is durable, and so is that some of them were not believed.
 
     Attributes:
         operation: That of the command.
-        is_news: Whether it was newer than what was known.
+        verdicts: One for each message, in their order.
     """
 
     operation: int
-    is_news: bool
+    verdicts: tuple[ReportVerdict, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class ReportRefused:
-    """Answers `ApplyReport`: this report can never be applied."""
+class ReportsFailed:
+    """Answers `TakeReports`: these messages can never be taken."""
 
     operation: int
     code: str
@@ -118,7 +117,7 @@ class StoreFailed:
 
 StoreAnswer = WatermarksRead | FileWritten | FileRefused | FileCommitted | CommitRefused | StoreFailed
 TelemetryEvent = MessageReceived | LinkLost | TimePassed | StoreAnswer
-ReportEvent = MessageReceived | LinkLost | TimePassed | ReportApplied | ReportRefused | StoreFailed
+ReportEvent = MessageReceived | LinkLost | TimePassed | ReportsTaken | ReportsFailed | StoreFailed
 
 # --- Commands ---
 
@@ -149,12 +148,12 @@ class CommitFile:
 
 
 @dataclass(frozen=True, slots=True)
-class ApplyReport:
-    """Take a device's report."""
+class TakeReports:
+    """Verify what came on a device's topic, and take the newest of what is its own."""
 
     operation: int
-    report: Report
-    received_ms: int
+    device: str
+    messages: tuple[ReportMessage, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,4 +205,4 @@ class RecordTrouble:
 
 
 TelemetryCommand = ReadWatermarks | WriteFile | CommitFile | SendAck | ReleaseMessage | RecordDrop | RecordTrouble
-ReportCommand = ApplyReport | ReleaseMessage | RecordDrop | RecordTrouble
+ReportCommand = TakeReports | ReleaseMessage | RecordDrop | RecordTrouble

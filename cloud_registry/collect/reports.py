@@ -1,34 +1,31 @@
 """Decides what becomes of reports. Pure, like `collect.core`.
 
-A report replaces the one before it, so of several that wait for one device only the newest is applied; the broker is
-told of all of them once that is durable.
+What a message says is read only once its signature is verified, which needs the device's key: so messages are handed
+over as they came, those of one device together and in their order, and the broker is told once that is durable.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
 
 from cloud_registry import limits
-from cloud_registry.collect.core import backoff_ms, check_boot
+from cloud_registry.collect.core import backoff_ms
 from cloud_registry.collect.inputs import (
-    ApplyReport,
     LinkLost,
     MessageReceived,
     RecordDrop,
     RecordTrouble,
-    ReportApplied,
     ReportCommand,
     ReportEvent,
-    ReportRefused,
+    ReportsFailed,
+    ReportsTaken,
     StoreFailed,
+    TakeReports,
 )
 from cloud_registry.collect.release import Delivery, ReleaseOrder
+from cloud_registry.ports import ReportMessage
 from edge_contract.errors import ContractError
 from edge_contract.topics import device_of, report
-from edge_contract.twin import Report
-
-# As JSON has to write it. Some databases cannot store it in any text, and would refuse the report for ever.
-_NUL: Final = b"\\u0000"
 
 
 @dataclass(slots=True)
@@ -36,7 +33,6 @@ class ReportTotals:
     """What happened since the start, in reports."""
 
     applied: int = 0
-    repeated: int = 0
     superseded: int = 0
     dropped: int = 0
     failures: int = 0
@@ -44,9 +40,14 @@ class ReportTotals:
 
 @dataclass(slots=True)
 class _Waiting:
-    report: Report
-    received_ms: int
-    deliveries: list[Delivery] = field(default_factory=list)
+    message: ReportMessage
+    delivery: Delivery
+
+
+@dataclass(slots=True)
+class _Running:
+    device: str
+    items: list[_Waiting] = field(default_factory=list)
 
 
 class ReportCore:
@@ -56,8 +57,9 @@ class ReportCore:
         """Start empty."""
         self.totals = ReportTotals()
         self._order = ReleaseOrder()
-        self._waiting: dict[str, _Waiting] = {}
-        self._running: _Waiting | None = None
+        self._waiting: dict[str, deque[_Waiting]] = {}
+        self._waiting_count = 0
+        self._running: _Running | None = None
         self._operation = 0
         self._failures = 0
         self._retry_at: int | None = None
@@ -65,7 +67,7 @@ class ReportCore:
     @property
     def is_accepting(self) -> bool:
         """Whether the shell may hand in more messages."""
-        return self._retry_at is None and len(self._waiting) < limits.REPORTS_AT_ONCE_MAX
+        return self._retry_at is None and self._waiting_count < limits.REPORTS_AT_ONCE_MAX
 
     @property
     def held(self) -> int:
@@ -95,7 +97,7 @@ class ReportCore:
         elif isinstance(event, LinkLost):
             self._order.forget()
         elif (
-            isinstance(event, ReportApplied | ReportRefused | StoreFailed)
+            isinstance(event, ReportsTaken | ReportsFailed | StoreFailed)
             and self._running is not None
             and event.operation == self._operation
         ):
@@ -107,32 +109,15 @@ class ReportCore:
     def _take(self, event: MessageReceived) -> Iterator[ReportCommand]:
         delivery = self._order.add(event.token)
         try:
-            found = Report.parse(event.content)
-            check_boot(found.boot)
-            if _NUL in event.content:
-                raise ContractError("artifact.document-invalid", "a report holds the character U+0000")
-            if found.device != (device := device_of(event.topic)):
-                raise ContractError(
-                    "artifact.document-invalid", f"a report of {found.device!r} came on the topic of {device!r}"
-                )
+            device = device_of(event.topic)
         except ContractError as error:
             delivery.is_done = True
             yield self._drop(event.topic, error.code, error.detail)
             return
-        self._keep(_Waiting(found, event.received_ms, [delivery]))
-
-    def _keep(self, later: _Waiting) -> None:
-        """Let the newer of two reports of a device wait, for both."""
-        earlier = self._waiting.get(later.report.device)
-        if earlier is None:
-            self._waiting[later.report.device] = later
-            return
-        self.totals.superseded += 1
-        deliveries = [*earlier.deliveries, *later.deliveries]
-        is_older = later.report.boot == earlier.report.boot and later.report.number < earlier.report.number
-        kept = earlier if is_older else later
-        kept.deliveries = deliveries
-        self._waiting[kept.report.device] = kept
+        self._waiting.setdefault(device, deque()).append(
+            _Waiting(ReportMessage(event.content, event.received_ms), delivery)
+        )
+        self._waiting_count += 1
 
     def _start(self, now: int) -> Iterator[ReportCommand]:
         if self._retry_at is not None and now >= self._retry_at:
@@ -140,33 +125,41 @@ class ReportCore:
         if self._running is not None or self._retry_at is not None or not self._waiting:
             return
         device = next(iter(self._waiting))
-        self._running = self._waiting.pop(device)
+        waiting = self._waiting.pop(device)
+        taken = [waiting.popleft() for _ in range(min(len(waiting), limits.REPORTS_A_DEVICE_MAX))]
+        if waiting:
+            self._waiting[device] = waiting  # behind the other devices
+        self._waiting_count -= len(taken)
+        self._running = _Running(device, taken)
         self._operation += 1
-        yield ApplyReport(self._operation, self._running.report, self._running.received_ms)
+        yield TakeReports(self._operation, device, tuple(item.message for item in taken))
 
     def _go_on(
-        self, event: ReportApplied | ReportRefused | StoreFailed, running: _Waiting, now: int
+        self, event: ReportsTaken | ReportsFailed | StoreFailed, running: _Running, now: int
     ) -> Iterator[ReportCommand]:
         if isinstance(event, StoreFailed):
             self.totals.failures += 1
             self._failures += 1
             delay = backoff_ms(self._failures)
             self._retry_at = now + delay
-            newer = self._waiting.pop(running.report.device, None)
-            self._keep(running)
-            if newer is not None:
-                self._keep(newer)
+            later = self._waiting.pop(running.device, deque())
+            self._waiting[running.device] = deque([*running.items, *later])
+            self._waiting_count += len(running.items)
             yield RecordTrouble(event.code, event.detail, self._failures, delay)
             return
         self._failures = 0
-        for delivery in running.deliveries:
-            delivery.is_done = True
-        if isinstance(event, ReportRefused):
-            yield self._drop(report(running.report.device), event.code, event.detail)
-        elif event.is_news:
-            self.totals.applied += 1
-        else:
-            self.totals.repeated += 1
+        for item in running.items:
+            item.delivery.is_done = True
+        if isinstance(event, ReportsFailed):
+            yield self._drop(report(running.device), event.code, event.detail)
+            return
+        for verdict in event.verdicts:
+            if verdict.code is not None:
+                yield self._drop(report(running.device), verdict.code, verdict.detail)
+            elif verdict.is_applied:
+                self.totals.applied += 1
+            else:
+                self.totals.superseded += 1
 
     def _drop(self, topic: str, code: str, detail: str) -> RecordDrop:
         self.totals.dropped += 1

@@ -180,7 +180,7 @@ def _store(
 
 def _fresh(change: assignment.Assign | assignment.Refuse) -> dict[str, Any]:
     """The columns of a row that starts anew."""
-    nothing = {"phase": None, "outcome": None, "reported_ms": None}
+    nothing = {"phase": None, "outcome": None, "golden": None, "reported_ms": None}
     if isinstance(change, assignment.Assign):
         return nothing | {
             "is_current": True,

@@ -4,22 +4,27 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
+from cloud_registry.adapters.device_keys import is_signed
 from cloud_registry.adapters.sql.database import Database
-from cloud_registry.adapters.sql.devices import no_device
 from cloud_registry.adapters.sql.tables import (
     deployment_devices,
     device_boots,
+    device_keys,
     device_modules,
     devices,
     lake_files,
 )
-from cloud_registry.core.progress import TERMINAL, progress_of
-from cloud_registry.ports import LakeFile, Watermark
+from cloud_registry.core.progress import TERMINAL, Standing, progress_of
+from cloud_registry.core.reports import open_report, require_newer
+from cloud_registry.ports import EnvelopeVerifier, LakeFile, ReportMessage, ReportVerdict, Watermark
+from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
-from edge_contract.twin import Report
+from edge_contract.limits import DETAIL_CHARS_MAX
+from edge_contract.phases import Outcome
+from edge_contract.twin import Report, ReportedModule
 
 _BOOTS_KEPT_MAX: Final = 1_000
 _REPORTS_A_PAGE: Final = 200
@@ -28,33 +33,47 @@ _REPORTS_A_PAGE: Final = 200
 class SqlFleet:
     """Implements `FleetStore`."""
 
-    def __init__(self, database: Database) -> None:
-        """Use a migrated database."""
+    def __init__(self, database: Database, is_signed: EnvelopeVerifier = is_signed) -> None:
+        """Use a migrated database.
+
+        Args:
+            database: The database.
+            is_signed: Checks the signatures of reports.
+        """
         self._database = database
+        self._is_signed = is_signed
 
-    def apply_report(self, report: Report, received_ms: int) -> bool:
-        """Take a report and what follows from it."""
+    def take_reports(self, device: str, messages: Sequence[ReportMessage]) -> Sequence[ReportVerdict]:
+        """Verify reports, and take the newest."""
 
-        def work(connection: Connection) -> bool:
-            query = select(devices.c.report_boot, devices.c.report_number).where(devices.c.name == report.device)
-            stored = connection.execute(query.with_for_update()).first()
-            if stored is None:
-                raise no_device(report.device)
-            if not _is_newer(connection, report, stored):
-                return False
-            connection.execute(
-                update(devices)
-                .where(devices.c.name == report.device)
-                .values(
-                    report=report.to_bytes().decode("utf-8"),
-                    report_boot=report.boot,
-                    report_number=report.number,
-                    report_received_ms=received_ms,
-                )
-            )
-            _write_modules(connection, report)
-            _write_progress(connection, report, received_ms)
-            return True
+        def work(connection: Connection) -> Sequence[ReportVerdict]:
+            query = select(devices.c.revoked_ms, devices.c.report_boot, devices.c.report_number)
+            known = connection.execute(query.where(devices.c.name == device).with_for_update()).first()
+            if known is None:
+                return [ReportVerdict("cloud.not-found", f"there is no device {device!r}")] * len(messages)
+            keys = {
+                row.keyid: row.pem
+                for row in connection.execute(select(device_keys).where(device_keys.c.device == device))
+            }
+            newest = None if known.report_boot is None else (known.report_boot, known.report_number)
+            verdicts: list[ReportVerdict] = []
+            taken: tuple[int, Report] | None = None
+            for place, message in enumerate(messages):
+                try:
+                    if known.revoked_ms is not None:
+                        raise EdgeError("cloud.device-revoked", f"the identity of {device} was revoked")
+                    report = open_report(message.content, device, keys, self._is_signed)
+                    newest = require_newer(report, newest)
+                    taken = (place, report)
+                    verdicts.append(ReportVerdict())
+                except EdgeError as error:
+                    verdicts.append(ReportVerdict(error.code, error.detail))
+            if taken is not None:
+                place, report = taken
+                verdicts[place] = ReportVerdict(is_applied=True)
+                _apply(connection, report, messages[place].received_ms, known.report_boot)
+            _note_refusals(connection, device, messages, verdicts)
+            return verdicts
 
         return self._database.write(work)
 
@@ -135,25 +154,50 @@ def _file_values(file: LakeFile) -> dict[str, Any]:
     }
 
 
-def _is_newer(connection: Connection, report: Report, stored: Any) -> bool:
-    """Whether a report is the newest: of the newest boot with a higher number, or of a boot that never reported."""
-    if stored.report_boot == report.boot:
-        return bool(report.number > stored.report_number)
+def _apply(connection: Connection, report: Report, received_ms: int, boot_before: str | None) -> None:
+    connection.execute(
+        update(devices)
+        .where(devices.c.name == report.device)
+        .values(
+            report=report.to_bytes().decode("utf-8"),
+            report_boot=report.boot,
+            report_number=report.number,
+            report_received_ms=received_ms,
+        )
+    )
+    if report.boot != boot_before:
+        _forget_boots(connection, report.device, report.boot)
+    _write_modules(connection, report)
+    _write_progress(connection, report, received_ms)
+
+
+def _forget_boots(connection: Connection, device: str, boot: str) -> None:
+    """Drop the watermarks of boots so long before this one that nobody can have records of them any more."""
     table = device_boots
-    is_it = (table.c.device == report.device) & (table.c.boot == report.boot)
-    known = connection.execute(select(table.c.reported_order).where(is_it)).first()
-    if known is not None and known.reported_order is not None:
-        return False
-    newest = select(func.max(table.c.reported_order)).where(table.c.device == report.device)
-    order = (connection.execute(newest).scalar_one_or_none() or 0) + 1
-    if known is None:
-        values = {"device": report.device, "boot": report.boot, "reported_order": order, "watermark": 0}
-        connection.execute(insert(table).values(values))
-    else:
-        connection.execute(update(table).where(is_it).values(reported_order=order))
-    old = (table.c.device == report.device) & (table.c.reported_order <= order - _BOOTS_KEPT_MAX)
-    connection.execute(delete(table).where(old))
-    return True
+    before = select(table.c.boot).where(table.c.device == device, table.c.boot <= boot)
+    newest = before.order_by(table.c.boot.desc())
+    last_kept = connection.execute(newest.offset(_BOOTS_KEPT_MAX - 1).limit(1)).scalar_one_or_none()
+    if last_kept is not None:
+        connection.execute(delete(table).where(table.c.device == device, table.c.boot < last_kept))
+
+
+def _note_refusals(
+    connection: Connection, device: str, messages: Sequence[ReportMessage], verdicts: Sequence[ReportVerdict]
+) -> None:
+    refused = [
+        (message, verdict) for message, verdict in zip(messages, verdicts, strict=True) if verdict.code is not None
+    ]
+    if not refused:
+        return
+    message, verdict = refused[-1]
+    values = {
+        "refusals": devices.c.refusals + len(refused),
+        "refusal_code": verdict.code,
+        # What a stranger wrote may be in it, and some databases cannot store the character NUL.
+        "refusal_detail": verdict.detail.replace("\0", "?")[:DETAIL_CHARS_MAX],
+        "refusal_ms": message.received_ms,
+    }
+    connection.execute(update(devices).where(devices.c.name == device).values(values))
 
 
 def _write_modules(connection: Connection, report: Report) -> None:
@@ -162,26 +206,38 @@ def _write_modules(connection: Connection, report: Report) -> None:
         {
             "device": report.device,
             "module": name,
-            "model": module.model,
-            "number": module.version,
-            "manifest": str(module.live),
+            "model": module.model if module.live is not None else "",
+            "number": module.version if module.live is not None else 0,
+            "manifest": _text(module.live),
+            "fallback": _text(module.fallback),
+            "confirmed": _confirmed(module),
         }
         for name, module in report.modules.items()
-        if module.live is not None
     ]
     if rows:
         connection.execute(insert(device_modules), rows)
 
 
+def _text(digest: Digest | None) -> str | None:
+    return None if digest is None else str(digest)
+
+
+def _confirmed(module: ReportedModule) -> str | None:
+    latest = module.deployment
+    return str(latest.manifest) if latest is not None and latest.outcome is Outcome.CONFIRMED else None
+
+
 def _write_progress(connection: Connection, report: Report, received_ms: int) -> None:
     table = deployment_devices
-    query = select(table.c.deployment, table.c.module, table.c.manifest).where(
+    columns = (table.c.deployment, table.c.module, table.c.manifest, table.c.standing, table.c.golden)
+    query = select(*columns).where(
         table.c.device == report.device,
         table.c.manifest.is_not(None),
         table.c.is_current.is_(True) | table.c.standing.not_in([standing.value for standing in TERMINAL]),
     )
     for row in connection.execute(query.order_by(table.c.deployment)).all():
-        progress = progress_of(report, row.module, row.deployment, row.manifest)
+        before = Standing(row.standing)
+        progress = progress_of(report, row.module, row.deployment, row.manifest, before, row.golden)
         if progress is None:
             continue
         connection.execute(
@@ -190,10 +246,11 @@ def _write_progress(connection: Connection, report: Report, received_ms: int) ->
             .where(table.c.manifest == row.manifest)  # an operator may have changed it since it was read
             .values(
                 standing=progress.standing.value,
-                phase=str(progress.phase),
+                phase=None if progress.phase is None else str(progress.phase),
                 outcome=None if progress.outcome is None else progress.outcome.value,
                 error_code=progress.error_code,
                 error_detail=progress.error_detail,
+                golden=progress.golden,
                 reported_ms=received_ms,
             )
         )

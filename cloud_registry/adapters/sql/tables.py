@@ -201,7 +201,6 @@ device_boots = Table(
     METADATA,
     Column("device", Text, primary_key=True),
     Column("boot", Text, primary_key=True),
-    Column("reported_order", BigInteger),
     Column("watermark", BigInteger, nullable=False),
 )
 

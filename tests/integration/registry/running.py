@@ -19,10 +19,12 @@ from cloud_registry.client import RegistryClient
 from cloud_registry.config import MqttConfig, RegistryConfig
 from cloud_registry.core.records import Bundle
 from cloud_registry.core.roles import Role
+from cloud_registry.ports import ReportMessage, ReportVerdict
 from cloud_registry.services import Services
 from cloud_registry.serving import listen, url_of
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
+from edge_contract.twin import Report
 from tests.support.devicekey import TestKey
 from tests.support.net import wait_until
 from tests.unit.cloud.making import tiny_onnx
@@ -104,6 +106,12 @@ class Registry:
         until_ms = self.clock.now_ms + self.services.authority.device_life_ms
         self.services.enrolments.redeem(made.token, TestKey.of(device).public, platform, hardware_id, until_ms)
         return TestKey.of(device).token(device, self.clock.now_ms)
+
+    def report(self, report: Report) -> ReportVerdict:
+        """Take a report in, signed with the key of `enrol`, as the collector does."""
+        content = TestKey.of(report.device).envelope(report).to_bytes()
+        (verdict,) = self.services.fleet.take_reports(report.device, [ReportMessage(content, self.clock.now_ms)])
+        return verdict
 
 
 def made_up_bundle(model: str, version: int, platform: str, hardware_ids: tuple[str, ...] = ()) -> Bundle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.integration.registry.running import Registry, error_of, made_up_bundl
 
 MANIFEST_1 = made_up_bundle("digits", 1, "linux/arm64").manifest
 MANIFEST_2 = made_up_bundle("digits", 2, "linux/arm64").manifest
+BOOT_1, BOOT_2 = "00000000000000b1", "00000000000000b2"
 
 
 @pytest.fixture
@@ -46,9 +48,10 @@ def report(
     manifest: Digest = MANIFEST_1,
     outcome: Outcome | None = Outcome.CONFIRMED,
     number: int = 1,
-    boot: str = "b1",
+    boot: str = BOOT_1,
     live: Digest | None = MANIFEST_1,
     error: ReportedError | None = None,
+    **more: Any,
 ) -> bool:
     module = ReportedModule(
         Phase.IDLE if outcome else Phase.FETCHING,
@@ -57,9 +60,10 @@ def report(
         version=1 if live else 0,
         serving=live is not None,
         deployment=ReportedDeployment(deployment, manifest, outcome, error),
+        **({"answering": live} | more),
     )
     message = Report(device, boot, number, 0, "linux/arm64", "1.0", 3, {"digits": module})
-    return registry.services.fleet.apply_report(message, registry.clock.now_ms)
+    return registry.report(message).is_applied
 
 
 def test_a_deployment_assigns_to_every_device_that_matches(fleet: Registry) -> None:
@@ -220,13 +224,60 @@ def test_the_newest_report_wins_whatever_the_order_of_arrival(fleet: Registry) -
     assert report(fleet, "cam-1", made, number=5)
     assert not report(fleet, "cam-1", made, number=5, outcome=None)
     assert not report(fleet, "cam-1", made, number=4, outcome=None)
-    assert report(fleet, "cam-1", made, number=1, boot="b2")
-    assert not report(fleet, "cam-1", made, number=6, boot="b1", outcome=None)
+    assert report(fleet, "cam-1", made, number=1, boot=BOOT_2)
+    assert not report(fleet, "cam-1", made, number=6, boot=BOOT_1, outcome=None)
     device = fleet.client().device("cam-1")
-    assert (device["report"]["boot"], device["report"]["number"], device["director_version"]) == ("b2", 1, 3)
+    assert (device["report"]["boot"], device["report"]["number"], device["director_version"]) == (BOOT_2, 1, 3)
     assert device["is_online"]
     fleet.clock.now_ms += 600_000
     assert not fleet.client().device("cam-1")["is_online"]
+
+
+def test_what_was_confirmed_and_then_changed_shows_until_it_holds_again(fleet: Registry) -> None:
+    client = fleet.client()
+    made = client.create_deployment("digits", 1, "deviceId = 'cam-1'")["id"]
+    first, other = Digest.of(b"outputs"), Digest.of(b"other outputs")
+
+    def seen(number: int, **facts: Any) -> tuple[str, str | None]:
+        report(fleet, "cam-1", made, number=number, **facts)
+        (item,) = client.deployment_devices(made)
+        counts = client.deployment(made)["counts"]
+        assert {name for name, count in counts.items() if count} == {item["standing"]}
+        return item["standing"], None if item["error"] is None else item["error"]["code"]
+
+    assert seen(1, answering=None) == ("in_progress", None)
+    assert seen(2, golden=first) == ("confirmed", None)
+    assert seen(3, golden=first, answering=None) == ("confirmed", None)
+    assert seen(4, golden=first, answering=MANIFEST_2) == ("reverted", "device.answers-otherwise")
+    assert seen(5, golden=first, answering=None) == ("reverted", "device.answers-otherwise")
+    assert seen(6, golden=first) == ("confirmed", None)
+    assert seen(7, golden=other) == ("reverted", "model.golden-mismatch")
+    assert seen(8, golden=first) == ("confirmed", None)
+    assert seen(9, golden=first, live=MANIFEST_2) == ("reverted", "device.answers-otherwise")
+    # A newer wish: how the former one ended stays written.
+    client.create_deployment("digits", 2, "deviceId = 'cam-1'")
+    assert client.deployment_devices(made)[0]["standing"] == "reverted"
+    # The same deployment with another version starts anew, and remembers nothing of the former outputs.
+    again = client.create_deployment("digits", 1, "deviceId = 'cam-1'")["id"]
+    report(fleet, "cam-1", again, number=10, golden=other)
+    assert client.deployment_devices(again)[0]["standing"] == "confirmed"
+
+
+def test_a_deployment_that_a_device_did_not_take_is_refused_with_its_code(fleet: Registry) -> None:
+    client = fleet.client()
+    first = client.create_deployment("digits", 2, "deviceId = 'cam-1'")["id"]
+    report(fleet, "cam-1", first, MANIFEST_2, live=MANIFEST_2)
+    second = client.create_deployment("digits", 1, "deviceId = 'cam-1'")["id"]
+    why = ReportedError("trust.release-rollback", "1 is below 2", Phase.IDLE, 0)
+    refused = ReportedDeployment(second, MANIFEST_1, Outcome.REFUSED, why)
+    report(fleet, "cam-1", first, MANIFEST_2, number=2, live=MANIFEST_2, refused=refused)
+    (item,) = client.deployment_devices(second)
+    assert (item["standing"], item["outcome"]) == ("refused", "refused")
+    assert item["error"]["code"] == "trust.release-rollback"
+    # With the permit it goes on.
+    client.update_deployment(second, {"policy": {"allow_release_rollback": True}})
+    report(fleet, "cam-1", second, number=3, outcome=None, live=MANIFEST_2)
+    assert client.deployment_devices(second)[0]["standing"] == "in_progress"
 
 
 def test_a_device_that_runs_a_version_keeps_it_from_being_deleted(fleet: Registry) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -10,11 +11,14 @@ from cloud_registry.adapters.sql.database import Database
 from cloud_registry.adapters.sql.devices import SqlDevices
 from cloud_registry.adapters.sql.enrolments import SqlEnrolments
 from cloud_registry.adapters.sql.fleet import SqlFleet
-from cloud_registry.ports import LakeFile, Watermark
+from cloud_registry.ports import LakeFile, ReportMessage, Watermark
 from edge_contract.errors import EdgeError
+from edge_contract.signed import Envelope
 from edge_contract.twin import Report
 from tests.integration.registry.running import SetClock, error_of
 from tests.support.devicekey import TestKey
+
+BOOT = "00000000000000b1"
 
 
 @pytest.fixture
@@ -80,15 +84,26 @@ def test_files_are_exchanged_together(fleet: SqlFleet) -> None:
     assert fleet.lake_files() == [file("c")]
 
 
+def message(device: str, number: int, boot: str = BOOT, key: TestKey | None = None) -> ReportMessage:
+    report = Report(device, boot, number, 77, "linux/arm64", "1.0", 3, bytes_fetched=12)
+    return ReportMessage((key or TestKey.of(device)).envelope(report).to_bytes(), 99)
+
+
+def taken(fleet: SqlFleet, *messages: ReportMessage, device: str = "cam-1") -> list[str]:
+    """What became of messages: applied, passed over for a newer one, or a code."""
+    found = fleet.take_reports(device, messages)
+    return [item.code or ("applied" if item.is_applied else "passed over") for item in found]
+
+
 def test_reports_are_given_as_rows_of_a_table(fleet: SqlFleet) -> None:
-    report = Report("cam-2", "b1", 4, 77, "linux/arm64", "1.0", 3, bytes_fetched=12)
-    assert fleet.apply_report(report, 99)
+    sent = message("cam-2", 4)
+    assert taken(fleet, sent, device="cam-2") == ["applied"]
     (row,) = list(fleet.report_rows())
-    assert row["body"] == report.to_bytes().decode()
+    assert row["body"] == Envelope.parse(sent.content).payload.decode()
     del row["body"]
     assert row == {
         "device": "cam-2",
-        "boot": "b1",
+        "boot": BOOT,
         "number": 4,
         "sent_ms": 77,
         "platform": "linux/arm64",
@@ -100,16 +115,86 @@ def test_reports_are_given_as_rows_of_a_table(fleet: SqlFleet) -> None:
 
 
 def test_a_report_of_a_stranger_is_refused(fleet: SqlFleet) -> None:
-    report = Report("cam-9", "b1", 1, 0, "linux/arm64", "1.0")
-    assert error_of(fleet.apply_report, report, 1).code == "cloud.not-found"
+    assert taken(fleet, message("cam-9", 1), device="cam-9") == ["cloud.not-found"]
+
+
+def test_of_reports_that_come_together_the_newest_is_applied(fleet: SqlFleet) -> None:
+    later = "00000000000000c0"
+    assert taken(fleet, message("cam-1", 1), message("cam-1", 7), message("cam-1", 1, later)) == [
+        "passed over",
+        "passed over",
+        "applied",
+    ]
+    (row,) = fleet.report_rows()
+    assert (row["boot"], row["number"]) == (later, 1)
+
+
+def test_what_was_taken_once_is_never_taken_again(fleet: SqlFleet) -> None:
+    earlier = "00000000000000a0"
+    old = [message("cam-1", number) for number in (1, 2, 3)]
+    assert taken(fleet, *old) == ["passed over", "passed over", "applied"]
+    assert taken(fleet, *old) == ["trust.report-replayed"] * 3
+    assert taken(fleet, message("cam-1", 99, earlier)) == ["trust.report-replayed"]
+    assert taken(fleet, message("cam-1", 4), message("cam-1", 4)) == ["applied", "trust.report-replayed"]
+
+
+def test_a_report_is_believed_for_its_signature_alone(fleet: SqlFleet, database: Database) -> None:
+    genuine = Envelope.parse(message("cam-1", 1).content)
+    forged = [
+        message("cam-1", 1, key=TestKey.make()).content,
+        message("cam-1", 1, key=TestKey.of("cam-2")).content,
+        genuine.payload,
+        b"",
+        replace(genuine, signature=b"").to_bytes(),
+        replace(genuine, signature=genuine.signature[:-1] + b"x").to_bytes(),
+        replace(genuine, payload=genuine.payload.replace(b'"number":1', b'"number":2')).to_bytes(),
+        replace(genuine, payload_type="application/json").to_bytes(),
+        replace(TestKey.make().envelope(genuine.payload), keyid=genuine.keyid).to_bytes(),
+    ]
+    for content in forged:
+        assert taken(fleet, ReportMessage(content, 5)) == ["trust.report-unsigned"], content
+    assert list(fleet.report_rows()) == []
+    refusal = SqlDevices(database, SetClock()).get("cam-1").refusal
+    assert refusal is not None
+    assert (refusal.code, refusal.received_ms, refusal.count) == ("trust.report-unsigned", 5, len(forged))
+    assert taken(fleet, ReportMessage(genuine.to_bytes(), 6)) == ["applied"]
+
+
+def test_signed_nonsense_is_refused_too(fleet: SqlFleet) -> None:
+    key = TestKey.of("cam-1")
+    good = Report("cam-1", BOOT, 1, 0, "linux/arm64", "1.0").to_bytes()
+    for payload in (
+        b"{}",
+        good.replace(b'"1.0"', b'"1\\u0000"'),
+        good.replace(BOOT.encode(), b"latest"),
+        Report("cam-2", BOOT, 1, 0, "linux/arm64", "1.0").to_bytes(),
+    ):
+        (code,) = taken(fleet, ReportMessage(key.envelope(payload).to_bytes(), 5))
+        assert code.startswith("artifact."), payload
+
+
+def test_both_keys_of_a_renewal_may_sign_and_an_enrolment_starts_the_count_anew(
+    fleet: SqlFleet, database: Database
+) -> None:
+    devices, enrolments = SqlDevices(database, SetClock()), SqlEnrolments(database, SetClock())
+    new = TestKey.make()
+    enrolments.renew("cam-1", new.public, 2**50)
+    assert taken(fleet, message("cam-1", 1), message("cam-1", 2, key=new)) == ["passed over", "applied"]
+    assert taken(fleet, message("cam-1", 3)) == ["applied"]
+    enrolments.promote("cam-1", new.public.keyid)
+    assert taken(fleet, message("cam-1", 4)) == ["trust.report-unsigned"]
+    token = devices.create_enrolment("cam-1", {}, 60, "test").token
+    fresh = TestKey.make("ed25519")
+    enrolments.redeem(token, fresh.public, "linux/arm64", "", 2**50)
+    assert taken(fleet, message("cam-1", 9, key=new)) == ["trust.report-unsigned"]
+    assert taken(fleet, message("cam-1", 1, "0000000000000001", fresh)) == ["applied"]
+    enrolments.revoke("cam-1", "test")
+    assert taken(fleet, message("cam-1", 2, "0000000000000001", fresh)) == ["cloud.device-revoked"]
 
 
 def test_telemetry_of_an_old_boot_does_not_make_its_reports_old_or_new(fleet: SqlFleet) -> None:
-    def report(boot: str, number: int) -> Report:
-        return Report("cam-1", boot, number, 0, "linux/arm64", "1.0")
-
-    fleet.commit_batch([Watermark("cam-1", "b2", 0, 5)], file("a"))
-    assert fleet.apply_report(report("b1", 1), 1)
-    assert fleet.apply_report(report("b2", 1), 2)
-    assert not fleet.apply_report(report("b1", 2), 3)
-    assert fleet.watermark("cam-1", "b2") == 5
+    later = "00000000000000c0"
+    fleet.commit_batch([Watermark("cam-1", later, 0, 5)], file("a"))
+    assert taken(fleet, message("cam-1", 1)) == ["applied"]
+    assert taken(fleet, message("cam-1", 1, later)) == ["applied"]
+    assert fleet.watermark("cam-1", later) == 5

@@ -1,26 +1,27 @@
-"""Reports: the newest of each device, released when it is durable, bad ones in nobody's way."""
+"""Reports: those of a device together and in order, released when it is durable, bad ones in nobody's way."""
 
 from __future__ import annotations
 
 import pytest
 
 from cloud_registry.collect.inputs import (
-    ApplyReport,
     LinkLost,
     MessageReceived,
     RecordDrop,
     RecordTrouble,
     ReleaseMessage,
-    ReportApplied,
     ReportCommand,
-    ReportRefused,
+    ReportsFailed,
+    ReportsTaken,
     StoreFailed,
+    TakeReports,
     TimePassed,
 )
 from cloud_registry.collect.reports import ReportCore
-from cloud_registry.limits import REPORTS_AT_ONCE_MAX, STORE_RETRY_MS
+from cloud_registry.limits import REPORTS_A_DEVICE_MAX, REPORTS_AT_ONCE_MAX, STORE_RETRY_MS
+from cloud_registry.ports import ReportMessage, ReportVerdict
 from edge_contract import topics
-from tests.unit.cloud_telemetry.making import T0_MS, report
+from tests.unit.cloud_telemetry.making import T0_MS
 
 
 class Desk:
@@ -31,16 +32,21 @@ class Desk:
         self.now = 0
         self.tokens = 0
 
-    def receive(self, device: str, number: int, boot: str = "aa") -> list[ReportCommand]:
-        return self.receive_bytes(topics.report(device), report(device, number, boot).to_bytes())
+    def receive(self, device: str, content: bytes = b"x") -> list[ReportCommand]:
+        return self.receive_on(topics.report(device), content)
 
-    def receive_bytes(self, topic: str, content: bytes) -> list[ReportCommand]:
+    def receive_on(self, topic: str, content: bytes = b"x") -> list[ReportCommand]:
         self.tokens += 1
         return self.core.handle(MessageReceived(self.tokens, topic, content, T0_MS), self.now)
 
-    def applied(self, command: ReportCommand, is_news: bool = True) -> list[ReportCommand]:
-        assert isinstance(command, ApplyReport)
-        return self.core.handle(ReportApplied(command.operation, is_news), self.now)
+    def taken(self, command: ReportCommand, *verdicts: ReportVerdict) -> list[ReportCommand]:
+        assert isinstance(command, TakeReports)
+        given = verdicts or (ReportVerdict(is_applied=True),) * len(command.messages)
+        return self.core.handle(ReportsTaken(command.operation, given), self.now)
+
+    def failed(self, command: ReportCommand) -> list[ReportCommand]:
+        assert isinstance(command, TakeReports)
+        return self.core.handle(StoreFailed(command.operation, "cloud.unavailable", "down"), self.now)
 
 
 @pytest.fixture
@@ -48,109 +54,116 @@ def desk() -> Desk:
     return Desk()
 
 
-def test_a_report_is_applied_and_then_released(desk: Desk) -> None:
-    (command,) = desk.receive("d1", 1)
-    assert isinstance(command, ApplyReport)
-    assert (command.report.device, command.report.number, command.received_ms) == ("d1", 1, T0_MS)
-    assert desk.applied(command) == [ReleaseMessage(1)]
-    assert desk.core.held == 0
+def contents(command: ReportCommand) -> list[bytes]:
+    assert isinstance(command, TakeReports)
+    return [message.content for message in command.messages]
 
 
-def test_of_several_waiting_reports_of_a_device_only_the_newest_is_applied(desk: Desk) -> None:
-    (first,) = desk.receive("d1", 1)
-    assert [desk.receive("d1", number) for number in (2, 4, 3)] == [[], [], []]
-    release, second = desk.applied(first)[::-1]
+def test_a_report_is_handed_over_as_it_came_and_then_released(desk: Desk) -> None:
+    (command,) = desk.receive("d1", b"\x00 anything")
+    assert command == TakeReports(1, "d1", (ReportMessage(b"\x00 anything", T0_MS),))
+    assert desk.taken(command) == [ReleaseMessage(1)]
+    assert (desk.core.held, desk.core.totals.applied) == (0, 1)
+
+
+def test_reports_of_a_device_that_wait_go_together_in_their_order(desk: Desk) -> None:
+    (first,) = desk.receive("d1", b"1")
+    assert [desk.receive("d1", content) for content in (b"2", b"3", b"4")] == [[], [], []]
+    second, release = desk.taken(first)
     assert release == ReleaseMessage(1)
-    assert isinstance(second, ApplyReport)
-    assert second.report.number == 4
-    assert desk.applied(second) == [ReleaseMessage(2), ReleaseMessage(3), ReleaseMessage(4)]
-    assert desk.core.totals.superseded == 2
+    assert contents(second) == [b"2", b"3", b"4"]
+    passed_over = ReportVerdict()
+    assert desk.taken(second, passed_over, passed_over, ReportVerdict(is_applied=True)) == [
+        ReleaseMessage(2),
+        ReleaseMessage(3),
+        ReleaseMessage(4),
+    ]
+    assert (desk.core.totals.applied, desk.core.totals.superseded) == (2, 2)
 
 
-def test_a_report_of_another_boot_replaces_the_waiting_one_by_arrival(desk: Desk) -> None:
-    (first,) = desk.receive("d1", 9, boot="aa")
-    desk.receive("d1", 10, boot="aa")
-    desk.receive("d1", 1, boot="bb")
-    second = desk.applied(first)[0]
-    assert isinstance(second, ApplyReport)
-    assert (second.report.boot, second.report.number) == ("bb", 1)
+def test_a_device_that_sends_without_end_lets_others_pass(desk: Desk) -> None:
+    (first,) = desk.receive("d1")
+    for _ in range(REPORTS_A_DEVICE_MAX + 3):
+        desk.receive("d1")
+    desk.receive("d2")
+    second = desk.taken(first)[0]
+    assert len(contents(second)) == REPORTS_A_DEVICE_MAX
+    third = desk.taken(second)[0]
+    assert isinstance(third, TakeReports)
+    assert third.device == "d2"
+    assert len(contents(desk.taken(third)[0])) == 3
+
+
+def test_reports_that_are_not_believed_are_dropped_with_the_reason_and_released(desk: Desk) -> None:
+    (first,) = desk.receive("d1")
+    desk.receive("d1", b"forged")
+    desk.receive("d1", b"good")
+    second = desk.taken(first)[0]
+    forged = ReportVerdict("trust.report-unsigned", "no signature")
+    drop, *releases = desk.taken(second, forged, ReportVerdict(is_applied=True))
+    assert drop == RecordDrop(topics.report("d1"), "trust.report-unsigned", "no signature")
+    assert releases == [ReleaseMessage(2), ReleaseMessage(3)]
+    assert (desk.core.totals.applied, desk.core.totals.dropped) == (2, 1)
 
 
 def test_a_database_that_is_down_delays_and_loses_nothing(desk: Desk) -> None:
-    (first,) = desk.receive("d1", 1)
-    assert isinstance(first, ApplyReport)
-    (trouble,) = desk.core.handle(StoreFailed(first.operation, "cloud.unavailable", "down"), desk.now)
+    (first,) = desk.receive("d1", b"1")
+    (trouble,) = desk.failed(first)
     assert trouble == RecordTrouble("cloud.unavailable", "down", 1, STORE_RETRY_MS)
     assert not desk.core.is_accepting
     assert desk.core.deadline == STORE_RETRY_MS
     assert desk.core.handle(TimePassed(), STORE_RETRY_MS - 1) == []
     desk.now = STORE_RETRY_MS
     (again,) = desk.core.handle(TimePassed(), desk.now)
-    assert desk.applied(again) == [ReleaseMessage(1)]
+    assert contents(again) == [b"1"]
+    assert desk.taken(again) == [ReleaseMessage(1)]
     assert desk.core.is_accepting
 
 
-def test_one_report_that_keeps_failing_lets_others_pass(desk: Desk) -> None:
-    (bad,) = desk.receive("d1", 1)
-    desk.receive("d2", 1)
-    assert isinstance(bad, ApplyReport)
-    desk.core.handle(StoreFailed(bad.operation, "cloud.unavailable", "odd"), desk.now)
+def test_one_device_whose_reports_keep_failing_lets_others_pass(desk: Desk) -> None:
+    (bad,) = desk.receive("d1")
+    desk.receive("d2")
+    desk.failed(bad)
     desk.now = STORE_RETRY_MS
     (other,) = desk.core.handle(TimePassed(), desk.now)
-    assert isinstance(other, ApplyReport)
-    assert other.report.device == "d2"
+    assert isinstance(other, TakeReports)
+    assert other.device == "d2"
 
 
-def test_a_newer_report_that_came_during_a_failure_is_the_one_that_is_tried_again(desk: Desk) -> None:
-    (first,) = desk.receive("d1", 1)
-    desk.receive("d1", 2)
-    assert isinstance(first, ApplyReport)
-    desk.core.handle(StoreFailed(first.operation, "cloud.unavailable", "down"), desk.now)
+def test_what_came_during_a_failure_is_tried_behind_what_failed(desk: Desk) -> None:
+    (first,) = desk.receive("d1", b"1")
+    desk.receive("d1", b"2")
+    desk.failed(first)
     (again,) = desk.core.handle(TimePassed(), STORE_RETRY_MS)
-    assert isinstance(again, ApplyReport)
-    assert again.report.number == 2
-    assert desk.applied(again) == [ReleaseMessage(1), ReleaseMessage(2)]
+    assert contents(again) == [b"1", b"2"]
+    assert desk.taken(again) == [ReleaseMessage(1), ReleaseMessage(2)]
 
 
-def test_a_refused_report_is_dropped_with_the_reason_and_released(desk: Desk) -> None:
-    (command,) = desk.receive("stranger", 1)
-    assert isinstance(command, ApplyReport)
-    drop, release = desk.core.handle(ReportRefused(command.operation, "cloud.not-found", "who?"), desk.now)
-    assert drop == RecordDrop(topics.report("stranger"), "cloud.not-found", "who?")
+def test_messages_that_can_never_be_stored_are_given_up(desk: Desk) -> None:
+    (command,) = desk.receive("d1")
+    assert isinstance(command, TakeReports)
+    drop, release = desk.core.handle(ReportsFailed(command.operation, "internal.bug", "odd"), desk.now)
+    assert drop == RecordDrop(topics.report("d1"), "internal.bug", "odd")
     assert release == ReleaseMessage(1)
 
 
-@pytest.mark.parametrize(
-    ("topic", "content"),
-    [
-        (topics.report("d1"), b""),
-        (topics.report("d1"), b"{"),
-        (topics.report("d1"), b"\x00" * 100),
-        (topics.report("d1"), report("d2", 1).to_bytes()),
-        (topics.report("d1"), report("d1", 1).to_bytes().replace(b"0.1.0", b"0.1\\u0000")),
-        (topics.report("d1"), report("d1", 1, boot="not a boot").to_bytes()),
-        (topics.report("d1"), report("d1", 1).to_bytes().replace(b'"serving":true', b'"serving":7')),
-        ("else/where", report("d1", 1).to_bytes()),
-    ],
-)
-def test_a_poisoned_report_is_dropped_and_holds_nobody_up(desk: Desk, topic: str, content: bytes) -> None:
-    drop, release = desk.receive_bytes(topic, content)
+def test_a_message_on_a_topic_of_nobody_is_dropped_and_holds_nobody_up(desk: Desk) -> None:
+    drop, release = desk.receive_on("else/where")
     assert isinstance(drop, RecordDrop)
     assert release == ReleaseMessage(1)
-    (command,) = desk.receive("d1", 1)
-    assert isinstance(command, ApplyReport)
+    assert contents(desk.receive("d1")[0]) == [b"x"]
 
 
 def test_a_lost_connection_forgets_deliveries_and_keeps_reports(desk: Desk) -> None:
-    (command,) = desk.receive("d1", 1)
+    (command,) = desk.receive("d1")
     desk.core.handle(LinkLost(), desk.now)
-    assert desk.applied(command) == []
+    assert desk.taken(command) == []
     assert desk.core.totals.applied == 1
 
 
 def test_what_waits_is_bounded(desk: Desk) -> None:
-    desk.receive("d0", 1)
+    desk.receive("d0")
     for number in range(REPORTS_AT_ONCE_MAX):
         assert desk.core.is_accepting
-        desk.receive(f"device-{number}", 1)
+        desk.receive(f"device-{number % 7}")
     assert not desk.core.is_accepting

@@ -10,9 +10,8 @@ import pytest
 from cloud_registry.adapters.lake import LockedLake, ParquetLake
 from cloud_registry.collect.tend import compact, files_to_merge
 from cloud_registry.limits import COMPACT_BYTES_MAX, COMPACT_FILES_MAX, COMPACT_FILES_MIN, ORPHAN_GRACE_MS
-from cloud_registry.ports import LakeFile, Watermark
+from cloud_registry.ports import LakeFile, ReportMessage, ReportVerdict, Watermark
 from edge_contract.errors import EdgeError
-from edge_contract.twin import Report
 from tests.unit.cloud_telemetry.making import T0_MS, Catalogue, rows
 
 
@@ -27,8 +26,8 @@ class Fleet(Catalogue):
         assert set(old) <= {file.path for file in self.files}
         self.files = [file for file in self.files if file.path not in set(old)] + list(new)
 
-    def apply_report(self, report: Report, received_ms: int) -> bool:
-        raise AssertionError(f"not asked for {report} at {received_ms}")
+    def take_reports(self, device: str, messages: Sequence[ReportMessage]) -> Sequence[ReportVerdict]:
+        raise AssertionError(f"not asked for {messages} of {device}")
 
     def watermark(self, device: str, boot: str) -> int | None:
         raise AssertionError(f"not asked for {device} {boot}")

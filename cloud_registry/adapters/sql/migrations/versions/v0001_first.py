@@ -182,7 +182,6 @@ def _make_devices() -> None:
         "device_boots",
         sa.Column("device", sa.Text(), nullable=False),
         sa.Column("boot", sa.Text(), nullable=False),
-        sa.Column("reported_order", sa.BigInteger()),
         sa.Column("watermark", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("device", "boot"),
     )
