@@ -29,6 +29,7 @@ from cloud_registry.limits import (
     VERSION_MAX,
 )
 from cloud_registry.ports import AssignmentSource, Clock, MetadataRow, MetadataTable
+from edge_contract.codes import CODES, Category
 from edge_contract.deployment import Assignment, director_custom, target_path
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -178,10 +179,17 @@ class TufDirector:
     def _current(self, device: str) -> _Shelf:
         """What is signed for a device, after taking in its assignments and renewing what is past half its life."""
         for _ in range(METADATA_ATTEMPTS_MAX):
-            online = self._require_root()
             # The row first: assignments that change after it was read conflict with us, or are seen next time.
             row_version, shelf = self._stored(device)
-            updated = self._updated(device, shelf, self._assignments.assignments(device), online)
+            assignments = self._assignments.assignments(device)
+            try:
+                updated = self._updated(device, shelf, assignments, self._require_root())
+            except EdgeError as error:
+                # What was signed before holds until it expires, also while the keys are out of reach.
+                if shelf.version == 0 or CODES[error.code].category is not Category.CONFIG:
+                    raise
+                LOGGER.error("the metadata of %s cannot be signed anew: %s", device, error)
+                return shelf
             if updated is shelf:
                 return shelf
             row = MetadataRow(_repository(device), _ROW, row_version + 1, updated.to_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tuf.api.metadata import Metadata, Targets
@@ -279,7 +280,8 @@ def test_somebody_elses_public_keys_are_read_as_they_were_made(tmp_path: Path) -
     assert "PRIVATE" not in path.read_text()
     role, keys = read_public(path)
     assert (role, len(keys.keys), keys.threshold) == ("model.digits", 2, 2)
-    for change in ({"threshold": 3}, {"role": "snapshot"}, {"keys": [{}]}, {"more": 1}):
+    changes: list[dict[str, Any]] = [{"threshold": 3}, {"role": "snapshot"}, {"keys": [{}]}, {"more": 1}]
+    for change in changes:
         path.write_text(json.dumps(made | change))
         with pytest.raises(EdgeError) as caught:
             read_public(path)

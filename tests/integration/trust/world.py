@@ -14,6 +14,7 @@ import pytest
 from cloud_registry.adapters.director import TufDirector
 from cloud_registry.client import RegistryClient
 from edge_agent.ports import Desired
+from edge_agent.trust.source import FetchMetadata
 from edge_agent.trust.timefloor import TimeFloor
 from edge_agent.trust.uptane import UptaneVerifier
 from edge_contract.deployment import Artifact, Assignment, bundle_repository
@@ -84,7 +85,7 @@ class Site:
         """Sign bundles."""
         return sign_targets(self.client, ring(*(keys or (self.keys,))), targets, 365, QUIET)
 
-    def assign(self, *targets: NewTarget, **policy: object) -> None:
+    def assign(self, *targets: NewTarget) -> None:
         """Let the director assign these to the device, one module a model."""
         self.assignments.by_device[DEVICE] = tuple(assignment(target) for target in targets)
 
@@ -135,7 +136,7 @@ class Device:
         assert roots[1] is not None
         self.verifier.seed(roots[0], roots[1])
 
-    def _fetch(self, repository: str) -> Callable[[str, int], bytes | None]:
+    def _fetch(self, repository: str) -> FetchMetadata:
         def fetch(name: str, bytes_max: int) -> bytes | None:
             self.asked.append(f"{repository}/{name}")
             data = self.wire(repository, name, self.site.serve(repository, name))
