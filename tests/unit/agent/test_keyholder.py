@@ -20,7 +20,7 @@ from edge_agent.keyholder import KeyHolder
 from edge_agent.keys import DeviceKey, provide_key
 from edge_contract.errors import EdgeError
 from edge_contract.limits import REPORT_BYTES_MAX
-from tests.support.softhsm import make_token, run_python
+from tests.support.devicetoken import make_token, run_python
 
 URI = "file:device.key"
 

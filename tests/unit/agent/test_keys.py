@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from edge_agent.keys import DeviceKey, keyid_of, new_file_key, open_key, provide_key
 from edge_agent.keyuri import file_name, parse_pkcs11
 from edge_contract.errors import EdgeError
-from tests.support.softhsm import PIN, SoftToken, make_token, run_python
+from tests.support.devicetoken import PIN, SoftToken, make_token, run_python
 
 URI = "file:device.key"
 

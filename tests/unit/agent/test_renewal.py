@@ -28,8 +28,8 @@ from edge_agent.transport import tls_context
 from edge_contract.errors import EdgeError
 from edge_contract.signed import TOKEN_AUDIENCE
 from tests.support.certs import Authority
+from tests.support.devicetoken import make_token, run_python
 from tests.support.rawhttp import Asked, RawServer, answer, raw_server
-from tests.support.softhsm import make_token, run_python
 from tests.support.tufrepo import TwoRepositories
 
 DAY_MS = 86_400_000
