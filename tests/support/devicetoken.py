@@ -1,10 +1,14 @@
-"""A PKCS#11 token in software, in a folder of its own."""
+"""A PKCS#11 token in software (Debian's softhsm2), in a folder of its own, for processes that a test starts.
+
+The driver reads where its tokens are once a process, so tests use it in children and never in their own process.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,59 +16,68 @@ import pytest
 
 from tests.support.require import require_program
 
-PIN = "246810"
-_LIBRARIES = (
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib64/softhsm/libsofthsm2.so",
-    "/usr/local/lib/softhsm/libsofthsm2.so",
-)
+_DRIVERS = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so")
+LABEL = "device"
+PIN = "4711"
 
 
 @dataclass(frozen=True)
-class Token:
+class SoftToken:
     """An initialised token.
 
     Attributes:
-        label: Its name.
-        library: The PKCS#11 library that reaches it.
-        environ: What a process needs in its environment to reach it; the PIN is not among it.
+        folder: Holds everything.
+        driver: The PKCS#11 driver.
+        pin_file: Holds the PIN; mode 0600.
     """
 
-    label: str
-    library: Path
-    environ: dict[str, str]
+    folder: Path
+    driver: Path
+    pin_file: Path
 
-    def make_key(self, number: int) -> str:
-        """Have the token make a P-256 key that never leaves it; its URI."""
-        import pkcs11
-        from pkcs11.util.ec import encode_named_curve_parameters
+    @property
+    def environment(self) -> dict[str, str]:
+        """For processes that use the token; it names no PIN."""
+        return {**os.environ, "SOFTHSM2_CONF": str(self.folder / "softhsm2.conf")}
 
-        token = pkcs11.lib(str(self.library)).get_token(token_label=self.label)
-        with token.open(rw=True, user_pin=PIN) as session:
-            curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
-            parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
-            identifier = number.to_bytes(1, "big")
-            parameters.generate_keypair(id=identifier, label=f"key {number}", store=True)
-        return f"hsm:{number}?label={self.label}"
+    def uri(self, *, label: str = "lighterman", pin_file: Path | None = None) -> str:
+        """A key on it."""
+        return (
+            f"pkcs11:token={LABEL};object={label}?module-path={self.driver}&pin-source=file:{pin_file or self.pin_file}"
+        )
+
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let children of this process find the token."""
+        monkeypatch.setenv("SOFTHSM2_CONF", self.environment["SOFTHSM2_CONF"])
 
 
-@contextmanager
-def softhsm_token(folder: Path, label: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Token]:
-    """A fresh token; this process and its children reach it while the block lasts.
-
-    The library reads its configuration once a process, so all tokens of a process share the folder that was first.
-    """
+def make_token(folder: Path) -> SoftToken:
+    """Initialise a token below a folder; skips the test where there is no SoftHSM."""
     tool = require_program("softhsm2-util")
     pytest.importorskip("pkcs11", reason="python-pkcs11 is not installed: pip install 'lighterman[hsm]'")
-    library = next((Path(path) for path in _LIBRARIES if Path(path).is_file()), None)
-    if library is None:
-        pytest.skip("the library of softhsm2 is not where it is expected")
-    tokens, config = folder / "tokens", folder / "softhsm2.conf"
-    tokens.mkdir(parents=True, exist_ok=True)
-    config.write_text(f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n")
-    environ = {"SOFTHSM2_CONF": str(config), "PYKCS11LIB": str(library)}
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    argv = [tool, "--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", "1357911"]
-    subprocess.run(argv, check=True, capture_output=True, timeout=30)
-    yield Token(label, library, environ)
+    driver = next((Path(path) for path in _DRIVERS if Path(path).is_file()), None)
+    if driver is None:
+        pytest.skip("the driver of softhsm2 is not where it is expected")
+    (folder / "tokens").mkdir(parents=True)
+    (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder}/tokens\nlog.level = ERROR\n")
+    pin_file = folder / "pin"
+    pin_file.write_text(f"{PIN}\n")
+    pin_file.chmod(0o600)
+    token = SoftToken(folder, driver, pin_file)
+    command = [tool, "--init-token", "--free", "--label", LABEL, "--so-pin", "87654321", "--pin", PIN]
+    subprocess.run(command, env=token.environment, check=True, capture_output=True, timeout=30)
+    return token
+
+
+def run_python(program: str, arguments: list[str], environment: Mapping[str, str]) -> str:
+    """Run a piece of Python in a child that may use the token; gives what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
