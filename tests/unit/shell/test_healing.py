@@ -1,9 +1,12 @@
 """What rots on disk is found before it runs, and made anew from genuine bytes."""
 
+import pytest
+
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
+from edge_contract.manifest import Manifest, Role
 from tests.unit.shell.device import Device
 from tests.unit.shell.test_dispatch import Bench
 
@@ -60,6 +63,17 @@ def test_a_slot_that_was_complete_and_has_rotted_is_not_taken_for_staged() -> No
     assert answer.code == "device.disk-corrupt"
     assert assignment.manifest not in bench.slots.staged
     assert isinstance(bench.run(do.StageSlot(3, assignment)), inputs.SlotStaged)
+
+
+@pytest.mark.parametrize("name", ["manifest", "runtime"])
+def test_a_document_that_rotted_since_it_was_fetched_is_fetched_once_more(name: str) -> None:
+    bench, assignment = staged()
+    manifest = Manifest.parse(bench.cloud.blobs[assignment.manifest])
+    (runtime,) = manifest.with_role(Role.RUNTIME)
+    damaged = assignment.manifest if name == "manifest" else runtime.digest
+    bench.store.present[damaged] = b"rotten"
+    assert isinstance(bench.run(do.ResolveBundle(2, assignment)), inputs.BundleResolved)
+    assert bench.store.present[damaged] == bench.cloud.blobs[damaged]
 
 
 def test_a_device_whose_live_slot_rotted_while_it_was_off_heals_and_serves_again() -> None:
