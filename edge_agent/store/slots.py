@@ -116,9 +116,10 @@ class FileSlotStore:
             manifest = Manifest.parse(self._blobs.read(manifest_digest, MANIFEST_BYTES_MAX))
             self.check(manifest_digest, manifest, is_cancelled)
         except EdgeError as error:
-            if error.code != "artifact.not-found":
+            if not error.code.startswith("artifact."):
                 raise
-            raise EdgeError("device.disk-corrupt", error.detail, error.hint) from None
+            # It was good when it was staged: whatever is wrong with it now is the disk's fault and not the bundle's.
+            raise EdgeError("device.disk-corrupt", error.detail, "The bundle will be fetched again.") from None
 
     def check(
         self, manifest_digest: Digest, manifest: Manifest, is_cancelled: Callable[[], bool] = lambda: False
@@ -169,11 +170,11 @@ class FileSlotStore:
     def bytes_needed(self, manifest: Manifest) -> int:
         """See `ports.SlotStore.bytes_needed`.
 
-        Exact but for archives that are not here yet: those are taken for `WHEEL_GROWTH` or `TAR_GROWTH` times their
-        length. `stage` asks for the exact space again before it writes.
+        Exact but for archives that are not here yet, or cannot be read: those are taken for `WHEEL_GROWTH` or
+        `TAR_GROWTH` times their length. `stage` asks for the exact space again before it writes.
 
         Raises:
-            EdgeError: `artifact.archive-*`, `device.disk-full`, `device.disk-error`.
+            EdgeError: `device.disk-full`, `device.disk-error`.
         """
         with durable.disk_errors(f"asking for the space of a slot in {self._slots}"):
             # A manifest that is not written in the one form is not found here; then the bound is only a high one.
@@ -271,10 +272,11 @@ class FileSlotStore:
         from edge_agent.store import unpack
 
         what = f"layer {layer.path}"
-        if not self._blobs.has(layer.digest):
-            return layer.size * (TAR_GROWTH if is_tar else WHEEL_GROWTH)
-        with self._blobs.open(layer.digest) as file:
-            return unpack.tar_bytes(file, what) if is_tar else unpack.wheel_bytes(file, what)
+        if self._blobs.has(layer.digest):
+            # What is wrong with a blob is found where blobs are verified, and is not the bundle's fault before.
+            with contextlib.suppress(EdgeError, OSError), self._blobs.open(layer.digest) as file:
+                return unpack.tar_bytes(file, what) if is_tar else unpack.wheel_bytes(file, what)
+        return layer.size * (TAR_GROWTH if is_tar else WHEEL_GROWTH)
 
     def _can_link(self) -> bool:
         """Whether this file system has hard links; tried once a process."""

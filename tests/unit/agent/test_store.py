@@ -470,6 +470,15 @@ def test_what_a_slot_needs_is_known_before_its_blobs_are_here(slots: FileSlotSto
     assert sum(path.stat().st_blocks * 512 for path in alone) <= exact
 
 
+def test_rot_in_an_archive_is_not_the_bundles_fault(slots: FileSlotStore, blobs: FileBlobStore) -> None:
+    """A code that blames the bundle would keep it off this device for ever."""
+    bundle = full_bundle(blobs)
+    wheels = [layer for layer in bundle.manifest.layers if layer.role == Role.WHEEL]
+    spoil(blobs.path(wheels[0].digest))
+    assert slots.bytes_needed(bundle.manifest) > 0
+    assert code_of(lambda: blobs.verify(wheels[0].digest, wheels[0].size)) == "device.disk-corrupt"
+
+
 def test_copies_are_part_of_what_a_slot_needs(
     slots: FileSlotStore, blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
