@@ -16,7 +16,7 @@ from edge_agent.core.limits import (
 )
 from edge_agent.core.probation import judge
 from edge_agent.core.state import Commands
-from edge_agent.core.steps import BLAMING, Steps
+from edge_agent.core.steps import FATAL, Steps, is_blamed
 from edge_agent.core.update import LiveGivenUp
 from edge_contract.codes import CODES
 from edge_contract.phases import Outcome, Phase, Verdict
@@ -90,7 +90,7 @@ class Judging(Steps):
         """Installed is not confirmed: a bundle that cannot prove that it answers is not kept."""
         record = self.record
         record.commits += 1
-        if CODES[event.code].disposition in BLAMING or record.commits >= COMMIT_ATTEMPTS_MAX:
+        if CODES[event.code].disposition in FATAL or record.commits >= COMMIT_ATTEMPTS_MAX:
             return self._begin_rollback(now, event.code, event.detail)
         record.error = self._error(event.code, event.detail)
         self._retry_at = now + wait_ms(RETRY_MS_FIRST, RETRY_MS_MAX, record.commits, self._device, self.name)
@@ -105,7 +105,7 @@ class Judging(Steps):
         return self._interrupted(now) + self._begin_rollback(now, "", "")
 
     def _act_leave_live(self, now: int, event: LiveGivenUp) -> Commands:
-        if self.record.fallback is None:
+        if not self._has_better:
             return []  # there is nothing better than to go on trying
         return self._interrupted(now) + self._begin_rollback(now, event.code, event.detail)
 
@@ -113,7 +113,7 @@ class Judging(Steps):
         """Roll back; an empty code means that a person asked, which is no fault of the bundle."""
         record = self.record
         record.error = self._error(code, detail) if code else None
-        if code and CODES[code].disposition in BLAMING and record.live is not None:
+        if code and is_blamed(code) and record.live is not None:
             record.quarantine(record.live.manifest)
         if (
             record.live is not None
@@ -146,9 +146,13 @@ class Judging(Steps):
     def _act_retry_rollback(self, now: int, event: inputs.CommandFailed) -> Commands:
         record = self.record
         record.rollbacks += 1
+        if event.code in DAMAGE:
+            self.damaged = record.fallback  # made anew while this waits; if that takes longer, a person may ask again
         if record.rollbacks < ROLLBACK_ATTEMPTS_MAX:
             self._retry_at = now + wait_ms(RETRY_MS_FIRST, RETRY_MS_MAX, record.rollbacks, self._device, self.name)
             return []
         record.error = self._error("device.rollback-failed", f"{event.code}: {event.detail}")
         record.phase, record.outcome = Phase.IDLE, Outcome.ROLLBACK_FAILED
+        # What is live goes on until somebody helps, and is brought up again if it was stopped or ended.
+        self._watch.go_on(now)
         return []

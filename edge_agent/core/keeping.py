@@ -4,10 +4,11 @@ from typing import Final
 
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
+from edge_agent.core.limits import SERVE_MS_MAX
 from edge_agent.core.state import Commands, ModuleState
 from edge_agent.core.update import INTERRUPTIBLE, LiveGivenUp
 from edge_contract.digest import Digest
-from edge_contract.phases import Phase
+from edge_contract.phases import Outcome, Phase
 
 DAMAGE: Final = frozenset({"device.disk-corrupt", "artifact.not-found"})
 """What a live bundle fails with when its slot is no longer what was staged."""
@@ -22,6 +23,11 @@ class Keeping(ModuleState):
         """When to bring the live bundle up again. Not behind a change of what is live, which it would take back."""
         is_changing = self._is_paused or self.record.phase in (Phase.ACTIVATING, Phase.ROLLING_BACK)
         return None if is_changing else self._watch.due_at
+
+    @property
+    def _has_better(self) -> bool:
+        """Whether there is a fallback that may come up: one that did not is left to a person."""
+        return self.record.fallback is not None and self.record.outcome is not Outcome.ROLLBACK_FAILED
 
     def _due_to_attest(self) -> int | None:
         """When the live bundle proves again that it answers; on probation and while it changes that comes of itself."""
@@ -50,7 +56,7 @@ class Keeping(ModuleState):
     def find_damaged(self, manifest: Digest) -> None:
         """Reading the disk again found a slot damaged; what runs from it goes on until it is healed."""
         if self.record.live is not None and self.record.live.manifest == manifest:
-            self._watch.error = self._error(
+            self._watch.damage = self._error(
                 "device.disk-corrupt", "the live slot is damaged on disk, it is fetched anew"
             )
 
@@ -67,9 +73,9 @@ class Keeping(ModuleState):
         is_too_often = self._watch.failed(now)
         is_damaged = event.code in DAMAGE
         if is_damaged:
-            if self.record.fallback is None:
+            if not self._has_better:
                 self.damaged = self.record.live
-            self._watch.error = self._error(event.code, event.detail)
+            self._watch.damage = self._error(event.code, event.detail)
         if is_too_often or is_damaged or self.record.phase is Phase.PROBATION:
             return self.on_event(LiveGivenUp(event.code, event.detail), now)
         return []
@@ -78,6 +84,14 @@ class Keeping(ModuleState):
         if self._watch.lost(now):
             return self.on_event(LiveGivenUp("model.worker-crashed", "the live worker ended by itself"), now)
         return []
+
+    def _attest(self, now: int) -> Commands:
+        """Ask for the next proof, or give up the one that should be there by now."""
+        if (op := self._watch.attest_op) is None:
+            return [self._watch.attest(now)]
+        error = self._error("device.step-overdue", f"there was no proof of what answers within {SERVE_MS_MAX} ms")
+        self._watch.attest_failed(now, error)
+        return [do.CancelOperation(op)]
 
     def _on_attested(self, event: inputs.Completed, now: int) -> Commands:
         live = self.record.live

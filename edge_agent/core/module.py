@@ -57,8 +57,8 @@ class ModuleMachine(Judging):
                 return self._on_attested(event, now)
             if event.op == self._watch.op and isinstance(event, inputs.CommandFailed):
                 return self._on_serve_failed(event, now)
-            if event.op != self._op:
-                return []
+            if event.op != self._op or (self.record.phase, type(event)) not in TABLE:
+                return []  # of an operation that was given up, or nothing that could complete this one
             self._op = self._overdue_at = None
         if isinstance(event, inputs.WorkerExited):
             if self.record.live is None or event.manifest != self.record.live.manifest:
@@ -80,7 +80,7 @@ class ModuleMachine(Judging):
         if serve_at is not None and now >= serve_at:
             out += self._serve(now)
         elif attest_at is not None and now >= attest_at:
-            out.append(self._watch.attest(now))
+            out += self._attest(now)
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
             out += self.on_event(inputs.TimeReached(), now)
@@ -106,7 +106,7 @@ class ModuleMachine(Judging):
         record = self.record
         if record.desired is None:
             return self.on_event(AssignmentWithdrawn(), now)
-        if record.desired == record.deployment and not record.is_again:
+        if record.desired == record.deployment and not record.is_again and record.outcome is not Outcome.SUPERSEDED:
             return []
         if record.phase is Phase.PROBATION and (self.is_held or record.desired.manifest in record.quarantined):
             return []  # what could not take its place does not end its probation
@@ -140,7 +140,7 @@ class ModuleMachine(Judging):
             held=self.is_held,
             gap_ms=self._gap_ms,
             refused=self.refused,
-            error=self._watch.error,
+            error=self._watch.damage or self._watch.error,
         )
 
     # -- choosing --------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ class LiveWatch:
         op: The `ServeLive` or `RestartLive` under way, or none.
         attest_op: The `AttestLive` under way, or none.
         due_at: When to bring the live bundle up, or none.
-        error: What is wrong with the live bundle, or none.
+        error: What is wrong with its proof, or none.
+        damage: What is wrong with its slot on disk, until a worker runs from a sound one; or none.
         is_fresh_wanted: Whether a worker that runs has to give way to a fresh one from a healed slot.
     """
 
@@ -38,6 +39,7 @@ class LiveWatch:
         self.attest_op: int | None = None
         self.due_at: int | None = None
         self.error: ReportedError | None = None
+        self.damage: ReportedError | None = None
         self.is_fresh_wanted = False
         self._device = device
         self._module = module
@@ -64,13 +66,15 @@ class LiveWatch:
     def came_up(self, now: int) -> None:
         """What `bring_up` asked for was done."""
         self.op = self._overdue_at = None
-        self.is_serving, self._up_at, self._attest_at, self.error = True, now, now, None
+        self.is_serving, self._up_at, self._attest_at = True, now, now
+        self.error = self.damage = None
 
     def switched(self, now: int, is_serving: bool) -> None:
         """An activation or a rollback changed what is live; what is known of the one before is forgotten."""
         self.forget()
         self.is_serving, self._failures, self._up_at = is_serving, 0, now
-        self.answering, self.error, self.is_fresh_wanted = None, None, False
+        self.answering, self.is_fresh_wanted = None, False
+        self.error = self.damage = None
         self._attest_failures, self._attest_at = 0, now if is_serving else None
 
     def forget(self) -> None:
@@ -92,12 +96,19 @@ class LiveWatch:
     def failed(self, now: int) -> bool:
         """The worker ended or did not come up; true when that happened too often in a row."""
         self._failures += 1
-        wait = wait_ms(RETRY_MS_FIRST, RETRY_MS_MAX, self._failures, self._device, self._module, "serve")
         self.forget()
         # The first restart is at once: nobody is served meanwhile.
-        self.is_serving, self.due_at = False, now if self._failures == 1 else now + wait
+        self.is_serving, self.due_at = False, now if self._failures == 1 else now + self._wait_ms()
         self.answering, self._attest_at = None, None
         return self._failures >= SERVE_FAILURES_MAX
+
+    def go_on(self, now: int) -> None:
+        """Nothing takes its place after all: if it does not answer, it is brought up again."""
+        if not self.is_serving and self.due_at is None:
+            self.due_at = now + (self._wait_ms() if self._failures else 0)
+
+    def _wait_ms(self) -> int:
+        return wait_ms(RETRY_MS_FIRST, RETRY_MS_MAX, self._failures, self._device, self._module, "serve")
 
     def healed(self, now: int) -> None:
         """The slot of the live bundle was made anew: a worker from the damaged one gives way as soon as it may."""

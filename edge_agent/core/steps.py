@@ -15,6 +15,7 @@ from edge_agent.core.limits import (
     POSTPONE_MS_MIN,
     RETRY_MS_FIRST,
     RETRY_MS_MAX,
+    SERVE_MS_MAX,
     STEP_MS_MAX,
 )
 from edge_agent.core.state import Commands
@@ -25,8 +26,14 @@ from edge_contract.phases import Outcome, Phase
 # Wrong bytes on the wire say something of the wire: the digest itself is vouched for by signed metadata.
 _TRANSFER_CODES: Final = frozenset({"artifact.digest-mismatch", "artifact.size-mismatch", "artifact.not-found"})
 _TRANSFER_PHASES: Final = frozenset({Phase.RESOLVING, Phase.FETCHING})
-BLAMING: Final = frozenset({Disposition.QUARANTINE, Disposition.ROLL_BACK})
-"""Dispositions of errors that are the bundle's own fault; its digest is not tried again."""
+FATAL: Final = frozenset({Disposition.QUARANTINE, Disposition.ROLL_BACK})
+"""Dispositions of errors that trying again does not mend."""
+_OF_BUNDLES: Final = frozenset({Category.ARTIFACT, Category.MODEL})
+
+
+def is_blamed(code: str) -> bool:
+    """Whether an error is the bundle's own fault, so that its digest is not tried again on this device."""
+    return CODES[code].disposition in FATAL and CODES[code].category in _OF_BUNDLES
 
 
 class Steps(Keeping):
@@ -138,20 +145,17 @@ class Steps(Keeping):
 
     def _end_overdue(self, now: int) -> Commands:
         """Give up what takes longer than anything may; it fails like any other step."""
+        out: Commands = []
         if self._overdue_at is not None and now >= self._overdue_at and (op := self._op) is not None:
             detail = f"{self.record.phase} took longer than {STEP_MS_MAX[self.record.phase]} ms"
-            return [
-                do.CancelOperation(op),
-                *self.on_event(inputs.CommandFailed(op, "device.step-overdue", detail), now),
-            ]
+            out.append(do.CancelOperation(op))
+            out += self.on_event(inputs.CommandFailed(op, "device.step-overdue", detail), now)
         watched = self._watch.overdue_at
         if watched is not None and now >= watched and (op := self._watch.op) is not None:
-            detail = "bringing the live bundle up took too long"
-            return [
-                do.CancelOperation(op),
-                *self.on_event(inputs.CommandFailed(op, "device.step-overdue", detail), now),
-            ]
-        return []
+            detail = f"bringing the live bundle up took longer than {SERVE_MS_MAX} ms"
+            out.append(do.CancelOperation(op))
+            out += self.on_event(inputs.CommandFailed(op, "device.step-overdue", detail), now)
+        return out
 
     def _act_fail(self, now: int, event: inputs.CommandFailed) -> Commands:
         record = self.record
@@ -173,7 +177,7 @@ class Steps(Keeping):
                 record.attempt += 1
                 record.phase, self._retry_at = Phase.RESOLVING, now + wait
                 return out + self._end_pause(now) + (self._act_hold(now) if self.is_held else [])
-        if disposition in BLAMING:
+        if disposition in FATAL and is_blamed(event.code):
             record.quarantine(self._deployment().manifest)
         self._refuse(event.code, event.detail)
         return out + self._end_pause(now)

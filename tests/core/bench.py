@@ -9,8 +9,10 @@ from edge_agent.core.record import Record
 from edge_contract.deployment import Artifact, Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
+from edge_contract.twin import ReportedDeployment, ReportedModule
 
 GOLDEN = Digest.of(b"golden outputs")
+GAP_MS = 700
 Answer = Callable[[do.Command], inputs.Event | None]
 
 
@@ -27,10 +29,25 @@ def assignment(version: int, module: str = "digits", deployment: str | None = No
 
 
 class Bench:
-    """Drives one core. `fail` maps a command type to (code, detail) for its next executions."""
+    """Drives one core.
 
-    def __init__(self, record: JsonObject | None = None) -> None:
+    Attributes:
+        fail: (code, detail) by command type, for all executions until it is taken away.
+        failures: The same for the next executions only, one entry each.
+        hangs: How many of the next executions never complete, by command type.
+        hung: Those that did not.
+        otherwise: Which bundle is found answering in the next proofs, one entry each.
+    """
+
+    def __init__(self, record: JsonObject | None = None, poll_ms: int = 60_000, report_ms: int = 60_000) -> None:
         self.desired: tuple[Assignment, ...] = ()
+        self.refused: dict[str, ReportedDeployment] = {}
+        self.periods = (poll_ms, report_ms)
+        self.failures: dict[type, list[tuple[str, str]]] = {}
+        self.hangs: dict[type, int] = {}
+        self.hung: list[do.Command] = []
+        self.otherwise: list[Digest] = []
+        self.reports: list[dict[str, ReportedModule]] = []
         self.director_version = 0
         self.now = 0
         self.disk: JsonObject | None = record
@@ -47,7 +64,7 @@ class Bench:
     def boot(self) -> None:
         """Start the agent from what is on disk."""
         record = None if self.disk is None else Record.from_json(self.disk)
-        self.core = Agent("dev", poll_ms=60_000, report_ms=60_000, record=record)
+        self.core = Agent("dev", *self.periods, record)
         self.waiting: list[do.Command] = []
         self.answers: dict[str, Digest] = {}
         self.candidates: dict[str, Digest] = {}
@@ -62,6 +79,8 @@ class Bench:
                 self.disk = command.record
             elif isinstance(command, do.CancelOperation):
                 self.waiting = [item for item in self.waiting if getattr(item, "op", None) != command.op]
+            elif isinstance(command, do.SendReport):
+                self.reports.append(self.core.reported_modules())
             elif hasattr(command, "op") or isinstance(command, do.DiscardCandidate):
                 self.waiting.append(command)
 
@@ -72,6 +91,9 @@ class Bench:
         command = self.waiting.pop(0)
         if isinstance(command, do.DiscardCandidate):
             self.candidates.pop(command.module, None)
+        elif self.hangs.get(type(command), 0) > 0:
+            self.hangs[type(command)] -= 1
+            self.hung.append(command)
         else:
             self.tell(self.answer(command))
         return True
@@ -85,6 +107,10 @@ class Bench:
     def end_worker(self, module: str = "digits") -> None:
         """Let the live worker end by itself."""
         self.tell(inputs.WorkerExited(module, self.answers.pop(module)))
+        self.tell(inputs.TimeReached())
+
+    def pass_time(self) -> None:
+        """The instant that the core waits for has come."""
         self.tell(inputs.TimeReached())
 
     def settle(self, until: int = 10_000) -> None:
@@ -107,14 +133,16 @@ class Bench:
         self.director_version += 1
         self.tell(inputs.NudgeReceived(self.director_version))
 
-    def answer(self, command: do.Command) -> inputs.Event:
+    def answer(self, command: do.Command) -> inputs.Event:  # noqa: C901  # one case a command
         """What a faultless shell would answer, unless a failure is set."""
         op: int = command.op  # type: ignore[union-attr]
+        if self.failures.get(type(command)):
+            return inputs.CommandFailed(op, *self.failures[type(command)].pop(0))
         if type(command) in self.fail:
             return inputs.CommandFailed(op, *self.fail[type(command)])
         match command:
             case do.RefreshMetadata():
-                return inputs.MetadataRefreshed(op, self.director_version, self.desired)
+                return inputs.MetadataRefreshed(op, self.director_version, self.desired, self.refused)
             case do.ResolveBundle():
                 return inputs.BundleResolved(op, 1000)
             case do.FetchBlobs():
@@ -132,8 +160,9 @@ class Bench:
             case do.ActivateSlot(assignment=chosen):
                 if self.candidates.pop(chosen.module, None) != chosen.manifest:
                     return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
+                gap_ms = 0 if chosen.module in self.answers else GAP_MS
                 self.answers[chosen.module] = chosen.manifest
-                return inputs.SlotActivated(op)
+                return inputs.SlotActivated(op, gap_ms)
             case do.ObserveHealth():
                 return inputs.HealthObserved(op, *self.health)
             case do.AskLeave(gate=gate):
@@ -144,6 +173,7 @@ class Bench:
                 found = self.answers.get(module)
                 if found is None:
                     return inputs.CommandFailed(op, "model.not-serving", "nothing answers")
+                found = self.otherwise.pop(0) if self.otherwise else found
                 done = inputs.SlotCommitted if isinstance(command, do.CommitSlot) else inputs.LiveAttested
                 return done(op, found, GOLDEN)
             case do.ScrubStore(manifests=manifests):
@@ -156,6 +186,8 @@ class Bench:
                 self.answers[module] = manifest
                 return inputs.LiveServed(op, GOLDEN)
             case do.RollBack(module=module, manifest=manifest):
+                if manifest in self.damaged:
+                    return inputs.CommandFailed(op, "device.disk-corrupt", "the slot is damaged")
                 self._ensure(module, manifest)
                 return inputs.SlotRolledBack(op, GOLDEN if manifest else None)
             case do.ServeLive(module=module, manifest=manifest):

@@ -175,7 +175,7 @@ class Device:
             return
         self.inbox.append(inputs.CommandFailed(op, *failure) if failure else self._perform(command, op))
 
-    def _perform(self, command: do.Command, op: int) -> inputs.Event:
+    def _perform(self, command: do.Command, op: int) -> inputs.Event:  # noqa: C901  # one case a command
         match command:
             case do.RefreshMetadata():
                 return inputs.MetadataRefreshed(op, self.director_version, self.desired)

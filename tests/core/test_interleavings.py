@@ -7,10 +7,11 @@ import pytest
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
-from edge_agent.core.limits import SERVE_FAILURES_MAX
+from edge_agent.core.limits import SERVE_FAILURES_MAX, SERVE_MS_MAX
 from edge_contract.limits import DETAIL_CHARS_MAX
 from edge_contract.phases import Phase
 from edge_contract.twin import Report
+from tests.core import script
 from tests.core.bench import Bench, assignment
 from tests.core.test_update import on
 
@@ -251,3 +252,30 @@ def test_the_longest_error_can_be_persisted_reported_and_read_again() -> None:
     report = Report("dev", "00" * 8, 1, 1, "linux/amd64", "1", modules=bench.core.reported_modules())
     assert Report.parse(report.to_bytes()).modules["digits"].phase is Phase.IDLE
     assert bench.trace.count("ServeLive") <= SERVE_FAILURES_MAX
+
+
+# -- what hangs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_proof_and_a_start_that_hang_together_are_given_up_at_one_wake_up() -> None:
+    bench = on(1)
+    bench.assign(V2)
+    script.at("commit")(bench)
+    bench.hangs = {do.CommitSlot: 1, do.ServeLive: 1}
+    bench.boot()
+    while len(bench.hung) < 2:
+        assert bench.step()
+    overdue_at = bench.now + SERVE_MS_MAX
+    while bench.now < overdue_at:
+        while bench.step():
+            pass
+        deadline = bench.core.deadline()
+        assert deadline is not None
+        bench.now = deadline
+        bench.tell(inputs.TimeReached())
+        following = bench.core.deadline()
+        assert following is None or following > bench.now, "the core would be woken again and again"
+    cancelled = {command.op for command in bench.sent if isinstance(command, do.CancelOperation)}
+    assert cancelled >= {getattr(command, "op", None) for command in bench.hung}
+    bench.settle()
+    assert (bench.module["deployment"]["outcome"], bench.module["live"]) == ("confirmed", str(V2.manifest))
