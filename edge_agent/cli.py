@@ -214,10 +214,12 @@ def run(config_file: Path | None, data: Path | None, run_dir: Path | None) -> No
 @_config_options
 @_json_option
 def status(config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool) -> None:
-    """Show what is live, what is under way, and how much telemetry waits."""
+    """Show what is live, what is under way, what was refused, and how much telemetry waits."""
     from edge_agent.control import ask
 
-    found: JsonObject = ask(_config(config_file, data, run_dir).run, {"op": "status"})["status"]
+    config = _config(config_file, data, run_dir)
+    found: JsonObject = ask(config.run, {"op": "status"})["status"]
+    found["key"] = _key_of(config.data)
     if as_json:
         _print(found)
     else:
@@ -310,6 +312,61 @@ def rollback(module: str, config_file: Path | None, data: Path | None, run_dir: 
         click.echo(f"{module} goes back to {reply.get('fallback')}; `edge-agent status` shows when it is live")
 
 
+@main.command()
+@click.argument("module", required=False)
+@_config_options
+@_json_option
+def hold(module: str | None, config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool) -> None:
+    """Hold updates back on this device, or those of MODULE alone, until `resume`.
+
+    What is live goes on answering. A deployment that is under way stops before its next step, one that is on
+    probation is finished first. It outlives restarts.
+    """
+    _ask_about("hold", module, _config(config_file, data, run_dir), as_json)
+    if not as_json:
+        click.echo(f"updates of {module or 'this device'} are held back; `edge-agent resume` lets them go on")
+
+
+@main.command()
+@click.argument("module", required=False)
+@_config_options
+@_json_option
+def resume(
+    module: str | None, config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool
+) -> None:
+    """Let updates go on after `hold`, all of them or those of MODULE alone."""
+    _ask_about("resume", module, _config(config_file, data, run_dir), as_json)
+    if not as_json:
+        click.echo(f"updates of {module or 'this device'} go on")
+
+
+def _ask_about(op: str, module: str | None, config: "AgentConfig", as_json: bool) -> None:
+    from edge_agent.control import ask
+
+    ask(config.run, {"op": op, "module": module or ""})
+    if as_json:
+        _print({"op": op, "module": module})
+
+
+@main.command()
+@_config_options
+@_json_option
+def renew(config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool) -> None:
+    """Renew this device's certificate now; a key in a file is replaced by a new one.
+
+    The agent does it by itself when two thirds of the certificate's life are over. It may run meanwhile.
+    """
+    from edge_agent.renewal import renew as renew_certificate
+    from edge_agent.shell.clock import SystemClock
+
+    identity = renew_certificate(_config(config_file, data, run_dir).data, SystemClock())
+    if as_json:
+        about = {"device": identity.device, "key": identity.key.kind, "keyid": identity.key.keyid}
+        _print({**about, "valid_until_ms": identity.valid.until_ms})
+    else:
+        click.echo(f"renewed: {identity.key.kind}, good until {_instant(identity.valid.until_ms)}")
+
+
 @main.group()
 def config() -> None:
     """Look at configuration files."""
@@ -343,31 +400,71 @@ def _print(value: JsonObject) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
 
 
+def _key_of(data: Path) -> JsonObject | None:
+    """Which key this device has and how long its certificate is good, where whoever asks may know."""
+    from edge_agent.identity import load_identity
+
+    try:
+        identity = load_identity(data)
+    except EdgeError:
+        return None
+    return {"kind": identity.key.kind, "keyid": identity.key.keyid, "valid_until_ms": identity.valid.until_ms}
+
+
+def _instant(wall_ms: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(wall_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def _status_text(found: JsonObject) -> str:
     spool = found["spool"]
     online = "online" if found["online"] else "offline"
-    lines = [
-        f"{found['device']}  {online}  director version {found['director_version']}",
-        f"telemetry waiting: {spool['records']} records, {spool['bytes']} bytes; dropped: {spool['dropped']}",
-    ]
+    held = "  updates are held" if found.get("held") else ""
+    lines = [f"{found['device']}  {online}  director version {found['director_version']}{held}"]
+    if (key := found.get("key")) is not None:
+        lines.append(
+            f"key: {key['kind']} {key['keyid'][:12]}, certificate good until {_instant(key['valid_until_ms'])}"
+        )
+    if not found.get("clock_trusted", True):
+        lines.append("the clock is behind a time that has certainly passed; updates are judged by that time instead")
+    waiting = f"{spool['records']} records, {spool['bytes']} bytes"
+    lines.append(f"telemetry waiting: {waiting}; dropped: {spool['dropped']}")
     if found.get("error"):
         lines.append(f"error: {found['error']['detail']} [{found['error']['code']}]")
     if not found["modules"]:
         lines.append("no modules yet: nothing is assigned to this device")
     for name, module in found["modules"].items():
-        live = (
-            "nothing live"
-            if module["live"] is None
-            else f"{module['model']}:{module['version']} {module['live'][7:19]}"
-        )
-        serving = "serving" if module["serving"] else "not serving"
-        lines.append(f"{name}: {live}, {serving}, {module['phase']}  {module.get('unix', '')} {module.get('tcp', '')}")
-        deployment = module.get("deployment")
+        lines += _module_lines(name, module)
+    return "\n".join(lines)
+
+
+def _module_lines(name: str, module: JsonObject) -> list[str]:
+    live = (
+        "nothing live" if module["live"] is None else f"{module['model']}:{module['version']} {_short(module['live'])}"
+    )
+    serving = "serving" if module["serving"] else "not serving"
+    held = ", held" if module.get("held") else ""
+    where = f"{module.get('unix', '')} {module.get('tcp', '')}"
+    lines = [f"{name}: {live}, {serving}, {module['phase']}{held}  {where}"]
+    answering = module.get("answering")
+    if answering is not None and answering != module["live"]:
+        lines.append(f"  another bundle answers: {_short(answering)}")
+    if module.get("gap_ms"):
+        lines.append(f"  the last activation left {module['gap_ms']} ms without an answer")
+    for what in ("deployment", "refused"):
+        deployment = module.get(what)
         if deployment and deployment.get("error"):
             problem = deployment["error"]
             outcome = deployment["outcome"] or "waiting"
             lines.append(f"  {deployment['deployment']} {outcome}: {problem['detail']} [{problem['code']}]")
-    return "\n".join(lines)
+    if problem := module.get("error"):
+        lines.append(f"  {problem['detail']} [{problem['code']}]")
+    return lines
+
+
+def _short(digest: str) -> str:
+    return digest[7:19]
 
 
 if __name__ == "__main__":

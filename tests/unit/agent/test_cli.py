@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from edge_agent import cli
 from edge_agent.config import AgentConfig
 from edge_agent.control import ask
+from edge_agent.identity import FOLDER, DeviceIdentity, KeyPlace, Validity
 from edge_agent.predict import as_request
 from edge_agent.store.blobs import FileBlobStore
 from edge_agent.store.journal import FileJournal
@@ -106,8 +107,57 @@ def test_status_is_a_page_for_people_or_json(agent: Agent, tmp_path: Path) -> No
     assert shown.exit_code == 0, shown.output
     for word in ("dev-1", "online", "digits:2", "model.golden-mismatch", "dep-3", "127.0.0.1:8501", "3 records"):
         assert word in shown.output
-    assert json.loads(run("status", "--run-dir", tmp_path, "--json").output) == STATUS
+    data = ("--data", tmp_path / "data")
+    assert json.loads(run("status", "--run-dir", tmp_path, *data, "--json").output) == {**STATUS, "key": None}
     assert agent.asked == [{"op": "status"}] * 2
+
+
+def test_status_tells_of_holds_gaps_refusals_other_answers_and_the_key(agent: Agent, tmp_path: Path) -> None:
+    refused = {**STATUS["modules"]["digits"]["deployment"], "deployment": "dep-9"}
+    module = STATUS["modules"]["digits"] | {
+        "held": True,
+        "answering": "sha256:" + "cd" * 32,
+        "gap_ms": 1250,
+        "refused": {**refused, "error": {"code": "trust.release-rollback", "detail": "counter falls"}},
+        "error": {"code": "device.disk-corrupt", "detail": "a file is damaged"},
+    }
+    status = {**STATUS, "held": True, "clock_trusted": False, "modules": {"digits": module}}
+    agent.reply = lambda _: json.dumps({"ok": True, "status": status}).encode()
+    folder = tmp_path / "data" / FOLDER
+    folder.mkdir(parents=True)
+    key = KeyPlace("file:device.key", "EdDSA", "ab" * 32, folder)
+    until_ms = 1_800_000_000_000
+    identity = DeviceIdentity("dev-1", "http://127.0.0.1", key, Validity(0, until_ms), "linux/amd64", "", None, folder)
+    (folder / "enrolment.json").write_bytes(identity.to_bytes())
+    shown = run("status", "--run-dir", tmp_path, "--data", tmp_path / "data")
+    for words in (
+        "updates are held",
+        "clock is behind",
+        "idle, held",
+        "another bundle answers: cdcdcdcdcdcd",
+        "1250 ms without an answer",
+        "dep-9 refused: counter falls [trust.release-rollback]",
+        "a file is damaged [device.disk-corrupt]",
+        "file Ed25519 abababababab, certificate good until 2027-01-15 08:00 UTC",
+    ):
+        assert words in shown.output
+    found = json.loads(run("status", "--run-dir", tmp_path, "--data", tmp_path / "data", "--json").output)
+    assert found["key"] == {"kind": "file Ed25519", "keyid": "ab" * 32, "valid_until_ms": until_ms}
+
+
+@pytest.mark.parametrize("op", ["hold", "resume"])
+def test_hold_and_resume_ask_the_agent_for_one_module_or_all(agent: Agent, tmp_path: Path, op: str) -> None:
+    agent.reply = lambda _: b'{"ok":true}\n'
+    shown = run(op, "--run-dir", tmp_path)
+    assert (shown.exit_code, "this device" in shown.output) == (0, True)
+    shown = run(op, "digits", "--run-dir", tmp_path, "--json")
+    assert json.loads(shown.output) == {"op": op, "module": "digits"}
+    assert agent.asked == [{"op": op, "module": ""}, {"op": op, "module": "digits"}]
+
+
+def test_a_device_without_an_identity_has_nothing_to_renew(tmp_path: Path) -> None:
+    shown = run("renew", "--data", tmp_path / "data")
+    assert (shown.exit_code, "[device.not-enrolled]" in shown.stderr) == (6, True)
 
 
 def test_without_an_agent_status_says_so(tmp_path: Path) -> None:
@@ -346,11 +396,27 @@ def test_enroll_needs_a_token_and_reads_it_from_a_file_or_the_environment(
         assert run(*common, "--token-file", "-", text="from-stdin").exit_code == 8
         monkeypatch.setenv("LIGHTERMAN_ENROL_TOKEN", "from-environment")
         assert run(*common).exit_code == 8
-    assert tokens == ["from-file", "from-stdin", "from-environment"]
+        assert run(*common, "--token", "-", text="also-from-stdin").exit_code == 8
+        assert run(*common, "--key", "file:../x").exit_code == 2
+        assert run(*common, "--key-type", "rsa").exit_code == 2
+    assert tokens == ["from-file", "from-stdin", "from-environment", "also-from-stdin"]
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["enroll"], ["run"], ["status"], ["infer"], ["verify"], ["rollback"], ["config", "check"]]
+    "command",
+    [
+        [],
+        ["enroll"],
+        ["run"],
+        ["status"],
+        ["infer"],
+        ["verify"],
+        ["rollback"],
+        ["hold"],
+        ["resume"],
+        ["renew"],
+        ["config", "check"],
+    ],
 )
 def test_every_command_explains_itself(command: list[str]) -> None:
     shown = run(*command, "--help")
