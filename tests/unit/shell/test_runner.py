@@ -1,10 +1,12 @@
 """The loop: commands in order, durable before they matter, telemetry until acknowledged, and a clean end."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
+from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.telemetry import Ack
 from tests.unit.shell.device import Device
@@ -54,8 +56,9 @@ def test_a_bundle_that_is_not_what_this_device_needs_is_refused(
 
 
 def test_a_manifest_that_breaks_the_contract_is_refused(device: Device) -> None:
-    assignment = device.cloud.publish(1)
-    device.cloud.blobs[assignment.manifest] = b'{"schemaVersion": 2, "schemaVersion": 2}'
+    bad = b'{"schemaVersion": 2, "schemaVersion": 2}'
+    device.cloud.blobs[Digest.of(bad)] = bad
+    assignment = replace(device.cloud.publish(1), manifest=Digest.of(bad), manifest_bytes=len(bad))
     device.link.nudge(device.cloud.assign(assignment))
     device.link.wait_for(lambda: device.ended == ("refused", "artifact.duplicate-key"))
 
