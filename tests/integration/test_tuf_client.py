@@ -178,6 +178,39 @@ def test_the_same_signature_twice_is_not_two(pair: Pair) -> None:
     assert pair.refresh() == 1
 
 
+@pytest.mark.parametrize("signature", ["", "zz", "00", "ü", "00" * 64, "00" * 5000])
+def test_an_invalid_signature_beside_enough_valid_ones_does_no_harm(pair: Pair, signature: str) -> None:
+    pair.repository.give_keys("timestamp", keys(2), 1)
+    pair.repository.publish("root", "timestamp")
+
+    def spoil(count: int) -> Callable[[bytes], bytes]:
+        def change(data: bytes) -> bytes:
+            document = json.loads(data)
+            for place in range(count):
+                document["signatures"][place]["sig"] = signature
+            return json.dumps(document).encode()
+
+        return change
+
+    if len(signature) < 5000:  # or else it is too long for a timestamp
+        pair.repository.replace("timestamp.json", spoil(1))
+        assert pair.refresh() == 0
+    pair.repository.publish("timestamp")
+    pair.repository.replace("timestamp.json", spoil(2))
+    assert pair.refresh() == 1
+
+
+@pytest.mark.parametrize("entry", [None, 5, {}, {"keyid": 1, "sig": "00"}, {"keyid": "x"}, {"keyid": "x", "sig": 7}])
+def test_an_entry_that_is_no_signature_is_judged_as_python_tuf_does(pair: Pair, entry: object) -> None:
+    def change(data: bytes) -> bytes:
+        document = json.loads(data)
+        document["signatures"].append(entry)
+        return json.dumps(document).encode()
+
+    pair.repository.replace("timestamp.json", change)
+    pair.refresh()
+
+
 def test_a_key_under_two_names_is_one_key(pair: Pair) -> None:
     """Here we are stricter than python-tuf, which counts names."""
     repository = pair.repository
