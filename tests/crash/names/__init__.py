@@ -1,0 +1,1 @@
+"""A folder for `PYTHONPATH`: what lies here takes effect in processes of the harness."""
