@@ -4,16 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cloud_registry.config import RegistryConfig
+from cloud_registry.identities import CertificateAuthority, EnrolmentStore
 from cloud_registry.notify import ChangeNotifier
 from cloud_registry.ports import (
     AssignmentSource,
     Authenticator,
     BlobStorage,
     BrokerRoster,
-    CertificateAuthority,
     Clock,
     Director,
-    EnrolmentStore,
     FleetStore,
     ImageRepository,
     MetadataTable,

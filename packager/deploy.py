@@ -1,12 +1,14 @@
 """Creates deployments, and waits until devices have taken them."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cloud_registry.client import RegistryClient
+from cloud_registry.client.windows import parse_window
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
+from edge_contract.limits import WINDOWS_MAX
 from edge_contract.names import alias_name, model_name
 from edge_contract.phases import Outcome
 from packager.limits import WAIT_FAILURES_MAX, WAIT_POLL_S
@@ -32,12 +34,34 @@ def parse_reference(reference: str) -> tuple[str, int | str]:
 
 
 def policy_of(
-    sampling_ratio: float | None, probation_ms: int | None, allow_release_rollback: bool
+    sampling_ratio: float | None,
+    probation_ms: int | None,
+    allow_release_rollback: bool,
+    windows: Sequence[str] = (),
+    activation: str | None = None,
 ) -> Mapping[str, Any]:
-    """The policy of a deployment; what is none is left to the bundle."""
-    policy: dict[str, Any] = {"sampling_ratio": sampling_ratio, "probation_ms": probation_ms}
-    policy = {key: value for key, value in policy.items() if value is not None}
-    return policy | ({"allow_release_rollback": True} if allow_release_rollback else {})
+    """The policy of a deployment; what is none is left to the bundle.
+
+    Args:
+        sampling_ratio: Share of requests to collect, `0..1`.
+        probation_ms: How long the new model is watched.
+        allow_release_rollback: Permit to go back to an older release.
+        windows: Maintenance windows as `cloud_registry.client.windows.parse_window` reads them.
+        activation: A value of `ActivationMode`.
+
+    Raises:
+        EdgeError: `config.invalid` for what is no window, or too many.
+    """
+    if len(windows) > WINDOWS_MAX:
+        raise EdgeError("config.invalid", f"a deployment has at most {WINDOWS_MAX} maintenance windows")
+    policy: dict[str, Any] = {
+        "sampling_ratio": sampling_ratio,
+        "probation_ms": probation_ms,
+        "allow_release_rollback": allow_release_rollback or None,
+        "windows": [parse_window(text).to_json() for text in windows] or None,
+        "activation": None if activation is None else str(activation),
+    }
+    return {key: value for key, value in policy.items() if value is not None}
 
 
 def wait(client: RegistryClient, deployment: str, timeout_s: float, reporter: Reporter) -> JsonObject:
@@ -50,7 +74,8 @@ def wait(client: RegistryClient, deployment: str, timeout_s: float, reporter: Re
         reporter: Shows progress.
 
     Returns:
-        `{deployment, devices, counts, is_confirmed, seconds, failed: [{device, outcome, phase, error}]}`.
+        `{deployment, devices, counts, is_confirmed, seconds, failed: [{device, standing, outcome, phase, error}]}`. A
+        device on which the deployment was confirmed and then reverted has failed.
 
     Raises:
         EdgeError: `cloud.*`; `network.*` when the registry stays away.
@@ -84,9 +109,9 @@ def _outcome(client: RegistryClient, record: JsonObject, seconds: float) -> Json
     failed = []
     if not is_confirmed:
         failed = [
-            {key: item.get(key) for key in ("device", "outcome", "phase", "error")}
+            {key: item.get(key) for key in ("device", "standing", "outcome", "phase", "error")}
             for item in client.deployment_devices(record["id"])
-            if item.get("outcome") != Outcome.CONFIRMED
+            if item.get("standing") != Outcome.CONFIRMED
         ]
     return {
         "deployment": record["id"],

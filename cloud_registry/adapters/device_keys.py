@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from cloud_registry.core.roles import Principal
+from cloud_registry.identities import DeviceKey, EnrolledKey
 from cloud_registry.limits import DEVICE_TOKEN_CHARS_MAX, DEVICE_TOKEN_LEEWAY_MS, KEYS_HELD_MAX
-from cloud_registry.ports import Authenticator, Clock, DeviceKey, EnrolledKey
+from cloud_registry.ports import Authenticator, Clock
 from edge_contract.errors import EdgeError
 from edge_contract.limits import DEVICE_TOKEN_MS_MAX
 from edge_contract.signed import TOKEN_AUDIENCE, Envelope

@@ -27,6 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud_registry.adapters.device_keys import PublicKey, key_of
 from cloud_registry.adapters.durable import create_file, disk_errors, make_folder, write_file
+from cloud_registry.identities import DeviceKey
 from cloud_registry.limits import (
     AUTHORITY_DAYS,
     CLOCK_SKEW_MS,
@@ -35,7 +36,7 @@ from cloud_registry.limits import (
     SERVER_CERTIFICATE_DAYS,
     SERVER_NAMES_MAX,
 )
-from cloud_registry.ports import Clock, DeviceKey
+from cloud_registry.ports import Clock
 from edge_contract.errors import EdgeError
 from edge_contract.names import device_name
 

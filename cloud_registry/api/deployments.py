@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from cloud_registry.api import shapes
+from cloud_registry.api import shapes_fleet as shapes
 from cloud_registry.api.auth import requires
 from cloud_registry.api.checks import checked_deployment, checked_model, checked_reference
 from cloud_registry.core.condition import parse_condition
@@ -113,6 +113,4 @@ def _add_views(routes: APIRouter, services: Services) -> None:
 
 
 def _policy(shape: shapes.PolicyShape | None) -> Policy | None:
-    if shape is None:
-        return None
-    return Policy(shape.sampling_ratio, shape.probation_ms, shape.allow_release_rollback)
+    return None if shape is None else shape.policy()

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Query
 
-from cloud_registry.api import shapes
+from cloud_registry.api import shapes_fleet as shapes
 from cloud_registry.api.auth import requires
 from cloud_registry.api.checks import checked_device
+from cloud_registry.api.shapes import Labels
 from cloud_registry.core.condition import parse_condition
 from cloud_registry.core.instants import to_text
 from cloud_registry.core.records import Device
@@ -57,9 +58,7 @@ def router(services: Services) -> APIRouter:
         return shown(devices.get(checked_device(device)))
 
     @routes.put("/devices/{device}/tags", dependencies=[Depends(operator)])
-    def set_tags(
-        device: str, tags: Annotated[shapes.Labels, Body(examples=[{"site": "north"}])]
-    ) -> shapes.DeviceAnswer:
+    def set_tags(device: str, tags: Annotated[Labels, Body(examples=[{"site": "north"}])]) -> shapes.DeviceAnswer:
         """Replace a device's tags. Deployments whose condition it now matches assign it their bundles at once."""
         affected = devices.set_tags(checked_device(device), tags)
         services.notifier.devices_changed(affected.devices)

@@ -8,6 +8,7 @@ import click
 from cloud_registry.cli.options import json_option, pairs, remote
 from cloud_registry.cli.output import print_fields, print_json, print_table
 from cloud_registry.core.roles import Role, parse_role
+from edge_contract.deployment import ActivationMode
 
 if TYPE_CHECKING:
     from cloud_registry.client import RegistryClient
@@ -223,6 +224,8 @@ def deployment_devices(deployment: str, client: "RegistryClient", as_json: bool)
 @click.option("--sampling-ratio", type=click.FloatRange(0, 1), help="Share of requests to collect.")
 @click.option("--probation-ms", type=click.IntRange(0), help="How long the new model is watched.")
 @click.option("--allow-release-rollback", is_flag=True, help="Permit to go back to an older release.")
+@click.option("--window", "windows", multiple=True, help="When to activate, UTC: 'mon-fri 02:00-05:00'; repeatable.")
+@click.option("--activation", type=click.Choice(list(ActivationMode)), help="How to change over; auto unless given.")
 @remote
 def create_deployment(
     model: str,
@@ -234,13 +237,19 @@ def create_deployment(
     sampling_ratio: float | None,
     probation_ms: int | None,
     allow_release_rollback: bool,
+    windows: tuple[str, ...],
+    activation: str | None,
     client: "RegistryClient",
     as_json: bool,
 ) -> None:
     """Assign VERSION (number or alias) of MODEL to every device that matches, now and later."""
+    from cloud_registry.client.windows import parse_window
+
     policy: dict[str, Any] = {"allow_release_rollback": allow_release_rollback}
     policy |= {} if sampling_ratio is None else {"sampling_ratio": sampling_ratio}
     policy |= {} if probation_ms is None else {"probation_ms": probation_ms}
+    policy |= {"windows": [parse_window(text).to_json() for text in windows]} if windows else {}
+    policy |= {"activation": str(activation)} if activation else {}
     record = client.create_deployment(model, version, condition, module, policy, name, priority)
     if as_json:
         print_json(record)

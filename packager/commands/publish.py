@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edge_contract.deployment import ActivationMode
 from edge_contract.jsonio import JsonObject
 from packager.commands.common import (
     FOLDER,
@@ -33,6 +34,17 @@ deployment_options = stacked(
     click.option("--deployment-name", default="", help="Name of the deployment, for people."),
     click.option("--priority", type=int, default=0, show_default=True, help="The higher wins where conditions meet."),
     click.option("--allow-release-rollback", is_flag=True, help="Permit devices to take a lower release counter."),
+    click.option(
+        "--window",
+        "windows",
+        multiple=True,
+        help="When devices may activate it, in UTC: 'mon-fri 02:00-05:00', 'sat,sun 22:00-04:00'; repeatable.",
+    ),
+    click.option(
+        "--activation",
+        type=click.Choice(list(ActivationMode)),
+        help="Whether the live model answers until the new one is proved (overlap), or ends before (stop_first).",
+    ),
     click.option("--timeout-s", type=click.FloatRange(0), default=WAIT_SECONDS_DEFAULT, show_default=True),
 )
 
@@ -106,14 +118,20 @@ def deploy(reference: str, condition: str, is_waiting: bool, as_json: bool, **op
     \b
     Examples:
       packager deploy digits:3 --condition "tags.site = 'north'" --wait
-      packager deploy digits:production --condition "*"
+      packager deploy digits:production --condition "*" --window "mon-fri 02:00-05:00"
 
     Devices that match later get it too. With --wait the exit code is 0 if every device confirmed, else 1.
     """
     from packager.deploy import parse_reference, policy_of, wait
 
     model, version = parse_reference(reference)
-    policy = policy_of(options["sampling_ratio"], options["probation_ms"], options["allow_release_rollback"])
+    policy = policy_of(
+        options["sampling_ratio"],
+        options["probation_ms"],
+        options["allow_release_rollback"],
+        options["windows"],
+        options["activation"],
+    )
     reporter = make_reporter(as_json)
     with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
         record = client.create_deployment(
@@ -170,7 +188,7 @@ def ship(
         condition=condition,
         module=options["module"],
         # Probation and sampling are in the bundle; the deployment has nothing to override.
-        policy=policy_of(None, None, options["allow_release_rollback"]),
+        policy=policy_of(None, None, options["allow_release_rollback"], options["windows"], options["activation"]),
         name=options["deployment_name"],
         priority=options["priority"],
         wait_s=options["timeout_s"] if is_waiting else None,
@@ -197,7 +215,7 @@ def _finish(as_json: bool, document: JsonObject, lines: list[str], outcome: Json
         for item in outcome["failed"]:
             error = item["error"] or {}
             why = f"{error.get('detail', '')} [{error['code']}]" if error.get("code") else item["phase"] or "no report"
-            lines.append(f"  {item['device']}: {item['outcome'] or 'no outcome'}: {why}")
+            lines.append(f"  {item['device']}: {item['standing'] or 'no outcome'}: {why}")
     emit(as_json, document, lines)
     if outcome is not None and not outcome["is_confirmed"]:
         raise click.exceptions.Exit(_NOT_CONFIRMED)

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from cloud_registry.ports import DeviceKey
+from cloud_registry.identities import DeviceKey
 from edge_contract.signed import REPORT_TYPE, TOKEN_AUDIENCE, Envelope
 from edge_contract.twin import Report
 

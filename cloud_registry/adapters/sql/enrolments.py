@@ -14,8 +14,9 @@ from cloud_registry.adapters.sql.hashing import token_hash
 from cloud_registry.adapters.sql.tables import device_changes, device_keys, devices, enrolment_tokens
 from cloud_registry.core.identity import MARK_BYTES, identity_name
 from cloud_registry.core.records import DeviceChange
+from cloud_registry.identities import DeviceKey, EnrolledDevice, EnrolledKey
 from cloud_registry.limits import LABEL_CHARS_MAX
-from cloud_registry.ports import Clock, DeviceKey, EnrolledDevice, EnrolledKey
+from cloud_registry.ports import Clock
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.names import platform_name

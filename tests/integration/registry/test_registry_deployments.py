@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge_contract.deployment import Assignment
+from edge_contract.deployment import ActivationMode, Assignment, Policy, Window
 from edge_contract.digest import Digest
 from edge_contract.phases import Outcome, Phase
 from edge_contract.twin import Report, ReportedDeployment, ReportedError, ReportedModule
@@ -76,6 +76,22 @@ def test_a_deployment_assigns_to_every_device_that_matches(fleet: Registry) -> N
     assert assignment.artifact.repository == "bundles/digits"
     assert assigned(fleet, "cam-3") == ()
     assert error_of(assigned, fleet, "cam-9").code == "cloud.not-found"
+
+
+def test_windows_and_the_way_to_change_over_reach_the_signed_policy(fleet: Registry) -> None:
+    client = fleet.client()
+    windows = [{"days": [1, 2, 3, 4, 5], "start_minute": 120, "length_minutes": 180}]
+    policy = {"windows": windows, "activation": "stop_first"}
+    made = client.create_deployment("digits", 1, "deviceId = 'cam-1'", policy=policy)
+    assert (made["policy"]["windows"], made["policy"]["activation"]) == (windows, "stop_first")
+    (assignment,) = assigned(fleet, "cam-1")
+    assert assignment.policy == Policy(
+        windows=(Window(120, 180, (1, 2, 3, 4, 5)),), activation=ActivationMode.STOP_FIRST
+    )
+    changed = client.update_deployment(made["id"], {"policy": {"windows": [{"start_minute": 0, "length_minutes": 60}]}})
+    assert changed["policy"]["windows"] == [{"days": [], "start_minute": 0, "length_minutes": 60}]
+    assert assigned(fleet, "cam-1")[0].policy == Policy(windows=(Window(0, 60),))
+    assert client.deployment_history(made["id"])[-1]["detail"]["policy"]["from"]["activation"] == "stop_first"
 
 
 def test_devices_that_enrol_or_change_tags_later_get_it_too(fleet: Registry) -> None:
@@ -321,6 +337,11 @@ def test_an_alias_is_taken_at_the_moment_of_the_deployment(fleet: Registry) -> N
         ({"policy": {"sampling_ratio": 2}}, "cloud.bad-request"),
         ({"policy": {"probation_ms": -5}}, "cloud.bad-request"),
         ({"policy": {"window": 1}}, "cloud.bad-request"),
+        ({"policy": {"windows": [{"start_minute": 1440, "length_minutes": 1}]}}, "cloud.bad-request"),
+        ({"policy": {"windows": [{"start_minute": 0, "length_minutes": 0}]}}, "cloud.bad-request"),
+        ({"policy": {"windows": [{"start_minute": 0, "length_minutes": 9, "days": [8]}]}}, "cloud.bad-request"),
+        ({"policy": {"windows": [{"start_minute": 0, "length_minutes": 9}] * 15}}, "cloud.bad-request"),
+        ({"policy": {"activation": "hope"}}, "cloud.bad-request"),
         ({"version": True}, "cloud.bad-request"),
     ],
 )

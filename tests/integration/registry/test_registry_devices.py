@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cloud_registry.ports import DeviceKey
+from cloud_registry.identities import DeviceKey
 from edge_contract.errors import EdgeError
 from tests.integration.registry.running import Registry, error_of
 from tests.support.devicekey import TestKey

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cloud_registry.adapters.device_keys import DeviceTokenVerifier
-from cloud_registry.ports import EnrolledKey
+from cloud_registry.identities import EnrolledKey
 from edge_contract.errors import EdgeError
 from tests.support.devicekey import Kind, TestKey
 

@@ -31,8 +31,9 @@ class Fleet:
     def deployment_devices(self, deployment: str) -> list[dict[str, Any]]:
         error = {"code": "model.golden-mismatch", "detail": "3 of 160 numbers"}
         return [
-            {"device": "a", "outcome": "confirmed", "phase": "idle", "error": None, "manifest": "x"},
-            {"device": "b", "outcome": "refused", "phase": "idle", "error": error, "manifest": "x"},
+            {"device": "a", "standing": "confirmed", "outcome": "confirmed", "phase": "idle", "error": None},
+            {"device": "b", "standing": "refused", "outcome": "refused", "phase": "idle", "error": error},
+            {"device": "c", "standing": "reverted", "outcome": "confirmed", "phase": "idle", "error": error},
         ]
 
 
@@ -56,9 +57,9 @@ def test_it_ends_when_the_last_device_confirmed() -> None:
 
 
 def test_it_ends_when_every_device_has_an_outcome_and_names_those_that_failed() -> None:
-    outcome = wait_for(Fleet([{"pending": 2}, {"confirmed": 1, "refused": 1}]))
+    outcome = wait_for(Fleet([{"pending": 3}, {"confirmed": 1, "refused": 1, "reverted": 1}]))
     assert not outcome["is_confirmed"]
-    assert [item["device"] for item in outcome["failed"]] == ["b"]
+    assert [(item["device"], item["standing"]) for item in outcome["failed"]] == [("b", "refused"), ("c", "reverted")]
     assert outcome["failed"][0]["error"]["code"] == "model.golden-mismatch"
 
 
