@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiomqtt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from device_sim import broker
 from device_sim.live import device as live
@@ -18,12 +19,14 @@ from device_sim.live.link import BrokerAddress, MqttLink
 from device_sim.processes import Child, is_listening, spawn, wait_until
 from device_sim.rng import stream
 from edge_agent.core.agent import Agent
+from edge_agent.keys import new_file_key
 from edge_agent.shell.clock import SystemClock
 from edge_agent.shell.dispatch import Dispatcher, Ports
 from edge_agent.shell.runner import Identity
 from edge_contract import topics
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
+from edge_contract.signed import REPORT_TYPE, Envelope
 from edge_contract.telemetry import Ack
 from edge_contract.twin import Nudge
 from tests.unit.shell.fakes import (
@@ -42,8 +45,19 @@ _DEADLINE_S = 20.0
 BOOT = "00" * 8
 
 
+KEY = new_file_key("ed25519")
+
+
 class AsyncFakeLink(FakeLink):
-    """The fake link of the shell's tests, as a coroutine."""
+    """The fake link of the shell's tests, as a coroutine; it takes signed reports alone."""
+
+    def send_report(self, report: bytes) -> bool:
+        """Verify, then keep what was signed."""
+        envelope = Envelope.parse(report)
+        assert (envelope.payload_type, envelope.keyid) == (REPORT_TYPE, KEY.keyid)
+        assert isinstance(KEY.public, Ed25519PublicKey)
+        KEY.public.verify(envelope.signature, envelope.content)
+        return super().send_report(envelope.payload)
 
     async def run(
         self, on_nudge: Callable[[int], None], on_ack: Callable[[Ack], None], on_online: Callable[[bool], None]
@@ -85,6 +99,7 @@ class Bench:
             Dispatcher(PLATFORM, "", outside),
             SystemClock(),
             self.journal,
+            KEY,
             self.link,
             self.spool,
             executor,
