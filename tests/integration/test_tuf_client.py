@@ -405,6 +405,19 @@ def test_a_snapshot_that_is_not_the_announced_one_is_refused(hashed: Pair) -> No
     assert hashed.versions == (1, 2, None, None), "what verified before stays written"
 
 
+def test_another_snapshot_of_the_same_version_counts_when_its_hash_is_announced(tmp_path: Path) -> None:
+    """Here python-tuf stays with the one on its disk; we hold that to the announced hash as well."""
+    repository = PlainRepository(has_hashes=True)
+    with plain_pair(repository, tmp_path) as pair:
+        assert pair.refresh() == 0
+        repository.publish("targets")
+        repository.publish("snapshot", bump=False)
+        repository.publish("timestamp")
+        assert (pair.ours.refresh(), pair.reference.refresh()) == (0, 0)
+        assert pair.trusted(pair.ours)["targets"] == 2
+        assert pair.trusted(pair.reference)["targets"] == 1
+
+
 def test_targets_that_are_not_the_announced_ones_are_refused(hashed: Pair) -> None:
     repository = hashed.repository
     old = repository.files["metadata/1.targets.json"]
