@@ -236,7 +236,8 @@ class TufDirector:
 
     def _with_snapshot(self, shelf: _Shelf, now: int, online: "_Online") -> _Shelf:
         number = _following(shelf.snapshot_version, shelf, online)
-        part = tuf_rules.new_snapshot(number, {Targets.type: shelf.version}, now, SNAPSHOT_LIFE_MS)
+        targets = tuf_rules.listed(shelf.version, shelf.targets[shelf.version])
+        part = tuf_rules.new_snapshot(number, {Targets.type: targets}, now, SNAPSHOT_LIFE_MS)
         return replace(
             shelf,
             snapshots=_newest(shelf.snapshots, number, self._signed(part, shelf, online)),

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import MetaFile, Root, Snapshot, Targets, Timestamp
 
 from cloud_registry.adapters import tuf_delegations, tuf_rules
 from cloud_registry.adapters.tuf_keys import DIRECTOR, IMAGE, ONLINE_ROLES, OnlineKeys, every_role
@@ -63,10 +63,10 @@ class _Current:
         return 0 if meta is None else meta.version
 
     @property
-    def versions(self) -> dict[str, int]:
-        """Version of every targets role that was ever published."""
+    def listed(self) -> dict[str, MetaFile]:
+        """Version, length and digest of every targets role that was ever published."""
         meta = {} if self.snapshot is None else self.snapshot.meta
-        return {name.removesuffix(".json"): file.version for name, file in meta.items()}
+        return {name.removesuffix(".json"): file for name, file in meta.items()}
 
 
 class TufImageRepository:
@@ -143,7 +143,7 @@ class TufImageRepository:
                 current = self._now()
                 self._require_targets_still_valid(root, current)
                 if current.snapshot is not None and _has_other_online_keys(current.root, root):
-                    self._sign_all(_under(current, root), current.versions, now, rows, outdated, current.root)
+                    self._sign_all(_under(current, root), current.listed, now, rows, outdated, current.root)
                     expect[IMAGE, _TIMESTAMP] = current.timestamp_version
             rows.append(MetadataRow(repository, _ROOT, root.version, data))
             rows.append(MetadataRow(repository, f"{root.version}.{_ROOT}", root.version, data))
@@ -177,11 +177,12 @@ class TufImageRepository:
             raise EdgeError("trust.metadata-invalid", "no metadata came", "Send signed targets of any level.")
         if all(self._is_current(current, role, data) for role, data in files.items()):
             return
-        versions = current.versions | self._check(current, files)
+        versions = self._check(current, files)
         now = self._clock.wall_ms()
         rows = [MetadataRow(IMAGE, f"{versions[role]}.{role}", versions[role], data) for role, data in files.items()]
         outdated = [(IMAGE, f"{versions[role] - METADATA_HISTORY}.{role}") for role in files]
-        self._sign_and_store(current, versions, now, rows, outdated)
+        listed = {role: tuf_rules.listed(versions[role], data) for role, data in files.items()}
+        self._sign_and_store(current, current.listed | listed, now, rows, outdated)
 
     def _is_current(self, current: _Current, role: str, data: bytes) -> bool:
         version = current.version_of(role)
@@ -247,26 +248,26 @@ class TufImageRepository:
     def _sign_and_store(
         self,
         current: _Current,
-        versions: Mapping[str, int],
+        listed: Mapping[str, MetaFile],
         now: int,
         rows: list[MetadataRow],
         outdated: list[tuple[str, str]],
     ) -> None:
         """Sign a snapshot and a timestamp over new versions; everything in one transaction."""
-        self._sign_all(current, versions, now, rows, outdated)
+        self._sign_all(current, listed, now, rows, outdated)
         self._store(current, rows, outdated)
 
     def _sign_all(
         self,
         current: _Current,
-        versions: Mapping[str, int],
+        listed: Mapping[str, MetaFile],
         now: int,
         rows: list[MetadataRow],
         outdated: list[tuple[str, str]],
         former: Root | None = None,
     ) -> None:
         number = 1 if current.snapshot is None else _following(current.snapshot.version, former)
-        content = tuf_rules.new_snapshot(number, versions, now, SNAPSHOT_LIFE_MS)
+        content = tuf_rules.new_snapshot(number, listed, now, SNAPSHOT_LIFE_MS)
         snapshot = self._signed(content, current.root, former)
         rows.append(MetadataRow(IMAGE, f"{number}.{_SNAPSHOT}", number, snapshot))
         outdated.append((IMAGE, f"{number - METADATA_HISTORY}.{_SNAPSHOT}"))
@@ -327,7 +328,7 @@ class TufImageRepository:
         if current.snapshot is None:
             raise _no_file(_TIMESTAMP_FILE)
         if tuf_rules.is_past_half(current.snapshot.expires, now, SNAPSHOT_LIFE_MS):
-            self._sign_and_store(current, current.versions, now, [], [])
+            self._sign_and_store(current, current.listed, now, [], [])
             return
         number = current.snapshot.version
         row = self._timestamp_row(current, number, self._stored(f"{number}.{_SNAPSHOT}"), now)

@@ -224,9 +224,18 @@ def signed(content: Part, signer: Signer, former: Signer | None = None) -> bytes
         return metadata.to_bytes()
 
 
-def new_snapshot(version: int, versions: Mapping[str, int], wall_ms: int, life_ms: int) -> Snapshot:
-    """A snapshot of targets roles by name and version."""
-    meta = {f"{role}.json": MetaFile(number) for role, number in versions.items()}
+def listed(version: int, data: bytes) -> MetaFile:
+    """How a snapshot lists a file: with length and digest, so that its version alone does not stand for it.
+
+    Without them, whoever stole the keys of a role could tell his own file in the place of the newest one, with its
+    version, to every device that has not seen that yet, and would need no online key.
+    """
+    return MetaFile.from_data(version, data, ["sha256"])
+
+
+def new_snapshot(version: int, files: Mapping[str, MetaFile], wall_ms: int, life_ms: int) -> Snapshot:
+    """A snapshot of targets roles by name."""
+    meta = {f"{role}.json": file for role, file in files.items()}
     return Snapshot(version=version, expires=later(wall_ms, life_ms), meta=meta)
 
 
@@ -235,6 +244,6 @@ def new_timestamp(version: int, snapshot_version: int, snapshot: bytes, wall_ms:
 
     A device without a clock takes the newest instant that such a signature vouches for as the earliest it can be.
     """
-    meta = MetaFile.from_data(snapshot_version, snapshot, ["sha256"])
+    meta = listed(snapshot_version, snapshot)
     said: JsonObject = {"lighterman": {"signed_ms": wall_ms}}
     return Timestamp(version=version, expires=later(wall_ms, life_ms), snapshot_meta=meta, unrecognized_fields=said)

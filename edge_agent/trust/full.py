@@ -55,9 +55,10 @@ class FullVerification:
             image = self._image.refresh(times)
             paths = {target.path for _, target in assigned}
             found = {path: self._image.find(path) for path in sorted(paths)}
-            self._image.commit()
+            # Before anything is written: a thief of the author's key alone shall leave nothing behind.
             for assignment, target in assigned:
                 require_agreement(assignment, target, found[target.path])
+            self._image.commit()
             fresh_until_ms = min(fresh_until_ms, image.fresh_until_ms)
             said["image"] = self._image.signed_time
             image_timestamp = self._image.timestamp

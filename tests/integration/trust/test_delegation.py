@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuf.api.metadata import Metadata, Targets
+from tuf.api.metadata import Metadata, MetaFile, Targets
 
+from cloud_registry.adapters import tuf_rules
 from cloud_registry.ports import MetadataRow
 from edge_contract.errors import EdgeError
 from packager.delegate import bundles, delegate, undelegate, withdraw
@@ -101,8 +102,10 @@ def test_a_device_looks_nowhere_but_where_the_delegation_points(site: Site, devi
     content = Targets(version=2, expires=expiry(30), targets={file.path: file.to_file() for file in (evil, own)})
     repository = site.registry.repository
     current = repository._now()
-    rows = [MetadataRow("image", "2.model.digits", 2, signed_by(digits, content).encode())]
-    repository._sign_and_store(current, current.versions | {"model.digits": 2}, site.registry.clock.wall_ms(), rows, [])
+    data = signed_by(digits, content).encode()
+    listed = current.listed | {"model.digits": tuf_rules.listed(2, data)}
+    rows = [MetadataRow("image", "2.model.digits", 2, data)]
+    repository._sign_and_store(current, listed, site.registry.clock.wall_ms(), rows, [])
     site.assign(own)
     assert device.runs() == [own.digest], "the list itself is in force"
     site.assign(evil)
