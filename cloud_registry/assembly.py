@@ -97,6 +97,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
     from cloud_registry.adapters.sql.enrolments import SqlEnrolments
     from cloud_registry.adapters.sql.fleet import SqlFleet
     from cloud_registry.adapters.sql.models import SqlModels
+    from cloud_registry.adapters.sql.rights import SqlRights
     from cloud_registry.adapters.sql.tokens import SqlTokens
     from cloud_registry.adapters.tuf_keys import OnlineKeys
     from cloud_registry.notify import ChangeNotifier
@@ -125,6 +126,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
             metadata=documents,
             fleet=SqlFleet(database),
             enrolments=enrolments,
+            rights=SqlRights(database),
             assignments=deployments,
             nudger=nudger,
             roster=_roster(config, enrolments.identities),

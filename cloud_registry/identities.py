@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cloud_registry.core.records import DeviceChange
+from edge_contract.digest import Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,4 +159,31 @@ class EnrolmentStore(Protocol):
 
     def history(self, device: str) -> Sequence[DeviceChange]:
         """What happened to a device's identity, oldest first; that of a deleted device too."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BundleGrant:
+    """A bundle that a device may read.
+
+    Attributes:
+        repository: Where it is.
+        manifest: Its manifest; the blobs that this lists go with it.
+        index: The index that lists the manifest.
+    """
+
+    repository: str
+    manifest: Digest
+    index: Digest
+
+
+class ContentRights(Protocol):
+    """Which content belongs to which device."""
+
+    def bundles_of(self, device: str) -> Sequence[BundleGrant]:
+        """What is assigned to a device now, and of what was ever assigned to it what it last reported.
+
+        Reported are the bundles that are live, that it would roll back to, and that it confirmed last, so that a device
+        can heal what its disk damaged.
+        """
         ...

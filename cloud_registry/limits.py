@@ -80,6 +80,7 @@ UPLOAD_CHECKPOINT_BYTES: Final = 64 * MIB  # at most this much of one request is
 UPLOAD_BATCH_BYTES: Final = 1 * MIB
 UPLOAD_SILENCE_S_MAX: Final = 60  # how long a request's body may stand still
 ORPHAN_AGE_MS: Final = 24 * 3_600 * 1_000
+MANIFESTS_HELD_MAX: Final = 256  # of which the blobs are known without reading them again
 READERS_MAX: Final = 8  # database connections kept for reading
 
 # Trust

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cloud_registry.config import RegistryConfig
-from cloud_registry.identities import CertificateAuthority, EnrolmentStore
+from cloud_registry.identities import CertificateAuthority, ContentRights, EnrolmentStore
 from cloud_registry.notify import ChangeNotifier
 from cloud_registry.ports import (
     AssignmentSource,
@@ -35,7 +35,8 @@ class Services:
         authority: Certificates of devices.
         metadata: Versioned documents.
         fleet: What the collector keeps.
-        enrolments: Spends enrolment tokens.
+        enrolments: Spends enrolment tokens, keeps identities.
+        rights: Which content belongs to which device.
         assignments: What each device should run.
         nudger: Tells devices that something changed.
         roster: Which devices the broker lets in.
@@ -58,6 +59,7 @@ class Services:
     metadata: MetadataTable
     fleet: FleetStore
     enrolments: EnrolmentStore
+    rights: ContentRights
     assignments: AssignmentSource
     nudger: Nudger
     roster: BrokerRoster

@@ -1,7 +1,7 @@
 """The OCI distribution API, version 1.1: pull, push, content discovery, content management.
 
-Routes are below `/v2/`. Everybody with a token may pull, devices too; pushing needs the role publisher. Blobs of one
-repository cannot be read through another.
+Routes are below `/v2/`. Every operator may pull; a device may pull its own bundles by digest and sees nothing else;
+pushing needs the role publisher. Blobs of one repository cannot be read through another.
 """
 
 from typing import Final
@@ -15,9 +15,10 @@ from starlette.responses import Response
 from cloud_registry.api.auth import principal_of, requires
 from cloud_registry.api.oci_errors import API_VERSION, OciRoute, named, unknown_route, unsupported
 from cloud_registry.api.oci_push import PushApi
+from cloud_registry.api.oci_rights import DeviceRights
 from cloud_registry.api.transfer import blob_response, names_tag
 from cloud_registry.core.distribution import is_managed, parse_reference, repository_name
-from cloud_registry.core.roles import Role
+from cloud_registry.core.roles import Principal, Role
 from cloud_registry.limits import TAGS_PAGE_MAX
 from cloud_registry.ports import BlobStorage
 from cloud_registry.services import Services
@@ -34,7 +35,8 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(route_class=OciRoute, include_in_schema=False)
     reader = [Depends(principal_of(services.tokens))]
     writer = [Depends(requires(services.tokens, Role.PUBLISHER))]
-    pull, push = PullApi(services.blobs), PushApi(services.blobs)
+    pull = PullApi(services.blobs, DeviceRights(services.rights, services.blobs))
+    push = PushApi(services.blobs)
     name = "/v2/{name:path}"
     for path, methods, endpoint, rights in (
         ("/v2/", ["GET", "HEAD"], pull.version, reader),
@@ -61,9 +63,10 @@ def router(services: Services) -> APIRouter:
 class PullApi:
     """Pull, content discovery and content management."""
 
-    def __init__(self, blobs: BlobStorage) -> None:
-        """Serve this storage."""
+    def __init__(self, blobs: BlobStorage, rights: DeviceRights) -> None:
+        """Serve this storage; `rights` says what of it a device may read."""
         self._blobs = blobs
+        self._rights = rights
 
     async def version(self) -> Response:
         """Whether the API is here, and whether the token is good."""
@@ -77,6 +80,8 @@ class PullApi:
         """A blob, or one range of it."""
         repository = repository_name(request.path_params["name"])
         digest = Digest(request.path_params["digest"])
+        if (device := _device(request)) is not None:
+            await run_in_threadpool(self._rights.require_blob, device, repository, digest)
         size = await run_in_threadpool(self._blobs.in_repository, repository, digest)
         if size is None:
             raise EdgeError("artifact.not-found", f"{repository} has no blob {digest}")
@@ -86,6 +91,8 @@ class PullApi:
         """A manifest or index by tag or digest, byte by byte as it was put."""
         repository = repository_name(request.path_params["name"])
         reference = request.path_params["reference"]
+        if (device := _device(request)) is not None:
+            await run_in_threadpool(self._rights.require_manifest, device, repository, Digest(reference))
         with named("artifact.not-found", "MANIFEST_UNKNOWN"):
             stored = await run_in_threadpool(self._blobs.get_manifest, repository, reference)
         tag = f'"{stored.digest}"'
@@ -105,6 +112,8 @@ class PullApi:
     async def tags(self, request: Request) -> Response:
         """The tags of a repository, a page at a time."""
         repository = repository_name(request.path_params["name"])
+        if (device := _device(request)) is not None:
+            self._rights.refuse(device, repository)
         count = _count(request.query_params.get("n"))
         last = request.query_params.get("last", "")
         with named("artifact.not-found", "NAME_UNKNOWN"):
@@ -120,6 +129,8 @@ class PullApi:
         """The manifests that refer to a digest, as an index; empty when there are none."""
         repository = repository_name(request.path_params["name"])
         digest = Digest(request.path_params["digest"])
+        if (device := _device(request)) is not None:
+            self._rights.refuse(device, repository)
         artifact_type = request.query_params.get("artifactType", "")
         last = request.query_params.get("last")
         last_digest = None if last is None else Digest(last)
@@ -157,6 +168,12 @@ class PullApi:
         with named("artifact.not-found", "MANIFEST_UNKNOWN"):
             await run_in_threadpool(self._blobs.delete_manifest, repository, reference)
         return Response(status_code=202)
+
+
+def _device(request: Request) -> str | None:
+    """The device that asks, or none when an operator does."""
+    principal: Principal = request.state.principal
+    return principal.name if principal.is_device else None
 
 
 def _deletable(request: Request) -> str:

@@ -8,7 +8,14 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
 
-from cloud_registry.adapters.sql.tables import bundles, deployment_devices, deployments, device_tags, devices
+from cloud_registry.adapters.sql.tables import (
+    bundles,
+    deployment_devices,
+    deployments,
+    device_bundles,
+    device_tags,
+    devices,
+)
 from cloud_registry.core import assignment
 from cloud_registry.core.assignment import Candidate, Row
 from cloud_registry.core.condition import Condition, Facts, parse_condition
@@ -160,6 +167,7 @@ def _store(
                     inserted.append({"deployment": change.deployment, "device": device, "module": module, **values})
                 else:
                     updated.append(key | {f"b_{name}": value for name, value in values.items()})
+    _grant(connection, plans)
     is_key = (table.c.deployment == bindparam("b_deployment")) & (table.c.device == bindparam("b_device"))
     if dropped:
         connection.execute(delete(table).where(is_key), dropped)
@@ -176,6 +184,27 @@ def _store(
             connection.execute(update(table).where(is_key).values({n: bindparam(f"b_{n}") for n in names}), batch)
     if inserted:
         connection.execute(insert(table), inserted)
+
+
+def _grant(connection: Connection, plans: Sequence[tuple[str, tuple[assignment.Change, ...]]]) -> None:
+    """Remember every bundle that a device is assigned: it may read it as long as it runs it."""
+    table = device_bundles
+    rows = {
+        (device, str(change.bundle.manifest)): {
+            "device": device,
+            "manifest": str(change.bundle.manifest),
+            "repository": change.bundle.repository,
+            "index_digest": str(change.bundle.index),
+        }
+        for device, changes in plans
+        for change in changes
+        if isinstance(change, assignment.Assign)
+    }
+    if rows:
+        is_key = (table.c.device == bindparam("b_device")) & (table.c.manifest == bindparam("b_manifest"))
+        keys = [{"b_device": device, "b_manifest": manifest} for device, manifest in rows]
+        connection.execute(delete(table).where(is_key), keys)
+        connection.execute(insert(table), list(rows.values()))
 
 
 def _fresh(change: assignment.Assign | assignment.Refuse) -> dict[str, Any]:
