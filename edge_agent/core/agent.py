@@ -184,9 +184,9 @@ class Agent:
         if isinstance(event, inputs.RollbackRequested | inputs.WorkerExited):
             module = self._modules.get(event.module)
             return module.on_event(event, now) if module else []
-        if event.op == self._refresh_op:
+        if event.op == self._refresh_op and isinstance(event, inputs.MetadataRefreshed | inputs.CommandFailed):
             return self._on_refreshed(event, now)
-        if self._upkeep.is_mine(event.op):
+        if self._upkeep.is_mine(event):
             return self._on_upkeep(event, now)
         out: Commands = []
         for machine in self._modules.values():
@@ -232,7 +232,7 @@ class Agent:
         self._refresh_op, self._refresh_at, self._refresh_overdue_at = self._new_op(), None, now + REFRESH_MS_MAX
         return [do.RefreshMetadata(self._refresh_op)]
 
-    def _on_refreshed(self, event: inputs.Completed, now: int) -> Commands:
+    def _on_refreshed(self, event: inputs.MetadataRefreshed | inputs.CommandFailed, now: int) -> Commands:
         self._refresh_op, self._refresh_overdue_at, self._refreshed_at = None, None, now
         if isinstance(event, inputs.MetadataRefreshed):
             self._refresh_failures, self._error = 0, event.warning
@@ -244,7 +244,7 @@ class Agent:
             self._refresh_at = now + int(self._poll_ms * (0.75 + 0.5 * spread(self._device, "poll", self._polls)))
             self._record.director_version = event.director_version
             self._assign(event.assignments, event.refused)
-        elif isinstance(event, inputs.CommandFailed):
+        else:
             self._refresh_failures += 1
             self._error = ReportedError.of(event.code, event.detail, Phase.IDLE)
             first = min(REFRESH_MS_FIRST, self._poll_ms)

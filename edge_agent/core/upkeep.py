@@ -28,6 +28,7 @@ class Upkeep:
         self._scrub_at: int | None = None
         self._scrubs = 0
         self._op: int | None = None
+        self._answer: type[inputs.Completed] = inputs.StoreScrubbed
         self._overdue_at: int | None = None
         self._damaged: dict[Digest, Assignment] = {}
         self._heal_at = 0
@@ -61,9 +62,9 @@ class Upkeep:
             self._failed(now)
         return out + self._next(now, kept)
 
-    def is_mine(self, op: int) -> bool:
-        """Whether an operation is one of these."""
-        return op == self._op
+    def is_mine(self, event: inputs.Completed) -> bool:
+        """Whether an event completes the operation under way."""
+        return event.op == self._op and isinstance(event, self._answer | inputs.CommandFailed)
 
     def completed(
         self, event: inputs.Completed, now: int, kept: Mapping[Digest, Assignment]
@@ -104,14 +105,15 @@ class Upkeep:
         if self._scrub_at is not None and now >= self._scrub_at:
             self._plan_scrub(now)
             if kept:
-                return [do.ScrubStore(self._begin(now), frozenset(kept))]
+                return [do.ScrubStore(self._begin(now, inputs.StoreScrubbed), frozenset(kept))]
         return []
 
     def _heal(self, now: int) -> Commands:
         assignment = next(iter(self._damaged.values()))
-        return [do.HealSlot(self._begin(now), assignment)]
+        return [do.HealSlot(self._begin(now, inputs.SlotHealed), assignment)]
 
-    def _begin(self, now: int) -> int:
+    def _begin(self, now: int, answer: type[inputs.Completed]) -> int:
+        self._answer = answer
         self._op, self._overdue_at = self._new_op(), now + UPKEEP_MS_MAX
         return self._op
 
