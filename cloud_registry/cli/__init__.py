@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from cloud_registry.cli import collecting, fleet, models, server
+from cloud_registry.cli import collecting, fleet, models, server, trust
 from cloud_registry.cli.output import print_error
 from edge_contract.errors import EdgeError
 
@@ -23,7 +23,7 @@ def cli() -> None:
     """
 
 
-for command in (*server.COMMANDS, *collecting.COMMANDS, *fleet.COMMANDS, *models.COMMANDS):
+for command in (*server.COMMANDS, *collecting.COMMANDS, *fleet.COMMANDS, *models.COMMANDS, *trust.COMMANDS):
     cli.add_command(command)
 
 

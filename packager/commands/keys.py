@@ -295,9 +295,13 @@ def _public(paths: Iterable[Path], roles: Iterable[str]) -> "dict[str, RoleKeys]
 def _lines(described: JsonObject) -> list[str]:
     from packager.inspection import table
 
+    shown = [key for key in described["keys"] if key["use"] != "retired"]
     rows: list[tuple[str, ...]] = [("role", "use", "key", "scheme", "where")]
-    rows += [(key["role"], key["use"], key["keyid"][:12], str(key["scheme"]), key["uri"]) for key in described["keys"]]
+    rows += [(key["role"], key["use"], key["keyid"][:12], str(key["scheme"]), key["uri"]) for key in shown]
     lines = [described["folder"], *table(rows)]
+    retired = len(described["keys"]) - len(shown)
+    if retired:
+        lines.append(f"  and {retired} retired")
     for name, root in described["roots"].items():
         lines.append(f"  {name} root {root['version']}, expires {root['expires']}")
     return lines

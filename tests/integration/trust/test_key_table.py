@@ -14,6 +14,7 @@ import pytest
 from edge_contract.errors import EdgeError
 from packager.delegate import delegate
 from packager.keys import KeyPlan, make, read_public
+from packager.tufmake import NewTarget
 from tests.integration.trust.thief import ONLINE, Thief, steal
 from tests.integration.trust.world import QUIET, Device, Site, maker, plan, ring, some_bundle
 from tests.support.require import REPOSITORY_ROOT
@@ -96,6 +97,15 @@ def installs(device: Device, thief: Thief, digest: object) -> bool:
         return False
 
 
+def deceives_a_new_device(victim: Device, thief: Thief, target: NewTarget) -> bool:
+    """Whether forged lists of the current versions are enough for a device that has not read the real ones."""
+    fresh = Device(victim.site, victim.site.folder / "fresh")
+    other = Thief(victim.site, thief.stolen)
+    other.replace_lists(target)
+    other.forge_director(target)
+    return installs(fresh, other, target.digest)
+
+
 def _id(row: Row) -> str:
     return "+".join(row.keys)
 
@@ -106,6 +116,7 @@ def test_bytes_of_the_thief_for_a_model_with_keys_of_its_own(victim: Device, tea
     thief.forge_image(EVIL)
     thief.forge_director(EVIL)
     assert installs(victim, thief, EVIL.digest) is row.is_own
+    assert row.is_own or not deceives_a_new_device(victim, thief, EVIL)
 
 
 @pytest.mark.parametrize("row", rows(), ids=_id)
@@ -114,6 +125,7 @@ def test_bytes_of_the_thief_for_any_other_model(victim: Device, team: Path, row:
     thief.forge_image(OTHER)
     thief.forge_director(OTHER)
     assert installs(victim, thief, OTHER.digest) is row.is_others
+    assert row.is_others or not deceives_a_new_device(victim, thief, OTHER)
 
 
 @pytest.mark.parametrize("row", rows(), ids=_id)

@@ -198,9 +198,9 @@ def test_stolen_online_keys_and_versions_that_were_driven_up(site: Site, device:
     for name in ("timestamp", "snapshot"):
         thief.stolen.setdefault(f"image-{name}", thief.own)
     timestamp, snapshot, _ = thief.newest("image")
-    versions = {name.removesuffix(".json"): meta.version for name, meta in snapshot.meta.items()}
+    lists = {name.removesuffix(".json"): meta for name, meta in snapshot.meta.items()}
     names = ["image-timestamp", "image-snapshot"]
-    thief.chain("image", versions, snapshot.version + jump, timestamp.version + jump, names)
+    thief.chain("image", lists, snapshot.version + jump, timestamp.version + jump, names)
     device.wire = thief.wire
     assert device.runs() == [BETTER.digest], "he can assign what is genuine, and drive versions up"
     device.wire = lambda _repository, _name, data: data
@@ -223,7 +223,7 @@ def test_versions_that_were_driven_up_in_the_registry_itself_begin_again(site: S
     assert current.snapshot is not None
     thief = Thief(site, steal(site, *ONLINE))
     number = VERSION_MAX + 5
-    thief.chain("image", current.versions, number, number, ["image-timestamp", "image-snapshot"])
+    thief.chain("image", current.listed, number, number, ["image-timestamp", "image-snapshot"])
     for name in ("timestamp", f"{number}.snapshot"):
         rows["image", name] = (number, thief.files["image", f"{name}.json"])
     assert device.runs() == [GOOD.digest]

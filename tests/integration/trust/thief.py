@@ -91,7 +91,8 @@ class Thief:
     def forge_image(self, target: NewTarget, jump: int = 1) -> None:
         """An image repository that lists a bundle, by the way that needs the fewest keys of those he does not hold."""
         timestamp, snapshot, top = self.newest("image")
-        versions = {name.removesuffix(".json"): meta.version for name, meta in snapshot.meta.items()}
+        metas = {name.removesuffix(".json"): meta for name, meta in snapshot.meta.items()}
+        versions = {name: meta.version for name, meta in metas.items()}
         names = ["image-timestamp", "image-snapshot"]
         model = model_role(target.artifact.model)
         lists: dict[str, tuple[Targets, Signer]] = {}
@@ -107,9 +108,24 @@ class Thief:
         else:
             lists |= self.own_levels(target, versions)
         for role, (content, signer) in lists.items():
-            self.put("image", f"{content.version}.{role}.json", content, signer)
-            versions[role] = content.version
-        self.chain("image", versions, snapshot.version + jump, timestamp.version + jump, names)
+            data = self.put("image", f"{content.version}.{role}.json", content, signer)
+            metas[role] = MetaFile.from_data(content.version, data, ["sha256"])
+        self.chain("image", metas, snapshot.version + jump, timestamp.version + jump, names)
+
+    def replace_lists(self, target: NewTarget) -> None:
+        """Forge nothing but lists, under the very versions that the registry's snapshot names.
+
+        It takes no online key, and would deceive a device that has not read the real ones.
+        """
+        _, snapshot, top = self.newest("image")
+        versions = {name.removesuffix(".json"): meta.version for name, meta in snapshot.meta.items()}
+        role = model_role(target.artifact.model)
+        if role in top.delegations.roles:
+            self.put("image", f"{versions[role]}.{role}.json", self.list_of(target, versions[role]), self.signer(role))
+        catalogue = self.real(Targets, "image", f"{versions[CATALOGUE]}.{CATALOGUE}.json")
+        name = catalogue.delegations.succinct_roles.get_role_for_target(target.path)
+        signer = self.signer("image-targets")
+        self.put("image", f"{versions[name]}.{name}.json", self.list_of(target, versions[name]), signer)
 
     def own_levels(self, target: NewTarget, versions: dict[str, int]) -> dict[str, tuple[Targets, Signer]]:
         """Top-level targets that delegate the model to the thief himself."""
@@ -143,12 +159,15 @@ class Thief:
             targets={target.path: file},
             unrecognized_fields={"lighterman": {"device": DEVICE}},
         )
-        self.put("director", f"{content.version}.targets.json", content, signer)
-        self.chain("director", {"targets": content.version}, snapshot.version + jump, timestamp.version + jump, names)
+        data = self.put("director", f"{content.version}.targets.json", content, signer)
+        meta = MetaFile.from_data(content.version, data, ["sha256"])
+        self.chain("director", {"targets": meta}, snapshot.version + jump, timestamp.version + jump, names)
 
-    def chain(self, repository: str, versions: dict[str, int], snapshot: int, timestamp: int, names: list[str]) -> None:
-        """Snapshot and timestamp over these versions."""
-        content = Snapshot(snapshot, expires=expiry(30), meta={f"{k}.json": MetaFile(v) for k, v in versions.items()})
+    def chain(
+        self, repository: str, lists: dict[str, MetaFile], snapshot: int, timestamp: int, names: list[str]
+    ) -> None:
+        """Snapshot and timestamp over these lists."""
+        content = Snapshot(snapshot, expires=expiry(30), meta={f"{name}.json": meta for name, meta in lists.items()})
         data = self.put(repository, f"{snapshot}.snapshot.json", content, self.signer(names[1]))
         meta = MetaFile.from_data(snapshot, data, ["sha256"])
         said = {"lighterman": {"signed_ms": self.site.registry.clock.wall_ms()}}
