@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from edge_contract.manifest import (
     Role,
 )
 from tests.support.author import Author, bundle
+from tests.support.devicekey import TestKey
 from tests.support.registry import RegistryProcess, registry_process
 
 _DEVICE_KEY = ec.generate_private_key(ec.SECP256R1())
@@ -57,6 +60,11 @@ class LinkFetcher(FetcherInterface):
         if answer.status_code != 200:
             raise DownloadHTTPError(answer.text, answer.status_code)
         yield answer.content
+
+
+def device_token(device: str) -> str:
+    """A token of a device that enrolled with the key of these tests."""
+    return TestKey(_DEVICE_KEY).token(device, time.time_ns() // 1_000_000)
 
 
 def request_pem(key: ec.EllipticCurvePrivateKey = _DEVICE_KEY) -> str:
@@ -186,12 +194,24 @@ def test_a_device_gets_its_identity_for_its_token_once(site: Site) -> None:
     assert (shown["platform"], shown["hardware_id"]) == ("linux/amd64", "jetson-nano")
     stranger = site.enrol(token, csr_pem=request_pem(ec.generate_private_key(ec.SECP256R1())))
     assert (stranger.status_code, stranger.json()["code"]) == (403, "cloud.token-spent")
-    # The answer may have been lost: the same key may ask again, and its former token ends.
+    # The answer may have been lost: the same key may ask again, and is who it was.
     again = site.enrol(token)
-    assert again.status_code == 201
-    with site.registry.link(body["token"]) as former, site.registry.link(again.json()["token"]) as current:
-        assert former.get("/v2/").status_code == 401
-        assert current.get("/v2/").status_code == 200
+    assert (again.status_code, again.json()["identity"]) == (201, body["identity"])
+    with site.registry.link(device_token("cam-1")) as device, site.registry.link(device_token("cam-2")) as other:
+        assert device.get("/v2/").status_code == 200
+        assert other.get("/v2/").status_code == 401
+
+
+def test_a_token_out_of_its_time_is_refused_with_the_time_it_is_here(site: Site) -> None:
+    assert site.enrol(site.enrolment("late")).status_code == 201
+    now_ms = time.time_ns() // 1_000_000
+    for off_ms in (-86_400_000, 86_400_000):
+        with site.registry.link(TestKey(_DEVICE_KEY).token("late", now_ms + off_ms)) as device:
+            answer = device.get("/v2/")
+        assert answer.status_code == 401
+        assert answer.json()["errors"][0]["detail"] == {"code": "cloud.token-expired"}
+        told = parsedate_to_datetime(answer.headers["Date"]).timestamp() * 1000
+        assert abs(told - now_ms) < 60_000
 
 
 def test_of_twenty_keys_that_race_for_one_token_one_wins(site: Site) -> None:
@@ -246,7 +266,8 @@ def test_enrolment_is_in_the_published_interface(site: Site) -> None:
 
 
 def test_metadata_is_for_those_with_a_token_and_a_devices_for_itself(site: Site) -> None:
-    mine = site.enrol(site.enrolment("mine")).json()["token"]
+    assert site.enrol(site.enrolment("mine")).status_code == 201
+    mine = device_token("mine")
     site.enrol(site.enrolment("other"))
     with site.registry.link("") as nobody:
         for path in ("image/timestamp.json", "director/mine/timestamp.json"):
@@ -354,7 +375,7 @@ def test_metadata_that_is_not_the_authors_next_is_refused(site: Site, case: str)
 
 def test_the_reference_client_reads_a_devices_assignments_and_their_versions(site: Site) -> None:
     answer = site.enrol(site.enrolment("cam-7")).json()
-    with site.registry.link(answer["token"]) as device:
+    with site.registry.link(device_token("cam-7")) as device:
         updater, _ = site.updater(device, "director/cam-7", answer["director_root"])
         updater.refresh()
         empty = updater._trusted_set.targets
@@ -403,11 +424,11 @@ def test_a_restart_keeps_keys_metadata_and_identity(tmp_path: Path) -> None:
             assert admin.post("/api/v1/trust/roots", json=roots).status_code == 204
             site = Site(registry, author, admin, tmp_path)
             assert site.submit(author.first_publish()).status_code == 204
-            token = site.enrol(site.enrolment("d1")).json()["token"]
+            assert site.enrol(site.enrolment("d1")).status_code == 201
             before = [admin.get(f"/tuf/{place}/timestamp.json").content for place in ("image", "director/d1")]
         registry.kill()
         registry.start()
-        with registry.link() as admin, registry.link(token) as device:
+        with registry.link() as admin, registry.link(device_token("d1")) as device:
             assert admin.get("/api/v1/trust").json()["online_keys"] == online
             after = [device.get(f"/tuf/{place}/timestamp.json").content for place in ("image", "director/d1")]
             assert after == before
