@@ -8,11 +8,9 @@ import os
 from pathlib import Path
 from typing import Final, Protocol
 
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from edge_agent import ports
 from edge_agent.keyuri import file_name, parse_pkcs11
 from edge_agent.limits import CERTIFICATE_BYTES_MAX
 from edge_agent.store import durable
@@ -32,8 +30,22 @@ class PinRefusedError(EdgeError):
     """The token does not take the PIN. Another try with the same one brings it nearer to locking itself."""
 
 
-class DeviceKey(ports.DeviceSigner, Protocol):
-    """A key that is at hand: it signs, and asks for a certificate."""
+class DeviceKey(Protocol):
+    """A `ports.DeviceSigner` that is at hand: it signs, and asks for a certificate. Any thread."""
+
+    @property
+    def keyid(self) -> str:
+        """See `ports.DeviceSigner.keyid`."""
+        ...
+
+    @property
+    def algorithm(self) -> str:
+        """See `ports.DeviceSigner.algorithm`."""
+        ...
+
+    def sign(self, content: bytes) -> bytes:
+        """See `ports.DeviceSigner.sign`."""
+        ...
 
     @property
     def uri(self) -> str:
@@ -229,6 +241,8 @@ def type_of(public: PublicKey) -> str:
 
 def request_pem(private: PrivateKey) -> str:
     """A certificate request without a name, signed with a key."""
+    from cryptography import x509  # here, because it is most of what the process that holds the key would load
+
     algorithm = None if isinstance(private, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(private, algorithm)
     return request.public_bytes(serialization.Encoding.PEM).decode("ascii")

@@ -11,11 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
-from edge_agent.keys import ED25519, P256, PinRefusedError, PublicKey, algorithm_of, keyid_of, require_private, unusable
+from edge_agent.keys import (
+    ED25519,
+    P256,
+    PinRefusedError,
+    PublicKey,
+    algorithm_of,
+    keyid_of,
+    request_pem,
+    require_private,
+    unusable,
+)
 from edge_agent.keyuri import Pkcs11Uri
 from edge_agent.limits import PIN_BYTES_MAX
 from edge_agent.store import durable
@@ -110,10 +118,7 @@ class TokenKey:
     def request_pem(self) -> str:
         """See `keys.DeviceKey.request_pem`."""
         is_ed25519 = isinstance(self._public, ed25519.Ed25519PublicKey)
-        private: Any = _Ed25519AtToken(self) if is_ed25519 else _P256AtToken(self)
-        algorithm = None if is_ed25519 else hashes.SHA256()
-        request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(private, algorithm)
-        return request.public_bytes(serialization.Encoding.PEM).decode("ascii")
+        return request_pem(_Ed25519AtToken(self) if is_ed25519 else _P256AtToken(self))
 
     def close(self) -> None:
         """See `keys.DeviceKey.close`."""
