@@ -54,8 +54,13 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/devices/{device}", dependencies=[viewer])
     def get_device(device: str) -> shapes.DeviceAnswer:
-        """One device: desired and reported."""
-        return shown(devices.get(checked_device(device)))
+        """One device: desired, reported, and what of it needs attention."""
+        found = devices.get(checked_device(device))
+        try:
+            version = services.director.version(device)
+        except EdgeError:
+            version = None  # the director's own trouble is no reason to show nothing
+        return shapes.DeviceAnswer.of(found, services.clock.wall_ms(), ONLINE_MS, version)
 
     @routes.put("/devices/{device}/tags", dependencies=[Depends(operator)])
     def set_tags(device: str, tags: Annotated[Labels, Body(examples=[{"site": "north"}])]) -> shapes.DeviceAnswer:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from cloud_registry.api.shapes import Answer, Ask, Label, Labels, Text
+from cloud_registry.core.attention import MEANINGS, Attention, attention_of
 from cloud_registry.core.instants import to_text, to_text_or_none
 from cloud_registry.core.records import (
     Deployment,
@@ -69,6 +70,20 @@ class ReportRefusedShape(Answer):
         )
 
 
+class AttentionShape(Answer):
+    """Something about a device that somebody should know (docs/twin-truth-table.md)."""
+
+    what: str = Field(examples=["silent"])
+    who: str = Field(examples=["device owner"], description="who has to act")
+    meaning: str
+    detail: str
+
+    @classmethod
+    def of(cls, item: Attention) -> "AttentionShape":
+        """The shape of a record."""
+        return cls(what=item.what, who=str(item.who), meaning=MEANINGS[item.what][1], detail=item.detail)
+
+
 class DeviceAnswer(Answer):
     """An enrolled device: what it should run, and what it last said of itself."""
 
@@ -89,9 +104,10 @@ class DeviceAnswer(Answer):
     report: dict[str, Any] | None
     report_received_at: str | None
     is_online: bool = Field(description="whether it reported within the last three minutes")
+    attention: list[AttentionShape]
 
     @classmethod
-    def of(cls, device: Device, now_ms: int, online_ms: int) -> "DeviceAnswer":
+    def of(cls, device: Device, now_ms: int, online_ms: int, director_version: int | None = None) -> "DeviceAnswer":
         """The shape of a record."""
         received = device.report_received_ms
         return cls(
@@ -115,6 +131,7 @@ class DeviceAnswer(Answer):
             report=device.report,
             report_received_at=to_text_or_none(received),
             is_online=received is not None and now_ms - received <= online_ms,
+            attention=[AttentionShape.of(item) for item in attention_of(device, now_ms, online_ms, director_version)],
         )
 
 

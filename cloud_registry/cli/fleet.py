@@ -53,8 +53,11 @@ def show_device(device: str, client: "RegistryClient", as_json: bool) -> None:
     if as_json:
         print_json(record)
         return
-    report = record.pop("report")
+    report, attention = record.pop("report"), record.pop("attention")
     print_fields(record)
+    for item in attention:
+        detail = f" ({item['detail']})" if item["detail"] else ""
+        click.echo(f"\n{item['what']}{detail}: {item['meaning']} Who acts: {item['who']}.")
     if report is not None:
         click.echo("\nreport")
         print_fields({key: value for key, value in report.items() if key != "modules"})

@@ -34,6 +34,8 @@ TERMINAL: Final = frozenset(
 """How a deployment can have ended; as long as it is what a module should run, later reports may still change it."""
 
 _HELD: Final = frozenset({Standing.CONFIRMED, Standing.REVERTED})
+# What is live and what answers may differ for a moment (docs/adr/0016-installed-is-not-confirmed.md).
+_SWAPPING: Final = frozenset({Phase.ACTIVATING, Phase.PROBATION, Phase.COMMITTING, Phase.ROLLING_BACK})
 _BY_OUTCOME: Final = {
     Outcome.REFUSED: Standing.REFUSED,
     Outcome.ROLLED_BACK: Standing.ROLLED_BACK,
@@ -117,6 +119,8 @@ def _look_again(reported: ReportedModule | None, deployment: str, manifest: str,
     if latest is not None and outcome in _BY_OUTCOME:
         # The device says itself that it went back: no silent revert.
         return Progress(_BY_OUTCOME[outcome], reported.phase, outcome, *_error(latest))
+    if reported.phase in _SWAPPING:
+        return None
     wrong = _difference(reported, manifest, golden)
     if wrong is not None:
         return Progress(Standing.REVERTED, reported.phase, outcome, *wrong, golden)
