@@ -18,11 +18,18 @@ from tests.crash import faults
 from tests.crash.calls import Point
 from tests.crash.device import Answer, BrokenError, CrashDevice
 from tests.crash.filesystem import CannotMountError, SmallDisk, small_disk
-from tests.crash.powercut import cut_everywhere, record_two_runs, require_faithful, start_on, states
+from tests.crash.powercut import (
+    cut_everywhere,
+    record_two_runs,
+    require_faithful,
+    start_on,
+    states,
+    ways_to_end,
+)
 from tests.crash.sweep import Bench, Tally, bench, sample, sweep, table
 
 KINDS = ("kill", *faults.ERRORS, "power", "killed-power", "power-ext4", "full-ext4", "dead-ext4")
-_SECOND_RUNS = (("write", 8), ("rename", 2), ("rename", 9), ("link", 3), ("unlink", 2), ("fsync", 30), ("mkdir", 6))
+_SECOND_RUNS = 8
 _DRAWS = 4
 _STARTED = 40
 _SHM = Path("/dev/shm")
@@ -81,13 +88,16 @@ def run_kind(found: Bench, kind: str, points: Sequence[Point], jobs: int) -> Tal
         disks: dict[Path, SmallDisk] = {}
         devices = []
         for number in range(jobs):
-            disk = stack.enter_context(small_disk(found.folder, f"ext4-{number}"))
+            disk = stack.enter_context(small_disk(found.folder, f"ext4-{number}", kind == "full-ext4"))
             disks[disk.place / "data"] = disk
             devices.append(CrashDevice(found.folder / f"on-ext4-{number}", disk.place / "data"))
+        note = "" if all(disk.kind == "ext4" for disk in disks.values()) else "on tmpfs"
         strike = {"power-ext4": faults.cut_power_at, "full-ext4": faults.fill_at, "dead-ext4": faults.die_at}[kind]
-        return sweep(
+        tally = sweep(
             found, kind, points, lambda device, point: strike(found, disks[device.data], device, point), devices, _say
         )
+        tally.note = note
+        return tally
 
 
 def _plain(found: Bench, kind: str) -> Callable[[CrashDevice, Point], Answer | None]:
@@ -104,7 +114,7 @@ def _power(found: Bench, kind: str, started: int) -> Tally:
         cases, tried = states(found.base, [], found.calls, _DRAWS)
     else:
         cases, tried = [], 0
-        for call, number in _SECOND_RUNS:
+        for call, number in ways_to_end(found.calls, min(started, _SECOND_RUNS)):
             device = CrashDevice(found.folder / "second")
             first, second = record_two_runs(found, device, call, number)
             more, count = states(found.base, first, second, _DRAWS // 2)

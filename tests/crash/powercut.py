@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from tests.crash.cloud import DEVICE, MODEL
 from tests.crash.device import WAIT_S, BrokenError, CrashDevice
 from tests.crash.disk import DRAWN, ForgetfulDisk, Loss, Shelf, Tree, contents, fingerprint, tree_of
 from tests.crash.faults import require_recovery
-from tests.crash.sweep import Bench, Tally, is_tidied
+from tests.crash.sweep import Bench, Tally, is_tidied, sample
 from tests.support.net import wait_until
 
 _DOCUMENT_BYTES_MAX = 5_000_000
@@ -199,6 +200,17 @@ def start_on(found: Bench, device: CrashDevice, state: State) -> int:
     return require_recovery(found, device).version
 
 
+def ways_to_end(calls: Sequence[Call], count: int) -> list[tuple[str, int]]:
+    """Names of system calls and how often a thread made them, spread evenly over a run: for `record_two_runs`."""
+    made: Counter[tuple[int, str]] = Counter()
+    ways: dict[tuple[str, int], None] = {}
+    for call in calls:
+        made[call.thread, call.name] += 1
+        if call.name not in ("openat", "write"):  # most of these are about other files
+            ways[call.name, made[call.thread, call.name]] = None
+    return sample(list(ways), count)
+
+
 def record_two_runs(found: Bench, device: CrashDevice, call: str, number: int) -> tuple[list[Call], list[Call]]:
     """Kill an agent somewhere and record the run after it, which is not killed.
 
@@ -217,7 +229,7 @@ def record_two_runs(found: Bench, device: CrashDevice, call: str, number: int) -
     device.fill(found.base)
     device.start_recorded_and_doomed(call, number)
     try:
-        wait_until(lambda: not device.is_running, WAIT_S, what="the kill")
+        wait_until(lambda: not device.is_running or device.is_confirmed(found.new), WAIT_S, what="the kill")
     finally:
         device.kill()
     if not killed_threads(device.trace):

@@ -20,6 +20,7 @@ from tests.support.net import wait_until
 
 _T = TypeVar("_T")
 SETTLE_S = 6.0
+_TELL_EVERY = 50
 _ATTEMPTS_MAX = 3  # to hit a point that a run passed by
 
 
@@ -152,7 +153,7 @@ def sweep(
         points: Where it strikes.
         strike: Lets it strike once.
         devices: As many as are to run at a time.
-        say: Told of every point that is broken or missed.
+        say: Told of every point that is broken or missed, and now and then how far it is.
     """
     tally = Tally(kind)
     lock = threading.Lock()
@@ -180,6 +181,9 @@ def sweep(
             device.kill()
             idle.put(device)
         with lock:
+            done = tally.tried + len(tally.missed) + 1
+            if done % _TELL_EVERY == 0:
+                say(f"{kind}: {done} of {len(points)} points, {time.monotonic() - started:.0f} s")
             if answer is None:
                 tally.missed.append(point.what)
                 say(f"{kind}: no run came to {point}")
