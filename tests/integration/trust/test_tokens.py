@@ -14,9 +14,11 @@ from tuf.api.metadata import Metadata, Timestamp
 
 from cloud_registry.adapters.tuf_keys import OnlineKeys
 from edge_contract.errors import EdgeError
+from packager.cli import main
 from packager.keys import KeyPlan, RingMaker, set_up
 from packager.keystore import DIRECTOR_ROOT, IMAGE_ROOT, IMAGE_TARGETS, KEY_ROLES, KeyFolder
 from tests.integration.trust.world import QUIET, SECRET, Device, Site, maker, some_bundle
+from tests.support.registry import registry_process
 from tests.support.softhsm import PIN, Token, softhsm_token
 
 ONES = dict.fromkeys(KEY_ROLES, 1)
@@ -134,6 +136,52 @@ def test_a_wrong_pin_signs_nothing(token: Token, tmp_path: Path, monkeypatch: py
         Site(tmp_path, KeyPlan(ONES, ONES, uris={IMAGE_ROOT: (uri,)}))
     assert caught.value.code == "config.key-invalid"
     assert "does not sign" in caught.value.detail
+
+
+@pytest.mark.system
+def test_the_commands_that_the_page_names_for_tokens(
+    token: Token, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    uris = {number: token.make_key(number) for number in range(50, 56)}
+    # The registry is a process of its own and reaches the token by itself; no PIN is in its environment but its own.
+    monkeypatch.setenv("LIGHTERMAN_ONLINE_PIN", PIN)
+    with registry_process(tmp_path / "registry") as registry:
+        secret = home / "pin"
+        secret.write_text(PIN)
+        for name, value in (
+            ("LIGHTERMAN_URL", registry.url),
+            ("LIGHTERMAN_TOKEN", registry.admin_token),
+            ("LIGHTERMAN_KEY_PIN_FILE", str(secret)),
+            ("LIGHTERMAN_KEY_PASSPHRASE", SECRET),
+        ):
+            monkeypatch.setenv(name, value)
+
+        def said(*words: str) -> Any:
+            capsys.readouterr()
+            assert main([*words, "--json"]) == 0
+            return json.loads(capsys.readouterr().out)
+
+        roots = ["--key", f"image-root={uris[50]}", "--key", f"director-root={uris[51]}"]
+        made = said("keys", "init", "keys", *roots, "--online-key", f"director/targets={uris[52]}")
+        assert [key["uri"][:4] for key in made["keys"]] == ["hsm:", "pem:", "hsm:"]
+        rotated = said(
+            "keys", "rotate", "--role", "image-targets", "--key", f"image-targets={uris[53]}", "--keys", "keys"
+        )
+        assert [key["uri"] for key in rotated["keys"] if key["use"] == "current"] == [uris[50], uris[51], uris[53]]
+        said("keys", "delegate", "digits", "--key", uris[54], "--keys", "keys")
+        said("keys", "rotate", "--role", "online", "--online-key", f"image/timestamp={uris[55]}", "--keys", "keys")
+        with registry.link() as link:
+            trust = link.get("/api/v1/trust").json()
+            assert trust["online_keys"]["director"]["targets"]["keytype"] == "ecdsa"
+            assert trust["online_keys"]["image"]["timestamp"]["keytype"] == "ecdsa"
+            assert link.get("/tuf/image/timestamp.json").status_code == 200
+        with registry.link(registry.token("publisher")) as link:
+            refused = link.post("/api/v1/trust/online-keys", json={})
+            assert (refused.status_code, refused.json()["code"]) == (403, "cloud.forbidden")
+        assert main(["keys", "bundles", "--keys", "keys"]) == 0
 
 
 # --- key services ---

@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Delegations, Key, Metadata, Snapshot, SuccinctRoles, TargetFile, Targets, Timestamp
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Key,
+    Metadata,
+    Snapshot,
+    SuccinctRoles,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 
 from cloud_registry.adapters.image_repo import TufImageRepository
 from cloud_registry.adapters.tuf_keys import OnlineKeys
@@ -378,6 +388,105 @@ def test_a_bin_delegates_to_nobody_and_targets_to_bins_alone(registry: Registry)
     path = target_path(artifact.model, artifact.version, digest)
     direct = TargetFile(length, {"sha256": digest.hex}, path, {"custom": artifact.to_json()})
     assert code_of(submit, {"targets": author.targets(version=2, targets={path: direct})}) == "trust.metadata-invalid"
+
+
+def roles_of(author: Author, *roles: DelegatedRole) -> Delegations:
+    return Delegations(author.keys, roles={role.name: role for role in roles})
+
+
+def model(author: Author, name: str = "model.digits", **changes: Any) -> DelegatedRole:
+    keyids = [author.targets_signer.public_key.keyid]
+    fields: dict[str, Any] = {"keyids": keyids, "threshold": 1, "terminating": True, "paths": ["digits/*/*"]}
+    return DelegatedRole(name, **(fields | changes))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a: roles_of(a, model(a)),  # nobody answers for the rest
+        lambda a: roles_of(a, a.catalogue, model(a)),  # the catalogue answers first
+        lambda a: roles_of(a, model(a, paths=["*/*/*"]), a.catalogue),
+        lambda a: roles_of(a, model(a, paths=["digits/*/*", "letters/*/*"]), a.catalogue),
+        lambda a: roles_of(a, model(a, terminating=False), a.catalogue),
+        lambda a: roles_of(a, model(a, paths=None, path_hash_prefixes=["00"]), a.catalogue),
+        lambda a: roles_of(a, model(a, threshold=2), a.catalogue),
+        lambda a: roles_of(a, model(a, keyids=["0" * 64]), a.catalogue),
+        lambda a: roles_of(a, model(a, "model.Digits"), a.catalogue),
+        lambda a: roles_of(a, model(a, "digits"), a.catalogue),
+        lambda a: roles_of(a, model(a, "bins-00"), a.catalogue),
+        lambda a: Delegations(a.keys, succinct_roles=a.bins),
+    ],
+)
+def test_targets_delegate_in_one_shape_only(registry: Registry, make: Callable[[Author], Delegations]) -> None:
+    author = registry.with_bins().author
+    changed = author.targets(version=2, delegations=make(author))
+    assert code_of(registry.images.submit_metadata, {"targets": changed}) == "trust.metadata-invalid"
+    fine = author.targets(version=2, delegations=roles_of(author, model(author), author.catalogue))
+    registry.images.submit_metadata({"targets": fine})
+
+
+def test_nobody_delegates_to_a_key_of_the_server(registry: Registry) -> None:
+    author = registry.with_bins().author
+    key = registry.keys.signer("image", "snapshot").public_key
+    delegations = roles_of(author, model(author, keyids=[key.keyid]), author.catalogue)
+    delegations.keys[key.keyid] = key
+    changed = author.targets(version=2, delegations=delegations)
+    assert code_of(registry.images.submit_metadata, {"targets": changed}) == "trust.metadata-invalid"
+
+
+def test_a_models_role_lists_its_own_bundles_or_bins_of_its_own_name(registry: Registry) -> None:
+    author = registry.with_bins().author
+    top = author.targets(version=2, delegations=roles_of(author, model(author), author.catalogue))
+    registry.images.submit_metadata({"targets": top})
+    submit = registry.images.submit_metadata
+
+    def role(**content: Any) -> dict[str, bytes]:
+        part = Targets(version=1, expires=in_days(9), **content)
+        return {"model.digits": sign(part, [author.targets_signer])}
+
+    digest, length, artifact = bundle("letters")
+    path = target_path(artifact.model, artifact.version, digest)
+    foreign = TargetFile(length, {"sha256": digest.hex}, path, {"custom": artifact.to_json()})
+    assert code_of(submit, role(targets={path: foreign})) == "trust.metadata-invalid"
+    assert code_of(submit, role(delegations=roles_of(author, model(author)))) == "trust.metadata-invalid"
+    assert code_of(submit, role(delegations=Delegations(author.keys, succinct_roles=author.bins))) == (
+        "trust.metadata-invalid"
+    )
+    own = SuccinctRoles([author.targets_signer.public_key.keyid], 1, 1, "bins.digits")
+    split = role(delegations=Delegations(author.keys, succinct_roles=own))
+    assert code_of(submit, split) == "trust.metadata-invalid"  # without its bins
+    bins = {name: sign(Targets(version=1, expires=in_days(9)), [author.targets_signer]) for name in own.get_roles()}
+    submit(split | bins)
+    digest, length, artifact = bundle("digits")
+    path = target_path("digits", 1, digest)
+    file = TargetFile(length, {"sha256": digest.hex}, path, {"custom": artifact.to_json()})
+    name = own.get_role_for_target(path)
+    submit({name: sign(Targets(version=2, expires=in_days(9), targets={path: file}), [author.targets_signer])})
+    found = registry.images.target(path)
+    assert found is not None
+    assert found.artifact == artifact
+
+
+def test_two_processes_prepare_the_same_next_key(tmp_path: Path) -> None:
+    OnlineKeys(tmp_path / "keys").public()
+    found: list[str] = []
+    barrier = threading.Barrier(4)
+
+    def prepare() -> None:
+        keys = OnlineKeys(tmp_path / "keys")
+        used = [keys.generations("image", "timestamp")[0].public.keyid]
+        barrier.wait(10)
+        found.append(keys.prepare("image", "timestamp", used, "", False).public.keyid)
+
+    threads = [threading.Thread(target=prepare) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert (tmp_path / "keys" / "image-timestamp.1.pem").is_file()
+    assert not (tmp_path / "keys" / "image-timestamp.2.pem").exists()
 
 
 def _many_bins(author: Author) -> SuccinctRoles:
