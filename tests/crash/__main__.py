@@ -32,7 +32,6 @@ KINDS = ("kill", *faults.ERRORS, "power", "killed-power", "power-ext4", "full-ex
 _SECOND_RUNS = 8
 _DRAWS = 4
 _STARTED = 40
-_SHM = Path("/dev/shm")
 
 
 def _say(text: str) -> None:
@@ -108,7 +107,6 @@ def _plain(found: Bench, kind: str) -> Callable[[CrashDevice, Point], Answer | N
 
 def _power(found: Bench, kind: str, started: int) -> Tally:
     """Power cuts at every prefix of the recorded update, or of runs that came after a kill."""
-    scratch = (_SHM if _SHM.is_dir() else found.folder) / f"{found.folder.name}-cuts"
     require_faithful(found.base, found.calls, found.folder / "record" / "data")
     if kind == "power":
         cases, tried = states(found.base, [], found.calls, _DRAWS)
@@ -120,7 +118,7 @@ def _power(found: Bench, kind: str, started: int) -> Tally:
             more, count = states(found.base, first, second, _DRAWS // 2)
             cases += more
             tried += count
-    tally = cut_everywhere(found, kind, cases, tried, scratch)
+    tally = cut_everywhere(found, kind, cases, tried)
     device = CrashDevice(found.folder / "0")
     chosen = sample(range(len(cases)), min(started, _STARTED))
     for index in chosen:

@@ -18,6 +18,7 @@ from pathlib import Path
 from edge_agent.audit import audit
 from edge_agent.control import ask
 from edge_agent.store import durable
+from edge_agent.store.journal import FileJournal
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from tests.crash.calls import TRACED, Point
@@ -268,6 +269,19 @@ class CrashDevice:
         return found[0]
 
     # -- what is on its disk ---------------------------------------------------------------------------------------
+
+    def require_journal(self) -> None:
+        """Require a record that can be read.
+
+        Raises:
+            BrokenError: There is none; the agent would begin anew.
+        """
+        try:
+            record = FileJournal(self.data / "journal.json").load()
+        except EdgeError as error:
+            raise BrokenError(str(error)) from None
+        if record is None:
+            raise BrokenError("the journal is gone")
 
     def blobs(self) -> set[str]:
         """Names in the blob folder."""

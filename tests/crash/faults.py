@@ -99,8 +99,10 @@ def require_recovery(found: Bench, device: CrashDevice) -> Answer:
         Its first prediction.
 
     Raises:
-        BrokenError: It answers with neither model, does not come to an end with its update, or its disk is untidy.
+        BrokenError: Its journal cannot be read, it answers with neither model, does not come to an end with its
+            update, or its disk is untidy.
     """
+    device.require_journal()
     device.start()
     try:
         answer = device.wait_for_answer()

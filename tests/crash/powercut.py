@@ -6,6 +6,7 @@ for starting is let loose on it: lock, journal, record, store, spool. Some of th
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
@@ -37,6 +38,7 @@ from tests.support.net import wait_until
 _DOCUMENT_BYTES_MAX = 5_000_000
 _MAPPED = "spool.db-shm"  # SQLite writes it through memory, and makes it anew after a crash
 _SPOOL_BYTES = 1_000_000
+_SHM = Path("/dev/shm")  # memory: the cuts leave thousands of small disks
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _require_no_leak(blobs: FileBlobStore, slots: FileSlotStore, kept: set[Diges
         raise BrokenError("garbage is left behind its collection")
 
 
-def cut_everywhere(found: Bench, kind: str, all_states: Sequence[State], tried: int, scratch: Path) -> Tally:
+def cut_everywhere(found: Bench, kind: str, all_states: Sequence[State], tried: int) -> Tally:
     """Let the agent's own code start on every state.
 
     Args:
@@ -160,10 +162,10 @@ def cut_everywhere(found: Bench, kind: str, all_states: Sequence[State], tried: 
         kind: Name for the table.
         all_states: Different states.
         tried: How many cuts they stand for.
-        scratch: A folder to work in, best in memory.
     """
     tally = Tally(f"{kind}")
     started = time.monotonic()
+    scratch = (_SHM if os.access(_SHM, os.W_OK) else found.folder) / f"{found.folder.name}-cuts"
     shutil.rmtree(scratch, ignore_errors=True)
     shelf = Shelf(scratch)
     data = scratch / "data"
@@ -178,7 +180,7 @@ def cut_everywhere(found: Bench, kind: str, all_states: Sequence[State], tried: 
         finally:
             shutil.rmtree(data)
         tally.tried += 1
-    shutil.rmtree(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
     tally.seconds = time.monotonic() - started
     tally.note = f"{tried} cuts"
     return tally
