@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tuf.api.metadata import Metadata, Snapshot, Timestamp
+
 from cloud_registry.adapters.director import TufDirector
+from cloud_registry.adapters.image_repo import TufImageRepository
 from cloud_registry.adapters.sql.database import Database
 from cloud_registry.adapters.sql.documents import SqlDocuments
 from cloud_registry.adapters.tuf_keys import OnlineKeys
@@ -16,49 +19,51 @@ from cloud_registry.assembly import SystemClock
 from cloud_registry.ports import MetadataTable
 from edge_contract.deployment import Artifact, Assignment, bundle_repository
 from edge_contract.digest import Digest
-
-SUMMARY = "director metadata a second and core: first, changed, renewed, and nothing new"
-OPTIONS = {"devices": "400", "modules": "1"}
-
-
-def run(options: Mapping[str, str]) -> dict[str, Any]:
-    """Measure; see `director_rates`."""
-    return director_rates(int(options["devices"]), int(options["modules"]))
+from tests.support.author import Author
+from tests.unit.cloud_data.support import MemoryTable
 
 
-def director_rates(devices: int, modules: int = 1) -> dict[str, Any]:
-    """Devices a second whose metadata one thread brings up to date, over SQLite as the registry uses it.
+def measure(options: Mapping[str, str]) -> dict[str, Any]:
+    """Devices a second whose director metadata one thread brings up to date.
 
     Args:
-        devices: How many devices.
-        modules: Assignments of each.
+        options: `devices`, how many; `modules`, assignments of each.
 
     Returns:
-        By what was to do: `first` (targets, snapshot and timestamp are made), `changed` (the same after another
-        deployment), `renewed` (a timestamp alone), `nothing_new` (a poll), in devices a second of processor time and of
-        the clock on the wall; and the bytes that a device downloads.
+        `sqlite`, over the database that the registry uses, and `memory`, without one, which is what signing itself
+        costs. In each, by what was to do: `first` (targets, snapshot and timestamp are made), `changed` (the same after
+        another deployment), `renewed` (a timestamp alone), `nothing_new` (a poll), in devices a second of processor
+        time and of the clock on the wall. `bytes` is what a device downloads.
     """
-    from tests.support.author import Author
-
+    devices, modules = int(options.get("devices", "400")), int(options.get("modules", "1"))
+    result: dict[str, Any] = {"devices": devices, "modules": modules}
     with tempfile.TemporaryDirectory(prefix="lighterman-bench-") as name:
         folder = Path(name)
+        keys = OnlineKeys(folder / "keys", {})
         database = Database(f"sqlite:///{folder / 'registry.db'}")
         try:
             database.migrate()
-            keys = OnlineKeys(folder / "keys", {})
-            table, source, clock = SqlDocuments(database), _Source(modules), _Clock()
-            _introduce(table, keys, Author)
-            director = TufDirector(table, keys, source, clock)
-            names = [f"device-{number:06d}" for number in range(devices)]
-            result: dict[str, Any] = {"devices": devices, "modules": modules}
-            result["first"] = _rate(director, names, lambda: None)
-            result["changed"] = _rate(director, names, source.change)
-            result["renewed"] = _rate(director, names, clock.pass_half_a_day)
-            result["nothing_new"] = _rate(director, names, lambda: None)
-            result["bytes"] = _sizes(director, names[0])
-            return result
+            tables: dict[str, MetadataTable] = {"memory": MemoryTable(), "sqlite": SqlDocuments(database)}
+            for kind, table in tables.items():
+                result |= {kind: _rates(table, keys, devices, modules)}
+            result["bytes"] = _sizes(TufDirector(tables["memory"], keys, _Source(modules), _Clock()), "device-000000")
         finally:
             database.close()
+    return result
+
+
+def _rates(table: MetadataTable, keys: OnlineKeys, devices: int, modules: int) -> dict[str, Any]:
+    images = TufImageRepository(table, keys, SystemClock())
+    images.submit_roots(None, Author(images.trust_summary()["online_keys"]).signed_root("director"))
+    source, clock = _Source(modules), _Clock()
+    director = TufDirector(table, keys, source, clock)
+    names = [f"device-{number:06d}" for number in range(devices)]
+    return {
+        "first": _rate(director, names, lambda: None),
+        "changed": _rate(director, names, source.change),
+        "renewed": _rate(director, names, clock.pass_half_a_day),
+        "nothing_new": _rate(director, names, lambda: None),
+    }
 
 
 class _Source:
@@ -97,13 +102,6 @@ class _Clock(SystemClock):
         return super().wall_ms() + self.ahead_ms
 
 
-def _introduce(table: MetadataTable, keys: OnlineKeys, author: Any) -> None:
-    from cloud_registry.adapters.image_repo import TufImageRepository
-
-    images = TufImageRepository(table, keys, SystemClock())
-    images.submit_roots(None, author(images.trust_summary()["online_keys"]).signed_root("director"))
-
-
 def _rate(director: TufDirector, names: list[str], prepare: Callable[[], None]) -> dict[str, float]:
     prepare()
     wall, processor = time.perf_counter(), time.process_time()
@@ -117,8 +115,6 @@ def _rate(director: TufDirector, names: list[str], prepare: Callable[[], None]) 
 
 
 def _sizes(director: TufDirector, device: str) -> dict[str, int]:
-    from tuf.api.metadata import Metadata, Snapshot, Timestamp
-
     timestamp = director.metadata(device, "timestamp.json")
     number = Metadata[Timestamp].from_bytes(timestamp).signed.snapshot_meta.version
     snapshot = director.metadata(device, f"{number}.snapshot.json")
