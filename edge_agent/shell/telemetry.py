@@ -40,6 +40,7 @@ class Telemetry:
         self._dropped = 0
         self._lock = threading.Lock()
         self._flush_at: int | None = None
+        self._sent = ("", 0)  # boot and highest number of the batch that was sent last
 
     def take(self, module: str, record: JsonObject) -> None:
         """Take a sample. Any thread, never blocks.
@@ -100,9 +101,14 @@ class Telemetry:
         self._delivery.record_waits(now)
 
     def acknowledged(self, ack: Ack, now: int) -> None:
-        """Forget what is durable in the cloud."""
+        """Forget what is durable in the cloud.
+
+        Nobody signs acknowledgements, so one can be believed about what was sent at most.
+        """
+        boot, sent = self._sent
+        believed = Ack({boot: min(ack.upto[boot], sent)} if boot in ack.upto else {})
         try:
-            is_taken = self._spool.acknowledge(ack) > 0
+            is_taken = self._spool.acknowledge(believed) > 0
         except EdgeError as error:
             # A full disk must not end the agent. The batch is sent again, and acknowledged again.
             _log.warning("an acknowledgement waits for the disk: %s", error)
@@ -142,6 +148,7 @@ class Telemetry:
         if batch is None:
             self._delivery.batch_acknowledged(now, has_more=False)
             return
+        self._sent = (batch.boot, batch.samples[-1].seq)
         self._link.send_batch(batch.to_bytes())
         self._delivery.batch_sent(now)
 

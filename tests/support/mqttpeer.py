@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,12 @@ class MqttPeer:
     def publish(self, topic: str, message: bytes, retain: bool = False) -> None:
         """Send a message and wait until the broker has it."""
         self._client.publish(topic, message, 1, retain).wait_for_publish(_DEADLINE_S)
+
+    def flood(self, topic: str, messages: Iterable[bytes]) -> None:
+        """Send messages as fast as the broker takes them, and wait until it has the last."""
+        sent = [self._client.publish(topic, message, 1) for message in messages]
+        for one in sent:
+            one.wait_for_publish(_DEADLINE_S)
 
     def wait_for(self, predicate: Callable[[list[tuple[str, bytes]]], object]) -> None:
         """Block until what was heard makes the predicate true."""
