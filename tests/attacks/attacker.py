@@ -1,4 +1,4 @@
-"""Somebody between a device and the registry: reads everything, and changes, forges, repeats or withholds what he likes."""
+"""Somebody between a device and the registry: reads all, and changes, forges, repeats or withholds what he likes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Attacker:
         is_shut: Whether everybody is turned away.
         poured: Bytes that were sent by `pour`.
         heard: Every answer of the registry by path, the oldest first, each once.
+        told: Paths of the forged files that were told.
         asked: Method, path and token of every request.
     """
 
@@ -84,6 +85,7 @@ class Attacker:
         self.reroute: Callable[[str], str] | None = None
         self.token = ""
         self.is_shut = False
+        self.told: list[str] = []
 
     def start(self) -> None:
         """Begin to serve."""
@@ -132,6 +134,7 @@ class Attacker:
             return http.client.SERVICE_UNAVAILABLE, {}, b""
         if request.path in self.files:
             forged = self.files[request.path]
+            self.told.append(request.path)
             if forged is None:
                 return http.client.NOT_FOUND, {}, b""
             return http.client.OK, {"Content-Type": "application/octet-stream"}, forged

@@ -12,7 +12,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from edge_contract.deployment import target_path
 from edge_contract.errors import EdgeError
 from tests.attacks.ground import Ground
-from tests.attacks.keys import sign
+from tests.attacks.keys import STRANGER, sign
 from tests.e2e.stack import Shipment
 
 DIRECTOR, IMAGE = "director", "image"
@@ -37,7 +37,7 @@ class Forgery:
             ground: Where.
             repository: `DIRECTOR` or `IMAGE`.
             device: Whose director metadata.
-            stolen: Roles whose keys the attacker has.
+            stolen: Roles whose keys the attacker has; `model` for those of a model of its own.
         """
         self.files: dict[str, bytes | None] = {}
         self.stolen = frozenset(stolen)
@@ -47,6 +47,7 @@ class Forgery:
         number = self.timestamp.signed.snapshot_meta.version
         self.snapshot: Metadata[Snapshot] = self._published(f"{number}.snapshot.json")
         self.targets: dict[str, Metadata[Targets]] = {}
+        self._delegator: dict[str, str] = {}
         self.role("targets")
         self.root: Metadata[Root] = self._newest_root()
         self._keys: dict[str, list[Key]] = {
@@ -61,13 +62,26 @@ class Forgery:
             self.targets[name] = self._published(f"{number}.{name}.json")
         return self.targets[name]
 
+    def last(self, path: str) -> str:
+        """The role that would list a target: the last that the delegations lead to."""
+        name = "targets"
+        while (delegations := self.role(name).signed.delegations) is not None:
+            child = next(child for child, _ in delegations.get_roles_for_target(path))
+            self._delegator[child] = name
+            name = child
+        return name
+
     def lister(self, path: str) -> str:
         """The delegated role that lists a target."""
-        delegations = self.targets["targets"].signed.delegations
-        assert delegations is not None
-        for name, _ in delegations.get_roles_for_target(path):
-            if f"{name}.json" in self.snapshot.signed.meta and path in self.role(name).signed.targets:
+        pending = ["targets"]
+        while pending:
+            name = pending.pop(0)
+            content = self.role(name).signed
+            if path in content.targets:
                 return name
+            for child, _ in content.delegations.get_roles_for_target(path) if content.delegations else ():
+                self._delegator[child] = name
+                pending.append(child)
         raise AssertionError(f"{path} is listed nowhere")
 
     def target(self, shipment: Shipment) -> TargetFile:
@@ -117,18 +131,34 @@ class Forgery:
         data = sign(self.root, keys, self._ground.stolen if "root" in self.stolen else None)
         self.files[f"/tuf/{self._place}/{self.root.signed.version}.root.json"] = data
 
+    def take_over(self) -> None:
+        """Put a root that trusts the attacker's own key for everything, and no other."""
+
+        def change(root: Root) -> None:
+            for role, entry in root.roles.items():
+                for keyid in list(entry.keyids):
+                    root.revoke_key(keyid, role)
+                root.add_key(STRANGER.public_key, role)
+                entry.threshold = 1
+
+        self.put_root(change)
+
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _tell(self, name: str, metadata: Metadata[Any], role: str) -> bytes:
-        is_delegated = role not in ("timestamp", "snapshot", "targets")
-        held = ("targets" if is_delegated else role) in self.stolen or role in self.stolen
+        is_delegated = role in self._delegator
+        owner = role
+        if is_delegated:
+            # The author of the targets signs the catalogue and its bins too; a model may have keys of its own.
+            owner = "model" if ".model" in f".{role}" or role.startswith("bins.") else "targets"
+        held = owner in self.stolen
         keys = self._delegated_keys(role) if is_delegated else self._keys[role]
         data = sign(metadata, keys, self._ground.stolen if held else None)
         self.files[f"/tuf/{self._place}/{name}"] = data
         return data
 
     def _delegated_keys(self, role: str) -> list[Key]:
-        delegations = self.targets["targets"].signed.delegations
+        delegations = self.role(self._delegator[role]).signed.delegations
         assert delegations is not None
         listed = (delegations.roles or {}).get(role) or delegations.succinct_roles
         assert listed is not None

@@ -42,7 +42,8 @@ class StolenKeys:
         return load_pem_private_key(data, passphrase)
 
 
-_STRANGER = CryptoSigner.generate_ed25519()
+STRANGER = CryptoSigner.generate_ed25519()
+"""A key that nobody trusts, unless a root that was forged says so."""
 
 
 def sign(metadata: Metadata[Any], keys: Sequence[Key], stolen: StolenKeys | None) -> bytes:
@@ -55,10 +56,12 @@ def sign(metadata: Metadata[Any], keys: Sequence[Key], stolen: StolenKeys | None
     """
     metadata.signatures.clear()
     for key in keys:
-        if stolen is not None:
+        if key.keyid == STRANGER.public_key.keyid:
+            metadata.sign(STRANGER, append=True)
+        elif stolen is not None:
             private = stolen.signer(key)
             metadata.sign(CryptoSigner(private._private_key, cast(SSlibKey, key)), append=True)
         else:
-            wrong = _STRANGER.sign(metadata.signed_bytes)
+            wrong = STRANGER.sign(metadata.signed_bytes)
             metadata.signatures[key.keyid] = Signature(key.keyid, wrong.signature)
     return metadata.to_bytes()

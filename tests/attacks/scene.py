@@ -18,6 +18,8 @@ from tests.e2e.asker import Asker
 from tests.e2e.device import Device
 from tests.e2e.stack import Shipment, condition
 
+BELIEVED_TOLD = 3
+"""A timestamp that differs is asked for twice in one look at the metadata; the third time is the next look."""
 _T = TypeVar("_T")
 HURRIED: Mapping[str, str] = {
     "PYTHONPATH": os.pathsep.join(
@@ -179,6 +181,16 @@ class Scene:
             self.recovers(shipment, asker)
         return shipment
 
+    def believes(self, path: str) -> None:
+        """Wait until the device has taken a forged file for true: it was told it, verified it, and asks again."""
+
+        def is_believed() -> bool:
+            return self.attacker.told.count(path) >= BELIEVED_TOLD and not self.victim.all_errors()
+
+        self.attacker.is_shut = False
+        self.victim.refresh()
+        self.victim.wait(is_believed, f"the device to believe {path}")
+
     def recovers(self, shipment: Shipment, asker: Asker, except_for: str = "") -> None:
         """Let the attacks end: the device takes what is honest, and no error stays but one that is named."""
         self.attacker.tell_the_truth()
@@ -237,7 +249,7 @@ class Scene:
     def reported_codes(self) -> set[str]:
         """Codes of the errors in the newest report that the registry believes."""
         with self.ground.client() as client:
-            report = client.device(self.victim.name)["report"]
+            report = client.device(self.victim.name)["report"] or {}
         found = [report.get("error")]
         for module in report.get("modules", {}).values():
             deployments = (module.get("deployment") or {}, module.get("refused") or {})

@@ -102,7 +102,7 @@ def test_the_metadata_of_another_device_are_refused(scene: Scene) -> None:
 
 
 def _outrun(scene: Scene, other: str) -> None:
-    wanted = scene.forge(DIRECTOR).timestamp.signed.version + 2
+    version, wanted = 0, scene.forge(DIRECTOR).timestamp.signed.version + 2
     with scene.ground.client() as client:
         for number in range(1, ROUNDS_MAX):
             policy = {"sampling_ratio": number / ROUNDS_MAX}
