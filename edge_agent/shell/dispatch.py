@@ -239,18 +239,26 @@ class Dispatcher:
     def _refresh(self, op: int) -> inputs.Event:
         out = self._out
         wall_ms = out.clock.wall_ms()
-        desired = out.verifier.refresh(wall_ms)
+        try:
+            desired = out.verifier.refresh(wall_ms)
+        except EdgeError:
+            self._do_duty(wall_ms)  # metadata that nobody renews must not let the device's own certificate end
+            raise
         self._floor_ms = out.floor_ms()
-        warning: ReportedError | None = None
-        if out.duty is not None:
-            try:
-                out.duty(wall_ms)
-            except EdgeError as error:
-                _log.warning("%s", error)
-                warning = ReportedError.of(error.code, error.detail, Phase.IDLE)
+        warning = self._do_duty(wall_ms)
         return inputs.MetadataRefreshed(
             op, desired.director_version, desired.assignments, desired.refused, desired.is_clock_trusted, warning
         )
+
+    def _do_duty(self, wall_ms: int) -> ReportedError | None:
+        if self._out.duty is None:
+            return None
+        try:
+            self._out.duty(wall_ms)
+        except EdgeError as error:
+            _log.warning("%s", error)
+            return ReportedError.of(error.code, error.detail, Phase.IDLE)
+        return None
 
     # -- serving ---------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,7 @@ class _Process:
         )
         blobs = FileBlobStore(config.data, config.reserve_bytes)
         floor = TimeFloor(config.data / "trust" / "time.json")
+        renewal = CertificateRenewal(identity, config.data, clock, self._renewed)
         update = config.update
         outside = Ports(
             clock=clock,
@@ -97,7 +98,7 @@ class _Process:
             gauge=SystemMemory(),
             hook=None if update.hook is None else CommandHook(update.hook, update.hook_timeout_ms),
             floor_ms=lambda: floor.floor_ms,
-            duty=CertificateRenewal(identity, config.data, clock, self._renewed).duty,
+            duty=lambda wall_ms: renewal.duty(max(wall_ms, floor.floor_ms)),
         )
         self._link = link = _link(config, who)
         self._runner = Runner(
