@@ -103,12 +103,17 @@ class TargetFolder:
                 os.ftruncate(descriptor, 0)  # a server without ranges sends everything again
                 count = 0
             os.lseek(descriptor, count, os.SEEK_SET)
+            is_cut_noticed = answer.length is not None
             for chunk in answer.chunks():
                 if count + len(chunk) > target.length:
                     os.ftruncate(descriptor, 0)
                     raise EdgeError("artifact.size-mismatch", f"{target.path}: more than {target.length} bytes came")
                 durable.write_all(descriptor, chunk)
                 count += len(chunk)
+        if count < target.length and not is_cut_noticed:
+            raise EdgeError(
+                "network.cut", f"{target.path}: {count} of {target.length} bytes came, no length was declared"
+            )
         if count < target.length:
             os.ftruncate(descriptor, 0)
             raise EdgeError("artifact.size-mismatch", f"{target.path}: {count} bytes came, {target.length} were signed")

@@ -16,7 +16,7 @@ from edge_agent.trust.metastore import MetadataStore
 from edge_agent.trust.receipt import Receipt
 from edge_agent.trust.repository import Repository
 from edge_agent.trust.source import FetchMetadata
-from edge_agent.trust.timefloor import SignedTime, Times
+from edge_agent.trust.timefloor import Times
 from edge_contract.digest import Digest
 
 
@@ -49,7 +49,7 @@ class FullVerification:
         assigned = director_assignments(director.targets, self._device)
         self._director.commit()
         fresh_until_ms = director.fresh_until_ms
-        said: dict[str, SignedTime | None] = {"director": self._director.signed_time}
+        signed = {"director": self._director.signed_time}
         image_timestamp: Digest | None = None
         if assigned:
             image = self._image.refresh(times)
@@ -60,8 +60,7 @@ class FullVerification:
                 require_agreement(assignment, target, found[target.path])
             self._image.commit()
             fresh_until_ms = min(fresh_until_ms, image.fresh_until_ms)
-            said["image"] = self._image.signed_time
+            signed["image"] = self._image.signed_time
             image_timestamp = self._image.timestamp
         desired = Desired(director.targets.version, tuple(assignment for assignment, _ in assigned))
-        signed = {name: time for name, time in said.items() if time is not None}
         return Receipt(desired, fresh_until_ms, self._director.timestamp, image_timestamp, signed)

@@ -1,5 +1,6 @@
 """Trusted metadata on disk, one folder a repository. What is written here was verified before."""
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -28,14 +29,12 @@ class MetadataStore:
         self._folder = folder
 
     def read(self, role: str) -> bytes | None:
-        """The trusted metadata of a role, or none.
+        """The trusted metadata of a role, or none; a file that is too long was not written here, and counts as none.
 
         Raises:
             EdgeError: `device.disk-error`.
         """
-        path = self._path(role)
-        with durable.disk_errors(f"reading {path}"):
-            return durable.read_file(path, TARGETS_BYTES_MAX)
+        return _read(self._path(role), TARGETS_BYTES_MAX)
 
     def write(self, role: str, data: bytes) -> None:
         """Keep verified metadata, durably; nothing is written when it is there already.
@@ -45,7 +44,7 @@ class MetadataStore:
         """
         path = self._path(role)
         with durable.disk_errors(f"writing {path}"):
-            if durable.read_file(path, TARGETS_BYTES_MAX) == data:
+            if _read(path, TARGETS_BYTES_MAX) == data:
                 return
             durable.make_folder(self._folder)
             durable.write_file(path, data)
@@ -85,15 +84,22 @@ class MetadataStore:
         """
         if len(root) > ROOT_BYTES_MAX:
             raise EdgeError("trust.metadata-too-large", f"the first root metadata has {len(root)} bytes")
-        mark = str(Digest.of(root)).encode()
         path = self._folder / _SEED
         with durable.disk_errors(f"writing {path}"):
-            if durable.read_file(path, len(mark)) == mark and (self._folder / "root.json").exists():
+            if self.first_root() == root and self._path("root").exists():
                 return
             durable.remove_tree(self._folder)
             durable.make_folder(self._folder)
-            durable.write_file(self._folder / "root.json", root)
-            durable.write_file(path, mark)
+            durable.write_file(self._path("root"), root)
+            durable.write_file(path, root)
+
+    def first_root(self) -> bytes | None:
+        """The root that it all began with, or none: what is left when the newest one is damaged on disk.
+
+        Raises:
+            EdgeError: `device.disk-error`.
+        """
+        return _read(self._folder / _SEED, ROOT_BYTES_MAX)
 
     def begin(self, root: bytes) -> None:
         """Begin with a root, unless another one is trusted here; nothing happens when it began with this one.
@@ -101,10 +107,10 @@ class MetadataStore:
         Raises:
             EdgeError: `config.invalid`, `device.disk-full`, `device.disk-error`.
         """
-        mark, path = str(Digest.of(root)).encode(), self._folder / _SEED
+        path = self._folder / _SEED
         with durable.disk_errors(f"writing {path}"):
             if self._path("root").exists():
-                if durable.read_file(path, len(mark)) == mark:
+                if self.first_root() == root:
                     return
                 raise EdgeError(
                     "config.invalid",
@@ -112,11 +118,21 @@ class MetadataStore:
                     "Use another directory, or remove this one.",
                 )
             durable.make_folder(self._folder)
-            durable.write_file(path, mark)
+            durable.write_file(path, root)
             durable.write_file(self._path("root"), root)
 
     def _path(self, role: str) -> Path:
         return self._folder / file_name(role, _SUFFIX)
+
+
+def _read(path: Path, bytes_max: int) -> bytes | None:
+    with durable.disk_errors(f"reading {path}"):
+        try:
+            return durable.read_file(path, bytes_max)
+        except OSError as error:
+            if error.errno == errno.EOVERFLOW:
+                return None
+            raise
 
 
 def encoded(role: str) -> str:

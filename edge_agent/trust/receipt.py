@@ -20,7 +20,7 @@ class Receipt:
         fresh_until_ms: When the first piece of the metadata expires, milliseconds since 1970.
         director: Digest of the director's timestamp as it was served.
         image: Digest of the image repository's timestamp as it was served; none when nothing is assigned.
-        signed: When the repositories' timestamps say they were signed, those that say so.
+        signed: When the timestamps of the repositories that were verified say they were signed.
     """
 
     desired: Desired

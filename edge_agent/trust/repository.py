@@ -102,21 +102,13 @@ class Repository:
         self._store.keep_only({"root", "timestamp", *self._verified})
 
     @property
-    def signed_time(self) -> SignedTime | None:
-        """When the trusted timestamp says it was signed; none when it says nothing that can be believed."""
+    def signed_time(self) -> SignedTime:
+        """When the trusted timestamp says it was signed, 0 if it says nothing to believe, and whose word that is."""
         trusted = self._current()
-        signed_ms = trusted.signed_ms
-        return None if signed_ms is None else SignedTime(signed_ms, trusted.timestamp_keys)
+        return SignedTime(trusted.signed_ms or 0, trusted.timestamp_keys)
 
     def _update_root(self) -> TrustedSet:
-        data = self._store.read("root")
-        if data is None:
-            raise EdgeError(
-                "trust.root-unknown",
-                f"there is no root metadata of the {self._name} repository here",
-                self._hint,
-            )
-        trusted = TrustedSet(self._name, data)
+        trusted = self._stored_root()
         for _ in range(ROOT_ROTATIONS_MAX):
             newer = self._fetch_file(f"{trusted.root.version + 1}.root.json", ROOT_BYTES_MAX)
             if newer is None:
@@ -129,6 +121,24 @@ class Repository:
                         self._store.remove(role)
             self._store.write("root", newer)
             _LOG.info("%s repository: root version %d is trusted now", self._name, trusted.root.version)
+        return trusted
+
+    def _stored_root(self) -> TrustedSet:
+        """Begin with the newest root on disk; if that is damaged, with the very first, from which the walk goes on."""
+        newest, first = self._store.read("root"), self._store.first_root()
+        if newest is not None:
+            try:
+                return TrustedSet(self._name, newest)
+            except EdgeError:
+                if first is None or first == newest:
+                    raise
+        if first is None:
+            raise EdgeError(
+                "trust.root-unknown", f"there is no root metadata of the {self._name} repository here", self._hint
+            )
+        _LOG.warning("%s repository: the root on disk is damaged, beginning with the first one", self._name)
+        trusted = TrustedSet(self._name, first)
+        self._store.write("root", first)
         return trusted
 
     def _update_snapshot(self, trusted: TrustedSet) -> None:

@@ -41,7 +41,8 @@ class SignedTime:
     """When a repository's newest verified timestamp was signed.
 
     Attributes:
-        wall_ms: Milliseconds since 1970; less than the expiry of all metadata that was verified with it.
+        wall_ms: Milliseconds since 1970, less than the expiry of all metadata that was verified with it; 0 when it says
+            nothing that can be believed.
         keys: Digest of the keys that root names for the timestamp.
     """
 

@@ -184,6 +184,15 @@ def test_a_download_goes_on_where_it_was_cut(bench: Bench) -> None:
     assert bench.parts() == []
 
 
+def test_a_cut_is_noticed_where_no_length_was_declared(bench: Bench) -> None:
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+    with raw_server(lambda _: [head + bench.content[:700_000]]) as server:
+        assert bench.refused(server.url) == "network.cut"
+        assert bench.parts() == [700_000]
+        server.script = bench.ranges
+        assert bench.fetch(server.url).read_bytes() == bench.content
+
+
 def test_a_server_without_ranges_sends_everything_again(bench: Bench) -> None:
     with raw_server(lambda _: [bench.cut_after(700_000)]) as server:
         assert bench.refused(server.url) == "network.cut"

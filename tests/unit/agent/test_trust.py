@@ -68,6 +68,33 @@ def test_damaged_files_on_disk_are_fetched_again(device: Device) -> None:
     assert device.refresh().assignments == (made,)
 
 
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x00" * 6_000_000])
+def test_a_damaged_root_on_disk_is_walked_to_again_from_the_first(device: Device, damage: bytes) -> None:
+    device.repositories.deploy(1)
+    for repository in (device.repositories.director, device.repositories.image):
+        repository.rotate("root")
+        repository.rotate("timestamp")
+        repository.publish()
+    device.refresh()
+    for name in ("director", "image"):
+        for file in ("root", "timestamp", "snapshot", "targets"):
+            (device.folder / name / f"{file}.json").write_bytes(damage)
+    device.start()
+    made = device.repositories.deploy(2)
+    assert device.refresh().assignments == (made,)
+    assert b'"version":3' in (device.folder / "director" / "root.json").read_bytes()
+
+
+def test_a_damaged_first_root_is_no_root(device: Device) -> None:
+    device.refresh()
+    for name in ("root.json", "seed"):
+        (device.folder / "director" / name).write_bytes(b"{}")
+    device.repositories.deploy(1)
+    assert device.refused() == "trust.metadata-invalid"
+    device.start()
+    device.refresh()
+
+
 def test_bins_that_are_no_longer_needed_leave_the_disk(device: Device) -> None:
     for version in range(1, 6):
         device.repositories.deploy(version)
