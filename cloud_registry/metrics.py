@@ -73,6 +73,12 @@ class RegistryMetrics:
         self.swept_files = Counter(
             "lighterman_lake_swept_files", "Files without a catalogue entry that were removed.", registry=registry
         )
+        self.deployment_devices = Gauge(
+            "lighterman_deployment_devices",
+            "Assignments in force, by how they stand: pending, in_progress, confirmed, reverted, refused, …",
+            ["standing"],
+            registry=registry,
+        )
         self.queries = Counter(
             "lighterman_queries", "Queries, by outcome (answered, refused).", ["outcome"], registry=registry
         )

@@ -139,6 +139,10 @@ class DeploymentStore(Protocol):
         """Cancel a deployment; nothing changes when it was cancelled before."""
         ...
 
+    def standings(self) -> Mapping[str, int]:
+        """Assignments in force by how they stand, over all deployments; every standing is there."""
+        ...
+
     def history(self, deployment: str) -> Sequence[DeploymentChange]:
         """Every change by an operator, oldest first."""
         ...

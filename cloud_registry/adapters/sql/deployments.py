@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -161,6 +161,17 @@ class SqlDeployments:
             return Affected(_one(connection, deployment), changed)
 
         return self._database.write(work)
+
+    def standings(self) -> Mapping[str, int]:
+        """Assignments in force by how they stand."""
+        table = deployment_devices
+        query = select(table.c.standing, func.count().label("number")).where(table.c.is_current.is_(True))
+
+        def work(connection: Connection) -> Mapping[str, int]:
+            found = {row.standing: row.number for row in connection.execute(query.group_by(table.c.standing))}
+            return {standing.value: found.get(standing.value, 0) for standing in Standing}
+
+        return self._database.read(work)
 
     def history(self, deployment: str) -> Sequence[DeploymentChange]:
         """Every change by an operator, oldest first."""

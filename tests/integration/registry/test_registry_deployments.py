@@ -259,6 +259,8 @@ def test_what_was_confirmed_and_then_changed_shows_until_it_holds_again(fleet: R
         (item,) = client.deployment_devices(made)
         counts = client.deployment(made)["counts"]
         assert {name for name, count in counts.items() if count} == {item["standing"]}
+        metrics = fleet.request("GET", "/metrics", "").text
+        assert f'lighterman_deployment_devices{{standing="{item["standing"]}"}} 1.0' in metrics
         return item["standing"], None if item["error"] is None else item["error"]["code"]
 
     assert seen(1, answering=None) == ("in_progress", None)

@@ -222,8 +222,11 @@ def test_models_are_searched_shown_and_deleted(
 
 
 def test_devices_and_deployments_are_managed(fleet: Registry, capsys: pytest.CaptureFixture[str]) -> None:
-    made = as_json(capsys, "deployments", "create", "digits", "1", "--condition", "tags.site = 'north'")
+    window = ["--window", "mon-fri 02:00-05:00", "--activation", "overlap"]
+    made = as_json(capsys, "deployments", "create", "digits", "1", "--condition", "tags.site = 'north'", *window)
     assert made["devices"] == 1
+    assert made["policy"]["windows"] == [{"days": [1, 2, 3, 4, 5], "start_minute": 120, "length_minutes": 180}]
+    assert made["policy"]["activation"] == "overlap"
     assert "cam-1" in printed(capsys, "deployments", "devices", made["id"])
     assert made["id"] in printed(capsys, "deployments", "list")
     assert "created" in printed(capsys, "deployments", "show", made["id"])
@@ -235,7 +238,13 @@ def test_devices_and_deployments_are_managed(fleet: Registry, capsys: pytest.Cap
     assert "is cancelled" in printed(capsys, "deployments", "cancel", made["id"])
     token = printed(capsys, "devices", "enrol-token", "cam-2", "--tag", "site=south").strip()
     assert token.startswith("lme_")
-    assert "enrolled_at" in printed(capsys, "devices", "show", "cam-1")
+    shown = printed(capsys, "devices", "show", "cam-1")
+    assert "enrolled_at" in shown
+    assert "never-reported: " in shown
+    assert "revoked cam-1 (cam-1." in printed(capsys, "devices", "revoke", "cam-1", "--yes")
+    assert as_json(capsys, "devices", "show", "cam-1")["attention"][0]["what"] == "revoked"
+    assert [line["kind"] for line in as_json(capsys, "devices", "history", "cam-1")] == ["enrolled", "revoked"]
+    assert "revoked" in printed(capsys, "devices", "history", "cam-1")
     assert "deleted cam-1" in printed(capsys, "devices", "delete", "cam-1", "--yes")
     assert as_json(capsys, "devices", "list") == []
 

@@ -25,6 +25,7 @@ from edge_contract import topics
 from edge_contract.errors import EdgeError
 from edge_contract.twin import Nudge
 from tests.integration.telemetry.parts import BOOT, Cloud, Device, Peer, cloud
+from tests.support.devicekey import TestKey
 from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.net import LOOPBACK, free_low_port, wait_until
 from tests.support.processes import Child, start_process
@@ -102,12 +103,18 @@ def test_poisoned_messages_are_counted_and_hold_nobody_up(beside: Cloud, broker:
         stranger.send(1, 1)
         stranger.report(1)
         device.send(1, 5)
+        device.report(9, key=TestKey.make())
+        device.report(1)
         device.report(1)
         device.wait_acked(5)
         wait_until(lambda: beside.report_of("d1"), 10, what="the report")
-        wait_until(lambda: b'kind="report",outcome="dropped"} 7.0' in metrics.render()[0], 10, what="the count")
+        wait_until(lambda: b'kind="report",outcome="dropped"} 9.0' in metrics.render()[0], 10, what="the count")
         wait_until(lambda: b'kind="telemetry",outcome="dropped"} 8.0' in metrics.render()[0], 10, what="the count")
         assert stranger.acked == 0
+        shown = metrics.render()[0].decode()
+    refused = {"trust.report-unsigned": 7, "trust.report-replayed": 1, "cloud.not-found": 1}
+    for code, count in refused.items():
+        assert f'lighterman_collector_reports_refused_total{{code="{code}"}} {count}.0' in shown
     assert beside.counts() == {"d1": (5, 5, 5)}
 
 

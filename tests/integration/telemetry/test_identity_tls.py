@@ -44,10 +44,10 @@ class Place:
         answer = self.registry.request(method, path, token, json=body)
         return answer.status_code, answer.json()
 
-    def enrol(self, device: str, key: TestKey) -> dict[str, Any]:
+    def enrol(self, device: str, key: TestKey, **more: str) -> dict[str, Any]:
         """Have an operator make a token, and spend it."""
         _, made = self.call("POST", "/api/v1/enrolment-tokens", self.admin, {"device": device, "ttl_s": 60})
-        body = {"token": made["token"], "csr_pem": key.csr(), "platform": "linux/amd64", "hardware_id": ""}
+        body = {"token": made["token"], "csr_pem": key.csr(), "platform": "linux/amd64", "hardware_id": ""} | more
         status, answer = self.call("POST", "/api/v1/enrol", "", body)
         assert status == 201, answer
         found: dict[str, Any] = answer
@@ -178,6 +178,25 @@ def test_a_power_cut_in_a_renewal_with_a_new_key_leaves_a_key_that_works(place: 
     assert place.call("GET", "/api/v1/devices/cam-1", place.admin)[1]["keyid"] == new.public.keyid
 
 
+def test_a_device_whose_key_is_on_a_token_has_another_one_for_tls(place: Place) -> None:
+    key, link, next_link = TestKey.make(), TestKey.make(), TestKey.make()
+    answer = place.enrol("cam-1", key, link_csr_pem=link.csr())
+    _, renewed = place.call(
+        "POST",
+        "/api/v1/devices/self/certificate",
+        place.token(key),
+        {"csr_pem": key.csr(), "link_csr_pem": next_link.csr()},
+    )
+    assert place.status(link) == (401, "cloud.unauthorized"), "it signs nothing"
+    for holder, certificate in ((link, answer), (next_link, renewed)):
+        peer = place.connect(holder, certificate["link_certificate_pem"])
+        try:
+            place.wait_admitted(peer)
+        finally:
+            peer.close()
+    assert place.renew(key, key)[1]["link_certificate_pem"] is None
+
+
 def test_only_a_device_renews_and_only_for_itself(place: Place) -> None:
     key = TestKey.make()
     place.enrol("cam-1", key)
@@ -185,6 +204,6 @@ def test_only_a_device_renews_and_only_for_itself(place: Place) -> None:
     body = {"csr_pem": TestKey.make().csr()}
     assert place.call("POST", "/api/v1/devices/self/certificate", place.admin, body)[1]["code"] == "cloud.forbidden"
     assert place.renew(key, key, "cam-2")[1]["code"] == "cloud.unauthorized"
-    for wrong in ({}, {"csr_pem": "x"}, {"csr_pem": 7}, body | {"device": "cam-2"}):
+    for wrong in ({}, {"csr_pem": "x"}, body | {"link_csr_pem": "x"}, {"csr_pem": 7}, body | {"device": "cam-2"}):
         status, answer = place.call("POST", "/api/v1/devices/self/certificate", place.token(key), wrong)
         assert (status, answer["code"]) == (400, "cloud.bad-request")

@@ -33,6 +33,11 @@ def test_flags_win_over_the_environment_which_wins_over_the_file(tmp_path: Path)
     assert config.mqtt_public.tls is True
 
 
+def test_the_life_of_certificates_is_a_setting() -> None:
+    assert RegistryConfig().device_certificate_days == 90
+    assert load_config(environ={"LIGHTERMAN_DEVICE_CERTIFICATE_DAYS": "7"}).device_certificate_days == 7
+
+
 def test_the_file_of_the_working_directory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cloud-registry.toml").write_text("port = 7")
@@ -55,6 +60,8 @@ def test_database_urls_get_their_driver(given: str, driver: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
+        {"device_certificate_days": 0},
+        {"device_certificate_days": 100_000},
         {"port": 70_000},
         {"port": "many"},
         {"mqtt_public.tls": "perhaps"},
