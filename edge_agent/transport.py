@@ -104,12 +104,13 @@ class _Watch:
             raise self._slow(f"took longer than {self._patience.total_ms} ms")
         if now > self._window_end:
             if self._window_bytes < self._patience.window_bytes_min:
-                raise self._slow(f"sent only {self._window_bytes} bytes in {self._patience.window_ms} ms")
+                detail = f"sent only {self._window_bytes} bytes in {self._patience.window_ms} ms"
+                raise self._slow(detail, "network.too-slow")
             self._window_end = now + self._patience.window_ms / 1000
             self._window_bytes = 0
 
-    def _slow(self, why: str) -> EdgeError:
-        return EdgeError("network.timeout", f"{self._what}: the server {why}")
+    def _slow(self, why: str, code: str = "network.timeout") -> EdgeError:
+        return EdgeError(code, f"{self._what}: the server {why}")
 
 
 class _Wire:

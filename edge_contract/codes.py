@@ -104,6 +104,7 @@ _ROWS: Final = (
     ("device.disk-corrupt", "retry", "Bytes on this device's disk no longer have their digest."),
     ("device.clock-untrusted", "hold", "The clock is earlier than a time this device knows to have passed."),
     ("device.step-overdue", "retry", "A step of an update took longer than it may, and was given up."),
+    ("device.restarted", "retry", "The agent was restarted in the middle of a step as often as is tolerated."),
     ("device.held", "hold", "An operator holds updates back on this device."),
     ("device.outside-window", "hold", "The signed policy allows activation in a maintenance window only."),
     ("device.postponed", "hold", "The device's own hook asked to wait."),
@@ -120,6 +121,7 @@ _ROWS: Final = (
     # network: nobody, then owner
     ("network.unreachable", "retry", "The other side could not be reached."),
     ("network.timeout", "retry", "The other side did not answer in time."),
+    ("network.too-slow", "retry", "The other side sends less than the least rate (slow retrieval attack)."),
     ("network.cut", "retry", "The connection ended before the last byte."),
     ("network.refused", "hold", "The other side does not accept this device's credentials."),
     # cloud: operator

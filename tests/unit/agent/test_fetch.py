@@ -271,7 +271,7 @@ def test_a_trickle_is_given_up_although_it_never_stops(bench: Bench) -> None:
 
     bench.server.script = trickle
     bench.hurry()
-    assert bench.fails() == "network.timeout"
+    assert bench.fails() == "network.too-slow"
 
 
 def test_headers_that_trickle_are_given_up(bench: Bench) -> None:
@@ -283,7 +283,7 @@ def test_headers_that_trickle_are_given_up(bench: Bench) -> None:
 
     bench.server.script = trickle
     bench.hurry()
-    assert bench.fails() == "network.timeout"
+    assert bench.fails() == "network.too-slow"
 
 
 def test_an_attempt_has_an_end_however_busy_it_is(tmp_path: Path) -> None:
