@@ -33,7 +33,6 @@ class Attacker:
         is_shut: Whether everybody is turned away.
         poured: Bytes that were sent by `pour`.
         heard: Every answer of the registry by path, the oldest first, each once.
-        told: Paths of the forged files that were told.
         asked: Method, path and token of every request.
     """
 
@@ -85,7 +84,6 @@ class Attacker:
         self.reroute: Callable[[str], str] | None = None
         self.token = ""
         self.is_shut = False
-        self.told: list[str] = []
 
     def start(self) -> None:
         """Begin to serve."""
@@ -134,7 +132,6 @@ class Attacker:
             return http.client.SERVICE_UNAVAILABLE, {}, b""
         if request.path in self.files:
             forged = self.files[request.path]
-            self.told.append(request.path)
             if forged is None:
                 return http.client.NOT_FOUND, {}, b""
             return http.client.OK, {"Content-Type": "application/octet-stream"}, forged

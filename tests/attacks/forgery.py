@@ -89,6 +89,11 @@ class Forgery:
         path = target_path(shipment.model, shipment.version, shipment.manifest)
         return self.role(self.lister(path)).signed.targets[path]
 
+    @property
+    def place(self) -> str:
+        """Where devices find the repository, as a path."""
+        return f"/tuf/{self._place}/"
+
     # -- what he does ----------------------------------------------------------------------------------------------
 
     def put_targets(

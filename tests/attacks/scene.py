@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tuf.api.metadata import Metadata
+
 from edge_agent.control import ask
 from edge_contract.jsonio import JsonObject
 from tests.attacks.attacker import Attacker
-from tests.attacks.forgery import IMAGE, Forgery
+from tests.attacks.forgery import DIRECTOR, IMAGE, Forgery
 from tests.attacks.ground import Ground
 from tests.e2e.asker import Asker
 from tests.e2e.device import Device
 from tests.e2e.stack import Shipment, condition
 
-BELIEVED_TOLD = 3
-"""A timestamp that differs is asked for twice in one look at the metadata; the third time is the next look."""
 _T = TypeVar("_T")
 HURRIED: Mapping[str, str] = {
     "PYTHONPATH": os.pathsep.join(
@@ -120,10 +120,12 @@ class Scene:
         """Where the device finds a repository, as a path."""
         return "/tuf/image/" if repository == IMAGE else f"/tuf/director/{self.victim.name}/"
 
-    def heard_first(self, repository: str) -> dict[str, bytes | None]:
-        """The oldest that the device was told of a repository, by path."""
-        place = self.place(repository)
-        return {path: bodies[0] for path, bodies in self.attacker.heard.items() if path.startswith(place)}
+    def yesterday(self, repository: str) -> dict[str, bytes | None]:
+        """The oldest timestamp that the device was told of, of those that the present key signed."""
+        path = self.place(repository) + "timestamp.json"
+        keyids = set(self.forge(repository).root.signed.roles["timestamp"].keyids)
+        signed = [body for body in self.attacker.heard[path] if keyids & set(Metadata.from_bytes(body).signatures)]
+        return {path: signed[0]}
 
     # -- what the cloud does ---------------------------------------------------------------------------------------
 
@@ -181,15 +183,14 @@ class Scene:
             self.recovers(shipment, asker)
         return shipment
 
-    def believes(self, path: str) -> None:
-        """Wait until the device has taken a forged file for true: it was told it, verified it, and asks again."""
-
-        def is_believed() -> bool:
-            return self.attacker.told.count(path) >= BELIEVED_TOLD and not self.victim.all_errors()
-
+    def believes(self, forgery: Forgery) -> None:
+        """Let the device see forged metadata, and wait until it keeps their timestamp as the one it trusts."""
+        repository = IMAGE if forgery.place == self.place(IMAGE) else DIRECTOR
+        kept, told = self.victim.data / "trust" / repository / "timestamp.json", forgery.place + "timestamp.json"
+        self.attacker.files = forgery.files
         self.attacker.is_shut = False
         self.victim.refresh()
-        self.victim.wait(is_believed, f"the device to believe {path}")
+        self.victim.wait(lambda: kept.read_bytes() == forgery.files[told], f"the device to believe {told}")
 
     def recovers(self, shipment: Shipment, asker: Asker, except_for: str = "") -> None:
         """Let the attacks end: the device takes what is honest, and no error stays but one that is named."""

@@ -92,6 +92,6 @@ def test_content_longer_than_it_was_declared_is_not_read_to_the_end(scene: Scene
 def test_an_answer_that_comes_too_slowly_is_given_up(scene: Scene) -> None:
     """With a shortened patience (`hurry/`); slow metadata and slow content hold up neither the model nor the device."""
     scene.withstands(
-        Attack("network.timeout", "timestamp.json: the server sent only", _dripping("/timestamp.json")),
-        Attack("network.timeout", "the server sent only", _dripping("/manifests/")),
+        Attack("network.too-slow", "timestamp.json: the server sent only", _dripping("/timestamp.json")),
+        Attack("network.too-slow", "the server sent only", _dripping("/manifests/")),
     )

@@ -110,8 +110,7 @@ def test_versions_that_were_driven_up_are_no_measure_once_the_stolen_key_is_repl
         scene.attacker.is_shut = True
         forgery = scene.forge(DIRECTOR, "timestamp")
         forgery.put_timestamp(lambda timestamp: setattr(timestamp, "version", FAST))
-        scene.attacker.files = forgery.files
-        scene.believes(scene.place(DIRECTOR) + "timestamp.json")
+        scene.believes(forgery)
         scene.attacker.tell_the_truth()
         shipped = scene.ship()
         scene.names("trust.metadata-rollback", f"timestamp falls from version {FAST + 1}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -16,8 +17,9 @@ from tests.attacks.scene import Attack, Scene, Victim
 
 pytestmark = [pytest.mark.e2e, pytest.mark.system]
 
-FREEZE_S = 5
+FREEZE_S = 6
 """How long the metadata of the freeze attacks are valid, so that a device sees them fresh before it sees them stale."""
+MONTHS_MS = 120 * 24 * 3600 * 1000
 WAKING_MS = 12_345
 """The clock of a device that wakes up without one: 12 seconds after the beginning of 1970."""
 
@@ -28,14 +30,16 @@ WAKING_MS = 12_345
 @pytest.mark.parametrize("repository", [DIRECTOR, IMAGE])
 def test_metadata_of_yesterday_are_refused_at_every_step_of_the_chain(scene: Scene, repository: str) -> None:
     """Replayed as they were; then with stolen keys, so that only the next link of the chain shows their age."""
-    live = scene.live[scene.model]
+    with scene.under_watch() as asker:
+        scene.recovers(scene.ship(), asker)
+    live, yesterday = scene.live[scene.model], scene.yesterday(repository)
     role = "targets"
     if repository == IMAGE:
         path = target_path(live.model, live.version, live.manifest)
         role = scene.forge(IMAGE).lister(path)
 
     def replay(scene: Scene) -> None:
-        scene.attacker.files = scene.heard_first(repository)
+        scene.attacker.files = dict(yesterday)
 
     def older_snapshot(scene: Scene) -> None:
         forgery = scene.forge(repository, "timestamp")
@@ -79,7 +83,6 @@ def _freeze(scene: Scene) -> Forgery:
         timestamp.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=FREEZE_S)
 
     forgery.put_timestamp(shorten)
-    scene.attacker.files = forgery.files
     return forgery
 
 
@@ -87,7 +90,7 @@ def test_a_device_that_is_kept_from_the_present_notices_when_the_past_expires(sc
     with scene.under_watch() as asker:
         scene.attacker.is_shut = True
         frozen = _freeze(scene)
-        scene.believes(scene.place(DIRECTOR) + "timestamp.json")
+        scene.believes(frozen)
         shipped = scene.ship()
         scene.names("trust.metadata-expired", f"timestamp version {frozen.timestamp.signed.version} expired")
         scene.is_unmoved(asker)
@@ -95,10 +98,11 @@ def test_a_device_that_is_kept_from_the_present_notices_when_the_past_expires(sc
         scene.recovers(shipped, asker)
 
 
-@pytest.fixture
-def clockless(ground: Ground) -> Iterator[Scene]:
+@pytest.fixture(scope="module")
+def clockless(ground_of_session: Ground) -> Iterator[Scene]:
     """A device whose clock begins in 1970, with a live model."""
-    with attacker_before(ground.port) as attacker:
+    ground = ground_of_session
+    with attacker_before(ground.port) as attacker, ground.ending_devices():
         victim = ground.enrol(Victim(ground.folder / "c", "clockless", "sundial", is_clocked=True), attacker.url)
         victim.set_clock(wall_ms=WAKING_MS)
         live = ground.ship("sundial", 1, victim.name)
@@ -117,11 +121,27 @@ def test_a_device_without_a_clock_says_so_and_counts_the_seconds_since_the_newes
 
     victim.wait(report, "the registry to hear that the clock is not to be trusted")
     with scene.under_watch() as asker:
-        scene.recovers(scene.ship(), asker, except_for="device.clock-untrusted")
+        scene.recovers(scene.ship(), asker)
         scene.attacker.is_shut = True
-        _freeze(scene)
-        scene.believes(scene.place(DIRECTOR) + "timestamp.json")
+        scene.believes(_freeze(scene))
         shipped = scene.ship()
         scene.names("trust.metadata-expired", "director repository: timestamp")
         scene.is_unmoved(asker)
-        scene.recovers(shipped, asker, except_for="device.clock-untrusted")
+        scene.recovers(shipped, asker)
+
+
+def test_a_clock_that_somebody_set_forward_stops_updates_until_it_is_right_again_and_no_longer(
+    clockless: Scene,
+) -> None:
+    scene, victim = clockless, clockless.victim
+    victim.set_clock()
+    victim.wait(lambda: victim.status()["clock_trusted"], "the clock to be right")
+    with scene.under_watch() as asker:
+        victim.set_clock(wall_ms=int(time.time() * 1000) + MONTHS_MS)
+        shipped = scene.ship()
+        scene.names("trust.metadata-expired", "expired at")
+        scene.is_unmoved(asker)
+        assert scene.standing(shipped) == "pending"
+        victim.set_clock()
+        scene.recovers(shipped, asker)
+        assert victim.status()["clock_trusted"]
