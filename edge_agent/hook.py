@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, Final
 
+from edge_agent.keyuri import without_pin
 from edge_agent.limits import (
     HOOK_DETAIL_CHARS_MAX,
     HOOK_MS_DEFAULT,
@@ -82,6 +83,7 @@ class CommandHook:
                     stdout=out,
                     stderr=err,
                     cwd="/",
+                    env=without_pin(os.environ),
                     start_new_session=True,
                 )
             except OSError as error:

@@ -24,13 +24,10 @@ from edge_agent.keys import (
     require_private,
     unusable,
 )
-from edge_agent.keyuri import Pkcs11Uri
+from edge_agent.keyuri import PIN_VARIABLE, Pkcs11Uri
 from edge_agent.limits import PIN_BYTES_MAX
 from edge_agent.store import durable
 from edge_contract.errors import EdgeError
-
-PIN_VARIABLE: Final = "LIGHTERMAN_KEY_PIN"
-"""Holds the PIN where the URI names no file."""
 
 LABEL_DEFAULT: Final = "lighterman-device"
 _ED25519_PARAMETERS: Final = b"\x13\x0cedwards25519"  # a PrintableString, as PKCS#11 2.40 has it

@@ -4,6 +4,7 @@ Nothing here needs a library, because the control process reads these URIs and h
 """
 
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,9 @@ from edge_contract.errors import EdgeError
 
 FILE_DEFAULT: Final = "file:device.key"
 PKCS11: Final = "pkcs11:"
+PIN_VARIABLE: Final = "LIGHTERMAN_KEY_PIN"
+"""Holds the PIN where the URI names no file. A file is better: programs that an agent starts see its environment."""
+
 _FILE: Final = "file:"
 _NAME_CHARS: Final = frozenset(string.ascii_letters + string.digits + ".-_")
 _HINT: Final = "Use file:device.key, or pkcs11:token=TOKEN;object=NAME?module-path=/PATH&pin-source=file:/PATH."
@@ -62,6 +66,11 @@ class Pkcs11Uri:
         if self.pin_file is not None:
             query.append(f"pin-source=file:{quote(str(self.pin_file))}")
         return f"{PKCS11}{';'.join(path)}?{'&'.join(query)}"
+
+
+def without_pin(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for programs that have no business with the key."""
+    return {name: value for name, value in environment.items() if name != PIN_VARIABLE}
 
 
 def file_name(uri: str) -> str | None:

@@ -6,12 +6,14 @@ standard output.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
+from edge_agent.keyuri import without_pin
 from edge_agent.limits import RECEIPT_BYTES_MAX, VERIFY_MS_MAX
 from edge_agent.tokens import FixedToken
 from edge_agent.transport import TokenSource
@@ -88,6 +90,7 @@ class ChildVerification:
                 stdout=subprocess.PIPE,
                 timeout=self._timeout_ms / 1000,
                 check=False,
+                env=without_pin(os.environ),
                 start_new_session=True,  # an interrupt typed at the agent is for the agent
             )
         except subprocess.TimeoutExpired:

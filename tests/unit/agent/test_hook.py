@@ -100,3 +100,13 @@ def _is_running(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def test_the_pin_of_the_devices_key_is_none_of_its_business(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTERMAN_KEY_PIN", "4711")
+    monkeypatch.setenv("LIGHTERMAN_OTHER", "kept")
+    assert (
+        hook(tmp_path, f'echo "$LIGHTERMAN_KEY_PIN,$LIGHTERMAN_OTHER" > {tmp_path}/seen').ask("download", ASSIGNMENT)
+        == 0
+    )
+    assert (tmp_path / "seen").read_text() == ",kept\n"
