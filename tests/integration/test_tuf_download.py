@@ -251,6 +251,21 @@ def test_a_slow_server_is_given_up_and_what_came_is_kept(bench: Bench) -> None:
     assert bench.parts()
 
 
+def test_slow_metadata_is_given_up() -> None:
+    def drip(_: Asked) -> Iterator[bytes]:
+        yield answer(200, b"{", length=10_000)
+        for _number in range(1000):
+            server.pause(0.05)
+            yield b" "
+
+    with raw_server(drip) as server:
+        remote = RemoteFolder(server.url, PATIENT)
+        with pytest.raises(EdgeError) as caught:
+            remote("timestamp.json", 16_000)
+        remote.close()
+    assert caught.value.code == "network.timeout"
+
+
 def test_redirections_are_followed_and_bounded(bench: Bench) -> None:
     with raw_server(bench.ranges) as target, raw_server(lambda _: []) as server:
         server.script = lambda _: [answer(302, Location=f"{target.url}/elsewhere?signed=1")]
