@@ -35,9 +35,9 @@ def cut_power_at(found: Bench, disk: SmallDisk, device: CrashDevice, point: Poin
     """The same with a real file system that loses what was not synced."""
     device.fill(found.base)
     disk.sync()
-    is_killed = _kill(found, device, point)
+    was_there = _kill(found, device, point)
     disk.cut_power()
-    return require_recovery(found, device) if is_killed else None
+    return require_recovery(found, device) if was_there else None
 
 
 def fail_at(found: Bench, device: CrashDevice, point: Point, error: str) -> Answer | None:
@@ -54,7 +54,7 @@ def fail_at(found: Bench, device: CrashDevice, point: Point, error: str) -> Answ
     device.start_traced(f"error={error}", point)
     answer = None
     try:
-        _wait_for(found, device, _is_injected)
+        wait_for_fault(found, device, _is_injected)
         if not _is_injected(device):
             return None
         answer = _go_on(found, device)
@@ -123,10 +123,10 @@ def _kill(found: Bench, device: CrashDevice, point: Point) -> bool:
     """Start the agent and kill it at a point; says whether it came there."""
     device.start_traced("signal=KILL", point)
     try:
-        _wait_for(found, device, _is_killed)
+        wait_for_fault(found, device, is_killed)
     finally:
         device.kill()
-    if _is_killed(device):
+    if is_killed(device):
         _require_hit(device, point)
         return True
     return False
@@ -143,7 +143,7 @@ def _change_at(
     device.log.unlink(missing_ok=True)
     device.start_traced("signal=STOP", point)
     try:
-        _wait_for(found, device, _is_stopped)
+        wait_for_fault(found, device, _is_stopped)
         if not _is_stopped(device):
             return None
         _require_hit(device, point)
@@ -156,7 +156,7 @@ def _change_at(
         device.kill()
 
 
-def _wait_for(found: Bench, device: CrashDevice, is_struck: Callable[[CrashDevice], bool]) -> None:
+def wait_for_fault(found: Bench, device: CrashDevice, is_struck: Callable[[CrashDevice], bool]) -> None:
     """Wait for the fault; when the update is over without it, let the agent tidy up and end."""
 
     def is_over() -> bool:
@@ -197,7 +197,8 @@ def _is_waiting(device: CrashDevice) -> bool:
     return bool((device.status().get("deployment") or {}).get("error"))
 
 
-def _is_killed(device: CrashDevice) -> bool:
+def is_killed(device: CrashDevice) -> bool:
+    """Whether strace has seen a thread of it killed."""
     return device.trace.exists() and bool(killed_threads(device.trace))
 
 

@@ -27,13 +27,12 @@ from edge_contract.errors import EdgeError
 from edge_contract.jsonio import parse_object
 from edge_contract.limits import MANIFEST_BYTES_MAX
 from edge_contract.manifest import Manifest
-from tests.crash.calls import Call, describe, killed_threads, read_calls
+from tests.crash.calls import Call, describe, read_calls
 from tests.crash.cloud import DEVICE, MODEL
-from tests.crash.device import WAIT_S, BrokenError, CrashDevice
+from tests.crash.device import BrokenError, CrashDevice
 from tests.crash.disk import DRAWN, ForgetfulDisk, Loss, Shelf, Tree, contents, fingerprint, tree_of
-from tests.crash.faults import require_recovery
+from tests.crash.faults import is_killed, require_recovery, wait_for_fault
 from tests.crash.sweep import Bench, Tally, is_tidied, sample
-from tests.support.net import wait_until
 
 _DOCUMENT_BYTES_MAX = 5_000_000
 _MAPPED = "spool.db-shm"  # SQLite writes it through memory, and makes it anew after a crash
@@ -231,10 +230,10 @@ def record_two_runs(found: Bench, device: CrashDevice, call: str, number: int) -
     device.fill(found.base)
     device.start_recorded_and_doomed(call, number)
     try:
-        wait_until(lambda: not device.is_running or device.is_confirmed(found.new), WAIT_S, what="the kill")
+        wait_for_fault(found, device, is_killed)
     finally:
         device.kill()
-    if not killed_threads(device.trace):
+    if not is_killed(device):
         raise BrokenError(f"no thread came to its {call} number {number}")
     first = read_calls(device.trace, device.data)
     device.start_traced()

@@ -16,7 +16,7 @@ from tests.crash.powercut import cut_everywhere, require_faithful, states
 from tests.crash.sweep import Bench, bench, sample
 from tests.support.require import require_program
 
-pytestmark = [pytest.mark.slow, pytest.mark.system]
+pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(300)]
 
 JOBS = 2
 KILLS = 6
