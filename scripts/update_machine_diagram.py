@@ -5,6 +5,7 @@ python scripts/update_machine_diagram.py --check   says whether the page is what
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,8 +13,17 @@ PAGE = ROOT / "docs" / "update-machine.md"
 
 sys.path.insert(0, str(ROOT))
 
-from edge_agent.core.update import INTERRUPTIBLE, RESUME, TABLE, Row  # noqa: E402  # the tree, wherever this is run
-from edge_contract.phases import Phase  # noqa: E402
+from edge_agent.core import inputs, limits  # noqa: E402  # the tree, wherever this is run
+from edge_agent.core.update import (  # noqa: E402
+    INTERRUPTIBLE,
+    RESUME,
+    TABLE,
+    AssignmentChosen,
+    AssignmentWithdrawn,
+    LiveGivenUp,
+    Row,
+)
+from edge_contract.phases import Outcome, Phase  # noqa: E402
 
 GROUP = "before_activation"
 
@@ -28,6 +38,160 @@ Until a bundle is activated the live one is untouched, so a newer assignment tak
 that the live bundle did not come up, or stay up, as often as is tolerated. All other events are facts that the shell
 reports.
 """
+
+MEANING = {
+    Phase.IDLE: "Nothing is under way; what is live answers, proves itself now and then, and is kept sound.",
+    Phase.RESOLVING: "The manifest is fetched and checked, space and memory are planned, leave to download is asked; "
+    "whoever waits (an error, a hold, a hook) waits here.",
+    Phase.FETCHING: "Missing blobs are downloaded, resuming, verified as they come.",
+    Phase.VERIFYING: "Every blob is read from disk again by other code.",
+    Phase.STAGING: "The bundle is unpacked into its slot; then leave to activate is asked, and waited for here.",
+    Phase.TESTING: "The candidate loads and meets its golden vectors, beside the live worker or, for want of memory, "
+    "after it was stopped.",
+    Phase.ACTIVATING: "The candidate takes the socket; the worker before it drains and ends.",
+    Phase.PROBATION: "The new bundle answers and is watched; the one before it waits as the fallback.",
+    Phase.COMMITTING: "The module's own socket is asked which bundle answers and what it computes just now.",
+    Phase.ROLLING_BACK: "The fallback (or nothing, if there is none) is made what answers.",
+}
+"""What each phase means."""
+
+INTERRUPTIONS: dict[type, str] = {
+    AssignmentChosen: "a newer assignment",
+    AssignmentWithdrawn: "a withdrawal",
+    inputs.HoldRequested: "a hold",
+    inputs.RollbackRequested: "an operator's rollback",
+    LiveGivenUp: "the live bundle failing",
+    inputs.WorkerExited: "its worker ending",
+}
+"""Who may end what is under way, by the event that says so."""
+
+OUTCOMES = {
+    Outcome.CONFIRMED: (
+        "committing, or idle for what was confirmed before",
+        "The bundle passed its probation and proved that it is what answers.",
+    ),
+    Outcome.REFUSED: (
+        "any phase before activation, or activating",
+        "The live bundle never changed. With an error of the bundle's own (`model.*`, `artifact.*`) its digest is "
+        "quarantined: this device does not try it again.",
+    ),
+    Outcome.SUPERSEDED: (
+        "any phase before activation, or probation",
+        "Something newer took over, or it was withdrawn. The same deployment assigned again is begun again.",
+    ),
+    Outcome.ROLLED_BACK: ("rolling_back", "What was live before answers again."),
+    Outcome.ROLLBACK_FAILED: (
+        "rolling_back",
+        "The fallback did not come up. What is live goes on, or is brought up again, until a person or a newer "
+        "deployment helps.",
+    ),
+}
+"""Where each outcome is reached, and what it says."""
+
+LOOPS = (
+    (
+        "attempts that fail on the device's own account, or that a restart cut short while testing or activating",
+        "FINAL_ATTEMPTS_MAX",
+        "`failures`",
+        "refused",
+    ),
+    (
+        "attempts that somebody else has to mend (`network.*`, `cloud.*`, anything on hold)",
+        "",
+        "`attempt`",
+        "for ever, with capped waits",
+    ),
+    (
+        "restarts of the agent on probation",
+        "PROBATION_RESTARTS_MAX",
+        "`probation_restarts`",
+        "rolled back, quarantined",
+    ),
+    ("proofs at the end of a probation", "COMMIT_ATTEMPTS_MAX", "`commits`", "rolled back"),
+    ("attempts of a rollback", "ROLLBACK_ATTEMPTS_MAX", "`rollbacks`", "`rollback_failed`"),
+    ("deployments done again because their slot rotted", "HEALS_MAX", "`heals`", "stays rolled back"),
+    ("digests in quarantine", "QUARANTINE_MAX", "`quarantined`", "the oldest is forgotten"),
+    ("failures in a row of the live bundle to come up or stay up", "SERVE_FAILURES_MAX", "memory", "the fallback"),
+    ("failures in a row of the live bundle to prove itself", "ATTEST_FAILURES_MAX", "memory", "`answering` is empty"),
+)
+"""What repeats, the limit of it, where it is counted (a field of the record, or memory), and what comes then."""
+
+TIMES = (
+    ("RETRY_MS_FIRST", "first wait after an error; doubles, with jitter"),
+    ("RETRY_MS_MAX", "longest wait after an error"),
+    ("HOLD_MS", "wait for what somebody else has to change (a full disk, too little memory)"),
+    ("POSTPONE_MS_MIN", "soonest that a hook or a window is asked again"),
+    ("POSTPONE_MS_MAX", "latest that a hook or a window is asked again, whatever it said"),
+    ("OBSERVE_MS", "how often a bundle on probation is looked at"),
+    ("SERVE_STABLE_MS", "how long a worker has to stay up to count as up"),
+    ("SERVE_MS_MAX", "longest that bringing up the live bundle, or a proof of it, may take"),
+    ("ATTEST_MS", "how often the live bundle proves that it is what answers"),
+    ("SCRUB_MS_DEFAULT", "how often everything on disk is read again"),
+    ("UPKEEP_MS_MAX", "longest that reading the disk, or healing a slot, may take"),
+    ("REFRESH_GAP_MS", "shortest time between two refreshes of metadata"),
+    ("REFRESH_MS_FIRST", "first wait after a refresh that failed"),
+    ("REFRESH_MS_MAX", "longest that a refresh of metadata may take"),
+)
+"""Times of the core, and what they are of."""
+
+PHASES_TEXT = (
+    "An operation that takes longer than its bound is cancelled and fails with `device.step-overdue`; what carries it",
+    "out has tighter bounds of its own. Who may end a phase does so at once; everybody else waits for its end.",
+)
+ENDS_TEXT = (
+    "`idle` says nothing of the past; the outcome does. It is empty while a deployment is under way. Before activation",
+    "any doubt keeps what is live; on probation any doubt rolls back; what does not come back waits for a person.",
+)
+RESTART_TEXT = (
+    "Power may fail at any instant. Nothing before probation changed what is live, and every finished step is found on",
+    "disk and costs nothing again; what is live is brought up first.",
+)
+
+_SECOND, _MINUTE, _HOUR = 1_000, 60_000, 3_600_000
+
+
+def _time(milliseconds: int) -> str:
+    """A time as people say it."""
+    for unit, name in ((_HOUR, "h"), (_MINUTE, "min"), (_SECOND, "s")):
+        if milliseconds % unit == 0:
+            return f"{milliseconds // unit} {name}"
+    return f"{milliseconds} ms"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def phases() -> list[str]:
+    """What each phase means, how long one operation of it may take, what comes then, and who may interrupt it."""
+    rows = []
+    for phase in Phase:
+        deadline = limits.STEP_MS_MAX.get(phase)
+        failed = TABLE.get((phase, inputs.CommandFailed))
+        overdue = ", ".join(sorted(failed.next_phases)) if failed and deadline else "-"
+        who = [text for event, text in INTERRUPTIONS.items() if (phase, event) in TABLE and phase is not Phase.IDLE]
+        rows.append((str(phase), MEANING[phase], _time(deadline) if deadline else "-", overdue, ", ".join(who) or "-"))
+    return _table(("phase", "what happens", "one operation takes at most", "overdue leads to", "who may end it"), rows)
+
+
+def outcomes() -> list[str]:
+    """Where each outcome is reached."""
+    return _table(("outcome", "reached from", "says"), [(str(one), *OUTCOMES[one]) for one in Outcome])
+
+
+def loops() -> list[str]:
+    """What repeats, and how often at most."""
+    rows = [
+        (what, f"{getattr(limits, name)} (`{name}`)" if name else "no limit", where, then)
+        for what, name, where, then in LOOPS
+    ]
+    return _table(("what repeats", "at most", "counted in", "then"), rows)
+
+
+def times() -> list[str]:
+    """The core's times."""
+    return _table(("time", "of", "name"), [(_time(getattr(limits, name)), what, f"`{name}`") for name, what in TIMES])
 
 
 def _edges() -> list[tuple[str, str, list[str]]]:
@@ -90,12 +254,31 @@ def page() -> str:
         diagram(),
         "```",
         "",
+        "## Phases",
+        *PHASES_TEXT,
+        "",
+        *phases(),
+        "",
+        "## How a deployment ends",
+        *ENDS_TEXT,
+        "",
+        *outcomes(),
+        "",
+        "## Every loop is bounded",
+        "Counts are kept in the record where a restart must not begin them anew.",
+        "",
+        *loops(),
+        "",
+        *times(),
+        "",
         "## Every transition",
         "| phase | event | action | leads to |",
         "|---|---|---|---|",
         *rows,
         "",
         "## After a restart",
+        *RESTART_TEXT,
+        "",
         "| persisted phase | goes on in |",
         "|---|---|",
         *resume,

@@ -189,8 +189,8 @@ class ServeLive(ModuleCommand):
     Attributes:
         manifest: What is live.
         may_overtake: Whether it need not wait for any record: it only brings up again what was live before, and a disk
-            that cannot be written is no reason to serve nobody. A bundle on probation has to wait until its restart was
-            counted.
+            that cannot be written is no reason to serve nobody. A bundle that has yet to prove itself has to wait until
+            its restart was counted.
     """
 
     manifest: Digest

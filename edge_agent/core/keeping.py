@@ -39,7 +39,7 @@ class Keeping(ModuleState):
             return []
         # Whoever proves a bundle proves it in the place of any candidate, so the one under test goes.
         self._is_candidate_lost = self.record.phase is Phase.TESTING
-        may_overtake = self.record.phase is not Phase.PROBATION
+        may_overtake = self.record.phase not in (Phase.PROBATION, Phase.COMMITTING)
         return [self._watch.bring_up(now, self.record.live.manifest, may_overtake)]
 
     def _end_pause(self, now: int) -> Commands:

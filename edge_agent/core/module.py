@@ -9,12 +9,14 @@ from typing import Final
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.judging import Judging
-from edge_agent.core.limits import PROBATION_RESTARTS_MAX
+from edge_agent.core.limits import FINAL_ATTEMPTS_MAX, PROBATION_RESTARTS_MAX
 from edge_agent.core.state import Commands
 from edge_agent.core.update import RESUME, TABLE, AssignmentChosen, AssignmentWithdrawn, LiveGivenUp
 from edge_contract.phases import Outcome, Phase
 from edge_contract.twin import ReportedDeployment, ReportedModule
 
+_RISKY: Final = (Phase.TESTING, Phase.ACTIVATING)
+"""Phases in which a bundle runs that never proved itself on this device."""
 _UNTIMED: Final = (
     inputs.TimeReached,
     AssignmentChosen,
@@ -32,11 +34,15 @@ class ModuleMachine(Judging):
 
     def start(self, now: int) -> Commands:
         """Resume after a restart: bring the live bundle up, then go on where the record says."""
-        record = self.record
-        record.phase = RESUME[record.phase]
+        record, interrupted = self.record, self.record.phase
+        record.phase = RESUME[interrupted]
         if record.phase is Phase.ROLLING_BACK:
             return self._act_roll_back(now)
-        if record.phase is Phase.PROBATION:
+        if interrupted in _RISKY:
+            record.failures += 1  # a candidate that takes the device down must not do so for ever
+            if record.failures >= FINAL_ATTEMPTS_MAX:
+                self._refuse("device.restarted", f"the agent restarted again and again while {interrupted}")
+        if record.phase in (Phase.PROBATION, Phase.COMMITTING):
             record.probation_restarts += 1
             if record.probation_restarts > PROBATION_RESTARTS_MAX:
                 detail = f"the agent restarted {record.probation_restarts} times during the probation"
@@ -152,7 +158,7 @@ class ModuleMachine(Judging):
             raise AssertionError("an assignment was chosen, but there is none")
         record.heals = record.heals if record.is_again and record.deployment == desired else 0
         record.deployment, record.outcome, record.error, record.attempt = desired, None, None, 1
-        record.is_again = False
+        record.is_again, record.failures = False, 0
         self._retry_at = None
         if desired.manifest in record.quarantined:
             self._refuse("artifact.quarantined", f"bundle {desired.manifest.short} failed here before")

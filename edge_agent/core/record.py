@@ -32,8 +32,10 @@ class ModuleRecord:
         outcome: How it ended; none while it runs.
         error: Why it ended so, or what it waits for.
         attempt: Attempts of this deployment that met an error, plus one.
+        failures: Those of them that failed on this device's own account, or that a restart cut short while a candidate
+            was tested; they are bounded.
         rollbacks: Attempts of the rollback under way.
-        probation_restarts: Restarts of the agent within this probation.
+        probation_restarts: Restarts of the agent within this probation, and until its end is proved.
         probation_ms: Length of the probation window of the deployment.
         failure_ratio_max: Failed over all requests above which probation fails.
         sampling_ratio: Share of requests to be collected, as the live bundle says itself; its policy may say otherwise.
@@ -55,6 +57,7 @@ class ModuleRecord:
     outcome: Outcome | None = None
     error: ReportedError | None = None
     attempt: int = 1
+    failures: int = 0
     rollbacks: int = 0
     probation_restarts: int = 0
     probation_ms: int = 0
@@ -93,6 +96,7 @@ class ModuleRecord:
             "outcome": None if self.outcome is None else str(self.outcome),
             "error": None if self.error is None else self.error.to_json(),
             "attempt": self.attempt,
+            "failures": self.failures,
             "rollbacks": self.rollbacks,
             "probation_restarts": self.probation_restarts,
             "probation_ms": self.probation_ms,
@@ -131,6 +135,7 @@ class ModuleRecord:
             outcome=ended,
             error=None if error is None else ReportedError.from_json(error),
             attempt=fields.integer("attempt"),
+            failures=fields.integer("failures", 0),
             rollbacks=fields.integer("rollbacks"),
             probation_restarts=fields.integer("probation_restarts"),
             probation_ms=fields.integer("probation_ms", high=PROBATION_MS_MAX),

@@ -169,7 +169,8 @@ class Steps(Keeping):
             outside = (
                 CODES[event.code].category in (Category.NETWORK, Category.CLOUD) or disposition is Disposition.HOLD
             )
-            if outside or record.attempt < FINAL_ATTEMPTS_MAX:
+            record.failures += not outside
+            if outside or record.failures < FINAL_ATTEMPTS_MAX:
                 record.error = self._error(event.code, event.detail)
                 wait = HOLD_MS
                 if disposition is not Disposition.HOLD:

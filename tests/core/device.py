@@ -5,15 +5,18 @@ from collections import deque
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
+from edge_agent.core.limits import STEP_MS_MAX
 from edge_agent.core.record import ModuleRecord, Record
 from edge_agent.shell.dispatch import Lane, lane_of
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
 from edge_contract.phases import Phase
-from edge_contract.twin import Report
+from edge_contract.twin import Report, ReportedDeployment
 
-COMMANDS_MAX = 12
+COMMANDS_MAX = 16
+REPORT_MS = 3_600_000
+SCRUB_MS = 7_200_000
 
 
 class Device:
@@ -31,13 +34,16 @@ class Device:
         self.damaged: set[Digest] = set()
         self.postponed: dict[str, int] = {}
         self.is_memory_short = False
+        self.refused: dict[str, ReportedDeployment] = {}
+        self.otherwise: dict[str, Digest] = {}
         self.boot()
 
     # -- power -----------------------------------------------------------------------------------------------------
 
     def boot(self) -> None:
         """Lose everything but the disk, and start."""
-        self.core = Agent("dev", record=None if self.disk is None else Record.from_json(self.disk))
+        record = None if self.disk is None else Record.from_json(self.disk)
+        self.core = Agent("dev", report_ms=REPORT_MS, record=record, scrub_ms=SCRUB_MS)
         self.lanes: dict[Lane, deque[do.Command]] = {lane: deque() for lane in Lane}
         self.inbox: deque[inputs.Event] = deque()
         self.held: deque[do.Command] = deque()
@@ -175,10 +181,16 @@ class Device:
             return
         self.inbox.append(inputs.CommandFailed(op, *failure) if failure else self._perform(command, op))
 
+    def hang(self, lane: Lane) -> None:
+        """What a lane does next never ends; everything waits until that is given up."""
+        if self.lanes[lane]:
+            self.lanes[lane].popleft()
+        self.pass_time(max(STEP_MS_MAX.values()))
+
     def _perform(self, command: do.Command, op: int) -> inputs.Event:  # noqa: C901  # one case a command
         match command:
             case do.RefreshMetadata():
-                return inputs.MetadataRefreshed(op, self.director_version, self.desired)
+                return inputs.MetadataRefreshed(op, self.director_version, self.desired, self.refused)
             case do.ResolveBundle():
                 return inputs.BundleResolved(op, 10)
             case do.FetchBlobs():
@@ -213,17 +225,21 @@ class Device:
                 if found is None:
                     return inputs.CommandFailed(op, "model.not-serving", "nothing answers")
                 done = inputs.SlotCommitted if isinstance(command, do.CommitSlot) else inputs.LiveAttested
-                return done(op, found, None)
+                return done(op, self.otherwise.pop(module, found), None)
             case do.ScrubStore(manifests=manifests):
                 return inputs.StoreScrubbed(op, manifests & self.damaged)
             case do.HealSlot(assignment=chosen):
                 self.damaged.discard(chosen.manifest)
                 return inputs.SlotHealed(op, chosen.manifest)
             case do.RestartLive(module=module, manifest=manifest):
+                if manifest in self.damaged:
+                    return inputs.CommandFailed(op, "device.disk-corrupt", "the slot is damaged")
                 self.candidates.pop(module, None)
                 self.live[module] = manifest
                 return inputs.LiveServed(op, None)
             case do.RollBack(module=module, manifest=manifest):
+                if manifest in self.damaged:
+                    return inputs.CommandFailed(op, "device.disk-corrupt", "the slot is damaged")
                 self._ensure(module, manifest)
                 return inputs.SlotRolledBack(op, None)
             case do.ServeLive(module=module, manifest=manifest):

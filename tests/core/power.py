@@ -344,7 +344,7 @@ class World:
         deadline = self.core.deadline()
         is_due = deadline is not None and deadline <= self.now
         for name, module in self.modules.items():
-            assert module.attempt <= FINAL_ATTEMPTS_MAX
+            assert max(module.attempt, module.failures) <= FINAL_ATTEMPTS_MAX
             assert module.rollbacks <= ROLLBACK_ATTEMPTS_MAX
             assert module.commits <= COMMIT_ATTEMPTS_MAX
             assert module.probation_restarts <= PROBATION_RESTARTS_MAX + 1

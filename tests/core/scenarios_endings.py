@@ -19,6 +19,7 @@ from tests.core.script import (
     fails,
     is_sick,
     is_well,
+    loses_power,
     waits,
     withdraws,
 )
@@ -159,6 +160,44 @@ ENDINGS: Final = (
         "idle:refused(device.disk-error) 1|0",
         ends="refused 1|0",
         rest_ms=120_000,
+    ),
+    Row(
+        "trouble of the network does not use up the attempts that are the device's own",
+        given=(1,),
+        steps=(fails(do.FetchBlobs, "network.cut", 6), fails(do.StageSlot, "device.disk-error"), assigns(2)),
+        chain="resolve ask-download fetch resolve ask-download fetch resolve ask-download fetch resolve "
+        "ask-download fetch resolve ask-download fetch resolve ask-download fetch resolve ask-download fetch "
+        f"verify stage {WAY}",
+        reports="resolving 1|0, fetching 1|0, resolving(network.cut) 1|0, fetching 1|0, resolving(network.cut) 1|0, "
+        "fetching 1|0, resolving(network.cut) 1|0, fetching 1|0, resolving(network.cut) 1|0, fetching 1|0, "
+        "resolving(network.cut) 1|0, fetching 1|0, resolving(network.cut) 1|0, fetching 1|0, verifying 1|0, "
+        "staging 1|0, resolving(device.disk-error) 1|0, fetching 1|0, verifying 1|0, staging 1|0, testing "
+        "1|0, activating 1|0, probation 2|1, committing 2|1, idle:confirmed 2|1",
+        ends="confirmed 2|1",
+        rest_ms=300_000,
+    ),
+    Row(
+        "a candidate takes the device down whenever it is tested",
+        given=(1,),
+        steps=(
+            assigns(2),
+            at("prove"),
+            loses_power,
+            at("prove"),
+            loses_power,
+            at("prove"),
+            loses_power,
+            at("prove"),
+            loses_power,
+            at("prove"),
+            loses_power,
+        ),
+        chain=f"{STAGED} prove serve {STAGED} prove serve {STAGED} prove serve {STAGED} prove serve {STAGED} prove "
+        "serve attest",
+        reports=f"{TOLD_TESTED}, resolving 1*|0, {TOLD_TESTED}, resolving 1*|0, {TOLD_TESTED}, resolving 1*|0, "
+        f"{TOLD_TESTED}, resolving 1*|0, {TOLD_TESTED}, idle:refused(device.restarted) 1*|0, "
+        "idle:refused(device.restarted) 1|0",
+        ends="refused 1|0",
     ),
     Row(
         "a candidate fails its golden vectors",

@@ -97,6 +97,27 @@ COMMITS: Final = (
         ends="confirmed 2|1",
     ),
     Row(
+        "too many power cuts before the proof",
+        given=(1,),
+        steps=(
+            assigns(2),
+            at("commit"),
+            loses_power,
+            at("commit"),
+            loses_power,
+            at("commit"),
+            loses_power,
+            at("commit"),
+            loses_power,
+        ),
+        chain=f"{WAY} serve commit serve commit serve commit back attest",
+        reports=f"{TOLD_WATCHED}, committing 2|1, committing 2*|1, committing 2|1, committing 2*|1, committing 2|1, "
+        "committing 2*|1, committing 2|1, rolling_back(model.unhealthy) 2*|1, "
+        "idle:rolled_back(model.unhealthy) 1|0",
+        ends="rolled_back 1|0",
+        quarantined=(2,),
+    ),
+    Row(
         "a power cut between two proofs",
         given=(1,),
         steps=(fails(do.CommitSlot, "model.not-serving"), assigns(2), at("commit"), waits(0), loses_power),

@@ -4,16 +4,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.shell.dispatch import Lane
 from edge_contract.limits import DETAIL_CHARS_MAX
 from edge_contract.phases import Outcome, Phase
+from edge_contract.twin import ReportedDeployment, ReportedError
 from tests.core.bench import assignment
-from tests.core.device import Device
+from tests.core.device import SCRUB_MS, Device
 
 MODULES = ("digits", "sound")
 BAD_OUTPUTS, SICK, NEVER_TRIED = 3, 4, 9
-DISTURBANCES = ("power", "withdrawal", "nudge", "link", "rollback")
+DISTURBANCES = ("power", "withdrawal", "refusal", "nudge", "link", "rollback", "otherwise")
 Place = tuple[str, int | None, float | None, Phase]
 places: st.SearchStrategy[Place] = st.tuples(
     st.sampled_from(MODULES),
@@ -26,7 +28,8 @@ failures = st.sampled_from(
         "network.unreachable", "network.cut", "cloud.unavailable", "network.refused", "device.disk-full",
         "device.disk-error", "device.disk-corrupt", "device.memory-short", "artifact.digest-mismatch",
         "artifact.manifest-invalid", "artifact.platform-mismatch", "artifact.not-found", "model.load-failed",
-        "model.timeout", "model.worker-crashed", "trust.signature-invalid", "internal.bug",
+        "model.timeout", "model.worker-crashed", "trust.signature-invalid", "internal.bug", "device.hook-failed",
+        "device.answers-otherwise", "device.step-overdue", "model.golden-mismatch", "model.not-serving",
     ]
 )  # fmt: skip
 
@@ -105,6 +108,10 @@ class AnyOrder(RuleBasedStateMachine):
             self.device.inbox.append(inputs.RefreshRequested())
             self.device.deliver()
             self.device.work(Lane.METADATA)
+        elif what == "refusal":
+            self._refuse(module)
+        elif what == "otherwise":
+            self.device.otherwise[module] = assignment(5, module=module).manifest
         elif what == "nudge":
             self.device.inbox.append(inputs.NudgeReceived(number))
         elif what == "link":
@@ -112,6 +119,48 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             self.device.inbox.append(inputs.RollbackRequested(module))
         self.device.deliver()
+
+    def _refuse(self, module: str) -> None:
+        """Signed metadata assigns something that the device must not take."""
+        wrong = assignment(1, module=module)
+        error = ReportedError.of("trust.release-rollback", "the counter falls", Phase.IDLE)
+        self.wanted.pop(module, None)
+        self.device.refused = {module: ReportedDeployment(wrong.deployment, wrong.manifest, Outcome.REFUSED, error)}
+        self._publish()
+        self.device.inbox.append(inputs.RefreshRequested())
+        self.device.deliver()
+        self.device.work(Lane.METADATA)
+        self.device.deliver()
+        self.device.refused = {}
+
+    @rule(place=places, is_held=st.booleans(), is_whole=st.booleans())
+    def hold(self, place: Place, is_held: bool, is_whole: bool) -> None:
+        module = self._get_to(place)
+        name = "" if is_whole else module
+        self.device.handle(inputs.HoldRequested(name) if is_held else inputs.ResumeRequested(name))
+
+    @rule(gate=st.sampled_from(do.Gate), wait_ms=st.sampled_from([0, 0, 1, 5_000, 10**12]))
+    def postpone(self, gate: do.Gate, wait_ms: int) -> None:
+        """A window opens or closes, or the hook changes its mind."""
+        self.device.postponed[str(gate)] = wait_ms
+
+    @rule(is_short=st.booleans())
+    def change_memory(self, is_short: bool) -> None:
+        self.device.is_memory_short = is_short
+
+    @rule(place=places, is_read=st.booleans())
+    def rot(self, place: Place, is_read: bool) -> None:
+        """A slot that is needed is damaged on disk, and perhaps the disk is read."""
+        module = self._get_to(place)
+        found = self.device.core.reported_modules().get(module)
+        self.device.damaged |= {item for item in (found and found.live, found and found.fallback) if item}
+        if is_read:
+            self.device.pass_time(2 * SCRUB_MS)
+
+    @rule(place=places, lane=st.sampled_from(Lane))
+    def hang(self, place: Place, lane: Lane) -> None:
+        self._get_to(place)
+        self.device.hang(lane)
 
     @rule(is_writable=st.sampled_from([True, True, False]), count=st.integers(1, 20))
     def change_disk(self, is_writable: bool, count: int) -> None:
@@ -152,10 +201,12 @@ class AnyOrder(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever happened before: when all is well again, what is live answers, and a good bundle gets through."""
         self.device.is_disk_writable = True
+        self.device.postponed, self.device.otherwise, self.device.is_memory_short = {}, {}, False
         self.device.carry_out()
+        self.device.handle(inputs.ResumeRequested())
         self.device.settle(400_000)
-        for name, module in self.device.core.reported_modules().items():
-            assert module.serving or module.live is None or (name, module.live) in self.device.stuck
+        for module in self.device.core.reported_modules().values():
+            assert module.serving or module.live is None
         self.wanted = dict.fromkeys(MODULES, NEVER_TRIED)
         self.deployments += 3
         self._publish()
