@@ -247,7 +247,7 @@ def test_a_slow_server_is_given_up_and_what_came_is_kept(bench: Bench) -> None:
             yield b"x"
 
     with raw_server(drip) as server:
-        assert bench.refused(server.url) == "network.timeout"
+        assert bench.refused(server.url) == "network.too-slow"
     assert bench.parts()
 
 
@@ -263,7 +263,7 @@ def test_slow_metadata_is_given_up() -> None:
         with pytest.raises(EdgeError) as caught:
             remote("timestamp.json", 16_000)
         remote.close()
-    assert caught.value.code == "network.timeout"
+    assert caught.value.code == "network.too-slow"
 
 
 def test_redirections_are_followed_and_bounded(bench: Bench) -> None:
