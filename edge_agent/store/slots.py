@@ -381,6 +381,7 @@ def _is_same(path: Path, chunks: Iterator[bytes]) -> bool:
     """Whether a file holds exactly these bytes."""
     try:
         with os.fdopen(durable.open_file(path), "rb") as file:
+            durable.forget_cached(file.fileno())
             is_same = True
             for chunk in chunks:  # used up in any case: an archive's entries come one after the other
                 is_same = is_same and file.read(len(chunk)) == chunk
