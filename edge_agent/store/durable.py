@@ -203,6 +203,18 @@ def remove_tree(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all it holds, durably; nothing happens when it is not there.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+    else:
+        remove_file(path)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what interrupted writes left in a folder.
 
@@ -211,10 +223,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     for item in list_folder(folder):
         if item.name.startswith(TEMPORARY_PREFIX):
-            if item.is_dir() and not item.is_symlink():
-                remove_tree(item)
-            else:
-                remove_file(item)
+            remove(item)
 
 
 def settle(folder: Path, depth: int) -> None:

@@ -105,9 +105,9 @@ class FileSlotStore:
         """See `ports.SlotStore.collect`."""
         wanted = {digest.hex for digest in keep}
         with durable.disk_errors(f"removing unused slots of {self._slots}"):
-            for folder in durable.list_folder(self._slots):
-                if folder.name not in wanted:
-                    durable.remove_tree(folder)
+            for item in durable.list_folder(self._slots):
+                if item.name not in wanted:
+                    durable.remove(item)
 
     def verify(self, manifest_digest: Digest, is_cancelled: Callable[[], bool]) -> None:
         """See `ports.SlotStore.verify`; also compares its blobs, the mark, and that nothing else lies in the slot."""

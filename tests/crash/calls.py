@@ -194,7 +194,12 @@ def points_of(calls: Iterable[Call]) -> list[Point]:
 
 
 def describe(call: Call) -> str:
-    """A call for people, the same in every run."""
+    """A call for people, the same in every run.
+
+    In which order a folder's names are removed is the file system's choice, so the name is left out there.
+    """
+    if call.folder:
+        return f"{call.name} in {call.folder}"
     size = f" ({len(call.data)} bytes)" if call.data else ""
     return f"{call.name} {' -> '.join(call.paths)}{size}"
 

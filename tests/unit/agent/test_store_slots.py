@@ -271,6 +271,15 @@ def test_rot_in_an_archive_is_not_the_bundles_fault(slots: FileSlotStore, blobs:
     assert code_of(lambda: blobs.verify(wheels[0].digest, wheels[0].size)) == "device.disk-corrupt"
 
 
+def test_whatever_lies_among_the_slots_is_collected(slots: FileSlotStore, blobs: FileBlobStore, tmp_path: Path) -> None:
+    bundle = full_bundle(blobs)
+    slots.stage(bundle.digest, bundle.manifest)
+    (tmp_path / "slots" / f"{durable.TEMPORARY_PREFIX}file").write_bytes(b"killed here")
+    (tmp_path / "slots" / f"{durable.TEMPORARY_PREFIX}folder" / "files").mkdir(parents=True)
+    slots.collect(frozenset({bundle.digest}))
+    assert [path.name for path in (tmp_path / "slots").iterdir()] == [bundle.digest.hex]
+
+
 def test_copies_are_part_of_what_a_slot_needs(
     slots: FileSlotStore, blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
