@@ -260,7 +260,8 @@ class Origin:
         if answer.error().code != _EXPIRED or not self._tokens.refused(answer.header("Date")):
             return answer
         with answer:
-            pass  # read to its end: the connection is kept
+            pass
+        self.close()  # a server that refused may end the connection, and a POST is not sent twice on suspicion
         return self._request(method, path, headers, body, patience, is_cancelled)
 
     def _request(

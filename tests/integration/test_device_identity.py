@@ -22,7 +22,10 @@ from edge_agent.renewal import CertificateRenewal, renew
 from edge_agent.shell.clock import SystemClock
 from edge_agent.tokens import DeviceTokens
 from edge_agent.transport import Origin, TokenSource
+from edge_agent.trust.child import ChildVerification
+from edge_agent.trust.metastore import MetadataStore
 from edge_agent.trust.source import HttpMetadataSource, director_prefix
+from edge_agent.trust.timefloor import Times
 from edge_contract.errors import EdgeError
 from tests.support.author import Author
 from tests.support.devicetoken import make_token
@@ -116,6 +119,15 @@ def test_a_device_whose_clock_is_wrong_is_served_all_the_same(site: Site, shift_
     tokens = tokens_of(data, shift_ms)
     assert ask(data, tokens)
     assert ask(data, tokens)
+
+
+def test_the_process_that_verifies_gets_a_token_by_the_registrys_clock(site: Site) -> None:
+    data = site.enrol(site.name())
+    identity = load_identity(data)
+    for store, root in zip(("director", "image"), identity.roots(), strict=True):
+        MetadataStore(data / "trust" / store).seed(root)
+    verify = ChildVerification(data / "trust", identity.device, identity.url, tokens_of(data, -3_600_000))
+    assert verify(Times(SystemClock().wall_ms())).desired.assignments == ()
 
 
 def test_a_renewed_key_takes_the_place_of_the_old_one_when_it_is_first_used(site: Site) -> None:

@@ -12,7 +12,7 @@ from edge_agent.transport import Origin
 from edge_agent.trust.source import HttpMetadataSource, director_prefix
 from edge_contract.errors import EdgeError
 from tests.support.certs import Authority, server_context
-from tests.support.rawhttp import answer, raw_server
+from tests.support.rawhttp import Asked, answer, raw_server
 
 
 def get(origin: Origin) -> bytes:
@@ -110,3 +110,67 @@ def test_metadata_is_bounded_and_absence_is_no_error() -> None:
         assert caught.value.code == "trust.metadata-too-large"
         assert server.asked[0].path == "/tuf/director/dev%201/2.root.json"
         assert server.connections == 1
+
+
+class Tokens:
+    """Numbered tokens; notes what it hears."""
+
+    def __init__(self) -> None:
+        self.count = 1
+        self.dates: list[str] = []
+
+    def __call__(self) -> str:
+        return f"token-{self.count}"
+
+    def fresh(self) -> str:
+        return self()
+
+    def refused(self, date: str) -> bool:
+        self.dates.append(date)
+        self.count += 1
+        return True
+
+
+DATE = "Fri, 15 Jan 2027 08:00:00 GMT"
+EXPIRED = answer(401, b'{"code":"cloud.token-expired","detail":"too old"}', Date=DATE)
+
+
+def test_a_token_that_is_out_of_time_is_replaced_once() -> None:
+    def script(asked: Asked) -> list[bytes]:
+        return [answer(200, b"ok")] if asked.headers["authorization"] == "Bearer token-2" else [EXPIRED]
+
+    tokens = Tokens()
+    with raw_server(script) as server:
+        origin = Origin(server.url, tokens)
+        with origin.request("POST", "/x", body=b"same") as found:
+            assert (found.status, found.read(10, "cloud.unavailable")) == (200, b"ok")
+        assert [asked.body for asked in server.asked] == [b"same", b"same"]
+        assert tokens.dates == [DATE]
+        origin.close()
+
+
+def test_a_server_that_finds_every_token_out_of_time_is_not_asked_for_ever() -> None:
+    with raw_server(lambda _: [EXPIRED]) as server:
+        origin = Origin(server.url, Tokens())
+        with origin.request("GET", "/x") as found:
+            assert found.refusal().code == "cloud.token-expired"
+        assert len(server.asked) == 2
+        origin.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"code":"cloud.device-revoked","detail":"revoked"}', "cloud.device-revoked"),
+        (b'{"code":"cloud.unauthorized","detail":"unknown key"}', "network.refused"),
+        (b"<html>", "network.refused"),
+    ],
+)
+def test_any_other_refusal_is_final(body: bytes, code: str) -> None:
+    tokens = Tokens()
+    with raw_server(lambda _: [answer(401, body)]) as server:
+        origin = Origin(server.url, tokens)
+        with origin.request("GET", "/x") as found:
+            assert found.refusal().code == code
+        assert (len(server.asked), tokens.dates) == (1, [])
+        origin.close()
