@@ -177,7 +177,8 @@ def renew(data: Path, clock: ports.Clock) -> DeviceIdentity:
         key = open_key(old.key.uri, old.folder)
         try:
             prepared = issuing.prepare_renewal(exchange.begin(data), key)
-            answer = _ask(old, DeviceTokens(old.device, key, clock), prepared.request())
+            body = dump(prepared.request())
+            answer = _ask(old, DeviceTokens(old.device, key, clock, body), body)
         finally:
             key.close()
         try:
@@ -205,11 +206,11 @@ def _kept(old: DeviceIdentity) -> dict[str, bytes]:
     return found
 
 
-def _ask(who: DeviceIdentity, tokens: DeviceTokens, wanted: JsonObject) -> JsonObject:
+def _ask(who: DeviceIdentity, tokens: DeviceTokens, body: bytes) -> JsonObject:
     origin = Origin(who.url, tokens, who.registry_ca)
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     try:
-        with origin.request("POST", PATH, headers=headers, body=dump(wanted)) as answer:
+        with origin.request("POST", PATH, headers=headers, body=body) as answer:
             if answer.status in (401, 403):
                 raise answer.refusal()
             if answer.status not in (200, 201):

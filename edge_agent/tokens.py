@@ -5,6 +5,7 @@ says what time it is there; a device whose clock is wrong then dates its tokens 
 """
 
 import base64
+import hashlib
 import logging
 import secrets
 import threading
@@ -22,14 +23,16 @@ from edge_agent.limits import (
 )
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject, dump
-from edge_contract.signed import TOKEN_AUDIENCE
+from edge_contract.signed import TOKEN_AUDIENCE, TOKEN_BODY
 
 _LOG: Final = logging.getLogger(__name__)
 _COORDINATE_BYTES: Final = 32  # of a point or a scalar of P-256
 _JTI_BYTES: Final = 12
 
 
-def token_for(device: str, signer: ports.DeviceSigner, now_s: int, life_s: int = TOKEN_MS // 1000) -> str:
+def token_for(
+    device: str, signer: ports.DeviceSigner, now_s: int, life_s: int = TOKEN_MS // 1000, body: bytes | None = None
+) -> str:
     """Make a token in its compact form.
 
     Args:
@@ -37,6 +40,7 @@ def token_for(device: str, signer: ports.DeviceSigner, now_s: int, life_s: int =
         signer: The device's key.
         now_s: Seconds since 1970 that the token is dated by.
         life_s: How long it is good for.
+        body: What the one request carries that the token is for; none for a token that is for any request.
 
     Raises:
         EdgeError: `device.key-unusable`.
@@ -49,6 +53,8 @@ def token_for(device: str, signer: ports.DeviceSigner, now_s: int, life_s: int =
         "exp": now_s + life_s,
         "jti": secrets.token_hex(_JTI_BYTES),
     }
+    if body is not None:
+        claims[TOKEN_BODY] = hashlib.sha256(body).hexdigest()
     for _ in range(KEY_CHANGES_MAX):
         keyid, algorithm = signer.keyid, signer.algorithm
         header: JsonObject = {"alg": algorithm, "kid": keyid, "typ": "JWT"}
@@ -63,14 +69,16 @@ def token_for(device: str, signer: ports.DeviceSigner, now_s: int, life_s: int =
 class DeviceTokens:
     """A `transport.TokenSource`: one token for many requests, renewed shortly before its end. Any thread."""
 
-    def __init__(self, device: str, signer: ports.DeviceSigner, clock: ports.Clock) -> None:
+    def __init__(self, device: str, signer: ports.DeviceSigner, clock: ports.Clock, body: bytes | None = None) -> None:
         """Begin without a token.
 
         Args:
             device: Name of the device.
             signer: The device's key; asked while a lock is held, so it has to answer within a bound.
             clock: Dates tokens.
+            body: What the one request carries that the tokens are for; none for any request.
         """
+        self._body = body
         self._device = device
         self._signer = signer
         self._clock = clock
@@ -122,7 +130,7 @@ class DeviceTokens:
 
     def _make(self, life_ms: int) -> str:
         now_s = (self._clock.wall_ms() + self._shift_ms) // 1000
-        return token_for(self._device, self._signer, now_s, life_ms // 1000)
+        return token_for(self._device, self._signer, now_s, life_ms // 1000, self._body)
 
 
 class FixedToken:

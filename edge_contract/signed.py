@@ -17,6 +17,9 @@ REPORT_TYPE: Final = "application/vnd.lighterman.report.v1+json"
 TOKEN_AUDIENCE: Final = "lighterman-registry"
 """The `aud` of the tokens (RFC 7519) that a device signs for its HTTP requests; `iss` is the device's name, `kid` the
 SHA-256 of its public key (SubjectPublicKeyInfo, DER) in hexadecimal digits."""
+TOKEN_BODY: Final = "body_sha256"
+"""Claim of a token that is for one request alone: SHA-256 of the request's body, hexadecimal. A renewal needs it: else
+whoever saw a token could ask for a certificate for a key of its own."""
 _CODE: Final = "artifact.document-invalid"
 _SIGNATURE_BYTES_MAX: Final = 512
 _KEYID_CHARS_MAX: Final = 128

@@ -21,7 +21,7 @@ from cloud_registry.limits import DEVICE_TOKEN_CHARS_MAX, DEVICE_TOKEN_LEEWAY_MS
 from cloud_registry.ports import Authenticator, Clock
 from edge_contract.errors import EdgeError
 from edge_contract.limits import DEVICE_TOKEN_MS_MAX
-from edge_contract.signed import TOKEN_AUDIENCE, Envelope
+from edge_contract.signed import TOKEN_AUDIENCE, TOKEN_BODY, Envelope
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
@@ -95,7 +95,8 @@ class DeviceTokenVerifier:
             raise _refused(f"the certificate of {device} ended before it was renewed", _AGAIN)
         if enrolled.is_next:
             self._promote(device, enrolled.keyid)
-        return Principal(device, None)
+        body = claims.get(TOKEN_BODY, "")
+        return Principal(device, None, body if isinstance(body, str) else "")
 
     def _check_time(self, claims: dict[str, Any]) -> None:
         issued_ms, ends_ms = claims["iat"] * 1000, claims["exp"] * 1000

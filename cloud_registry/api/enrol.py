@@ -3,6 +3,8 @@
 Later it renews its certificate with its own signature alone.
 """
 
+import hashlib
+import hmac
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
@@ -20,6 +22,7 @@ from cloud_registry.services import Services
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import Fields, JsonObject, parse_object
 from edge_contract.names import platform_name
+from edge_contract.signed import TOKEN_BODY
 
 _LINK_REQUEST: Final = (
     "PKCS#10 request of another key, for TLS alone: of a device whose own key is where TLS cannot use it"
@@ -86,11 +89,10 @@ class RenewalAnswer(BaseModel):
 def router(services: Services) -> APIRouter:
     """`POST /api/v1/enrol`, which needs the enrolment token alone, and the renewal, which needs the device's own."""
     routes = APIRouter(prefix="/api/v1", tags=["devices"])
-    body: JsonObject = {
-        "requestBody": {"content": {"application/json": {"schema": EnrolRequest.model_json_schema()}}, "required": True}
-    }
 
-    @routes.post("/enrol", status_code=201, openapi_extra=body, responses={201: {"model": EnrolAnswer}})
+    @routes.post(
+        "/enrol", status_code=201, openapi_extra=_body_of(EnrolRequest), responses={201: {"model": EnrolAnswer}}
+    )
     async def enrol(request: Request) -> Response:
         """Exchange a one-time token and a certificate request for an identity.
 
@@ -101,11 +103,16 @@ def router(services: Services) -> APIRouter:
         answer = await run_in_threadpool(_enrol, services, wanted)
         return JSONResponse(answer.model_dump(), 201, headers={"Cache-Control": "no-store"})
 
-    @routes.post("/devices/self/certificate", status_code=201)
-    def renew_certificate(
-        body: RenewalAsk, principal: Annotated[Principal, Depends(principal_of(services.tokens))]
-    ) -> RenewalAnswer:
-        """Get the next certificate. A new key is asked for with a token that the old key signed.
+    @routes.post(
+        "/devices/self/certificate",
+        status_code=201,
+        openapi_extra=_body_of(RenewalAsk),
+        responses={201: {"model": RenewalAnswer}},
+    )
+    async def renew_certificate(
+        request: Request, principal: Annotated[Principal, Depends(principal_of(services.tokens))]
+    ) -> Response:
+        """Get the next certificate. A new key is asked for with a token that the old key signed for this very body.
 
         The old key stays good until the first request that the new one signed, so that a device that is cut off in
         between has a key that works, whichever it kept.
@@ -114,20 +121,49 @@ def router(services: Services) -> APIRouter:
             raise EdgeError(
                 "cloud.forbidden", f"{principal.name!r} is no device: only devices renew their certificates"
             )
-        key = services.authority.check_request(body.csr_pem)
-        _check_link(services, body.link_csr_pem)
-        until_ms = services.clock.wall_ms() + services.authority.device_life_ms
-        identity = services.enrolments.renew(principal.name, key, until_ms)
-        return RenewalAnswer(
-            device=principal.name,
-            identity=identity,
-            certificate_pem=services.authority.issue(identity, body.csr_pem, until_ms),
-            link_certificate_pem=_issue_link(services, identity, body.link_csr_pem, until_ms),
-            certificate_until=to_text(until_ms),
-            ca_pem=services.authority.ca_pem(),
-        )
+        data = await read_body(request, ENROL_REQUEST_BYTES_MAX, "a renewal")
+        if not hmac.compare_digest(principal.body_sha256.encode(), hashlib.sha256(data).hexdigest().encode()):
+            raise EdgeError(
+                "cloud.unauthorized",
+                "the token was not signed for this request",
+                f"Sign a token with the claim {TOKEN_BODY}, the SHA-256 of the request's body.",
+            )
+        answer = await run_in_threadpool(_renew, services, principal.name, _read_renewal(data))
+        return JSONResponse(answer.model_dump(), 201, headers={"Cache-Control": "no-store"})
 
     return routes
+
+
+def _body_of(shape: type[BaseModel]) -> JsonObject:
+    """What the published interface says of a body that is read here."""
+    schema = shape.model_json_schema()
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
+
+
+def _read_renewal(data: bytes) -> RenewalAsk:
+    try:
+        fields = Fields(parse_object(data, "renewal", ENROL_REQUEST_BYTES_MAX), "renewal")
+        csr_pem = fields.text("csr_pem", chars_max=CSR_CHARS_MAX)
+        link_csr_pem = fields.text("link_csr_pem", "", chars_max=CSR_CHARS_MAX)
+        fields.close()
+    except ContractError as error:
+        raise EdgeError("cloud.bad-request", error.detail, error.hint) from None
+    return RenewalAsk(csr_pem=csr_pem, link_csr_pem=link_csr_pem)
+
+
+def _renew(services: Services, device: str, wanted: RenewalAsk) -> RenewalAnswer:
+    key = services.authority.check_request(wanted.csr_pem)
+    _check_link(services, wanted.link_csr_pem)
+    until_ms = services.clock.wall_ms() + services.authority.device_life_ms
+    identity = services.enrolments.renew(device, key, until_ms)
+    return RenewalAnswer(
+        device=device,
+        identity=identity,
+        certificate_pem=services.authority.issue(identity, wanted.csr_pem, until_ms),
+        link_certificate_pem=_issue_link(services, identity, wanted.link_csr_pem, until_ms),
+        certificate_until=to_text(until_ms),
+        ca_pem=services.authority.ca_pem(),
+    )
 
 
 def _read(data: bytes) -> EnrolRequest:

@@ -29,10 +29,12 @@ class Principal:
     Attributes:
         name: Name of the token, or of the device.
         role: Role of an operator token; none for a device.
+        body_sha256: Of the body of the one request that a device's token is for; empty when it is for any.
     """
 
     name: str
     role: Role | None
+    body_sha256: str = ""
 
     @property
     def is_device(self) -> bool:

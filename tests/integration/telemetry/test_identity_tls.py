@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +20,8 @@ from tests.integration.telemetry.secure import V5, SecureBroker
 from tests.support.author import Author
 from tests.support.devicekey import TestKey
 from tests.support.net import wait_until
+
+RENEWAL = "/api/v1/devices/self/certificate"
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -55,7 +59,14 @@ class Place:
 
     def renew(self, signer: TestKey, key: TestKey, device: str = "cam-1") -> tuple[int, Any]:
         """Ask for the next certificate."""
-        return self.call("POST", "/api/v1/devices/self/certificate", self.token(signer, device), {"csr_pem": key.csr()})
+        return self.ask_renewal(signer, {"csr_pem": key.csr()}, device)
+
+    def ask_renewal(self, signer: TestKey, wanted: Any, device: str = "cam-1") -> tuple[int, Any]:
+        """Ask for it with any body, and a token for exactly this body."""
+        data = json.dumps(wanted).encode()
+        token = signer.token(device, self.registry.clock.now_ms, body_sha256=hashlib.sha256(data).hexdigest())
+        answer = self.registry.request("POST", RENEWAL, token, content=data)
+        return answer.status_code, answer.json()
 
     def token(self, key: TestKey, device: str = "cam-1") -> str:
         """A device's token of this moment."""
@@ -181,12 +192,7 @@ def test_a_power_cut_in_a_renewal_with_a_new_key_leaves_a_key_that_works(place: 
 def test_a_device_whose_key_is_on_a_token_has_another_one_for_tls(place: Place) -> None:
     key, link, next_link = TestKey.make(), TestKey.make(), TestKey.make()
     answer = place.enrol("cam-1", key, link_csr_pem=link.csr())
-    _, renewed = place.call(
-        "POST",
-        "/api/v1/devices/self/certificate",
-        place.token(key),
-        {"csr_pem": key.csr(), "link_csr_pem": next_link.csr()},
-    )
+    _, renewed = place.ask_renewal(key, {"csr_pem": key.csr(), "link_csr_pem": next_link.csr()})
     assert place.status(link) == (401, "cloud.unauthorized"), "it signs nothing"
     for holder, certificate in ((link, answer), (next_link, renewed)):
         peer = place.connect(holder, certificate["link_certificate_pem"])
@@ -202,8 +208,23 @@ def test_only_a_device_renews_and_only_for_itself(place: Place) -> None:
     place.enrol("cam-1", key)
     place.enrol("cam-2", TestKey.make())
     body = {"csr_pem": TestKey.make().csr()}
-    assert place.call("POST", "/api/v1/devices/self/certificate", place.admin, body)[1]["code"] == "cloud.forbidden"
+    assert place.call("POST", RENEWAL, place.admin, body)[1]["code"] == "cloud.forbidden"
     assert place.renew(key, key, "cam-2")[1]["code"] == "cloud.unauthorized"
     for wrong in ({}, {"csr_pem": "x"}, body | {"link_csr_pem": "x"}, {"csr_pem": 7}, body | {"device": "cam-2"}):
-        status, answer = place.call("POST", "/api/v1/devices/self/certificate", place.token(key), wrong)
+        status, answer = place.ask_renewal(key, wrong)
         assert (status, answer["code"]) == (400, "cloud.bad-request")
+
+
+def test_a_token_that_somebody_saw_gets_no_certificate(place: Place) -> None:
+    key, thief = TestKey.make(), TestKey.make()
+    place.enrol("cam-1", key)
+    genuine, stolen = {"csr_pem": key.csr()}, {"csr_pem": thief.csr()}
+    # One for any request, and one for the device's own renewal.
+    assert place.call("POST", RENEWAL, place.token(key), stolen)[1]["code"] == "cloud.unauthorized"
+    hashed = hashlib.sha256(json.dumps(genuine).encode()).hexdigest()
+    token = key.token("cam-1", place.registry.clock.now_ms, body_sha256=hashed)
+    assert place.call("POST", RENEWAL, token, stolen)[1]["code"] == "cloud.unauthorized"
+    for_tls = genuine | {"link_csr_pem": thief.csr()}
+    assert place.call("POST", RENEWAL, token, for_tls)[1]["code"] == "cloud.unauthorized"
+    assert place.status(thief) == (401, "cloud.unauthorized")
+    assert place.ask_renewal(key, genuine)[0] == 201

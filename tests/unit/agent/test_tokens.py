@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from typing import Any
 
@@ -15,7 +16,7 @@ from edge_agent.keys import FileKey, new_file_key
 from edge_agent.tokens import DeviceTokens, FixedToken, raw_signature, token_for
 from edge_contract.errors import EdgeError
 from edge_contract.limits import DEVICE_TOKEN_MS_MAX
-from edge_contract.signed import TOKEN_AUDIENCE
+from edge_contract.signed import TOKEN_AUDIENCE, TOKEN_BODY
 
 NOW_S = 1_800_000_000
 P256_MAX = 2**256 - 1
@@ -56,6 +57,9 @@ def test_another_library_accepts_a_token(key_type: str) -> None:
     assert (claims["iss"], claims["sub"], claims["exp"] - claims["iat"]) == ("cam-1", "cam-1", 300)
     assert jwt.get_unverified_header(token) == {"alg": key.algorithm, "kid": key.keyid, "typ": "JWT"}
     assert read(token_for("cam-1", key, NOW_S), key)["jti"] != claims["jti"]
+    assert TOKEN_BODY not in claims
+    bound = read(token_for("cam-1", key, NOW_S, body=b"{}"), key)
+    assert bound[TOKEN_BODY] == hashlib.sha256(b"{}").hexdigest()
 
 
 @given(st.integers(0, P256_MAX), st.integers(0, P256_MAX))
