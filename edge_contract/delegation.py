@@ -7,7 +7,7 @@ levels, with one shape for every registry:
 targets ── model.digits     digits/*/*, terminating, keys and threshold of its own
         ├─ model.…
         └─ catalogue        */*/*, whatever no model role claims
-             └─ bins-00 … bins-ff
+             └─ bins-0 … bins-f, or bins-00 … bins-ff when there is much
 ```
 
 A model's role lists its bundles itself, and gets bins of its own (`bins.digits-0` …) when the list grows long.

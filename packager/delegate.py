@@ -15,7 +15,7 @@ from edge_contract.names import model_name
 from packager.keys import check_days
 from packager.keystore import KeyRing
 from packager.progress import Reporter
-from packager.sign import signed_list
+from packager.sign import signed_lists
 from packager.tufmake import TARGETS, NewTarget, RoleKeys, expiry, following_list, new_list, new_targets, signed
 from packager.tufview import ImageReader, View
 
@@ -59,7 +59,7 @@ def delegate(
         is_able = _can_sign(ring, keys)
         if is_able:
             content = new_list(view.next_version(role), expiry(expires_days), {item.path: item for item in moved})
-            files |= signed_list(view, ring, role, content.signed, keys, expires_days)
+            files |= signed_lists(view, ring, {role: content.signed}, expires_days, keys)
         elif moved or has_past:
             raise EdgeError(
                 "trust.signature-invalid",

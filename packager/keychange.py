@@ -266,11 +266,12 @@ class _Publication:
         """The next version of a role and its bins, with these keys and the same content."""
         needs = [(keys.keyids, keys.threshold)]
         content = view.roles[role]
+        bins = bins_of(content)
         following: Metadata[Targets]
-        if bins_of(content) is None:
+        if bins is None:
             following = new_list(view.next_version(role), self._expires, content.targets)
         else:
-            following = new_bins(role, view.next_version(role), self._expires, keys)
+            following = new_bins(role, view.next_version(role), self._expires, keys, bins.bit_length)
         files = {role: signed(following, needs, self._ring, role)}
         for name, listed in view.roles.items():
             if delegator_of(name) == role:

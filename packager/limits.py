@@ -41,11 +41,11 @@ PASSPHRASE_CHARS_MIN: Final = 8
 METADATA_BYTES_MAX: Final = 16 * MIB
 ROOT_STEPS_MAX: Final = 256
 """New roots accepted in one go (python-tuf uses the same bound)."""
-BIN_BITS: Final = 8
-"""Hash bins of the catalogue, as a power of two."""
-MODEL_BIN_BITS: Final = 4
-MODEL_LIST_MAX: Final = 512
-"""Bundles that a model's role lists itself; a longer list is split into hash bins."""
+BIN_BITS: Final = 4
+"""Hash bins at first, as a power of two: a snapshot lists each of them, and devices read snapshots."""
+BIN_BITS_MAX: Final = 8
+LIST_MAX: Final = 512
+"""Bundles in one list before it is split: a model's own into bins, few bins into many."""
 EXPIRES_DAYS_DEFAULT: Final = 365
 EXPIRES_DAYS_MAX: Final = 3_650
 SIGN_ATTEMPTS_MAX: Final = 8

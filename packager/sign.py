@@ -2,17 +2,17 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from cloud_registry.client import RegistryClient
-from edge_contract.delegation import model_of
+from edge_contract.delegation import delegator_of
 from edge_contract.deployment import Artifact, bundle_repository
 from edge_contract.errors import EdgeError
 from packager.bundle import BundleSet
 from packager.keystore import KeyRing
-from packager.limits import MODEL_LIST_MAX, SIGN_ATTEMPTS_MAX, SIGN_BACKOFF_S, SIGN_BACKOFF_S_MAX
+from packager.limits import BIN_BITS, BIN_BITS_MAX, LIST_MAX, SIGN_ATTEMPTS_MAX, SIGN_BACKOFF_S, SIGN_BACKOFF_S_MAX
 from packager.progress import Reporter
 from packager.tufmake import NewTarget, RoleKeys, expiry, following_list, new_bins, new_list, signed
 from packager.tufview import ImageReader, View, bins_of
@@ -64,7 +64,11 @@ def sign_targets(
         try:
             with reporter.task("signing"):
                 view = reader.view(target.path for target in targets)
-                files = _signed_lists(view, ring, targets, expires_days)
+                try:
+                    files = _signed_with(view, ring, targets, expires_days)
+                except _IncompleteError:
+                    view = reader.view(is_whole=True)
+                    files = _signed_with(view, ring, targets, expires_days)
                 if files:
                     client.submit_metadata(files)
                     reader.remember({name: view.next_version(name) for name in files})
@@ -84,33 +88,36 @@ class _OutpacedError(EdgeError):
     """A conflict that no repetition can solve."""
 
 
-def _signed_lists(view: View, ring: KeyRing, targets: Sequence[NewTarget], expires_days: int) -> dict[str, str]:
+class _IncompleteError(Exception):
+    """Lists have to be distributed anew, and not all of them are at hand."""
+
+
+def _signed_with(view: View, ring: KeyRing, targets: Sequence[NewTarget], expires_days: int) -> dict[str, str]:
     groups: dict[str, list[NewTarget]] = {}
     for target in targets:
         groups.setdefault(view.holder_of(target.path), []).append(target)
-    files: dict[str, str] = {}
+    changed: dict[str, Targets] = {}
     for name, group in groups.items():
         try:
             metadata = following_list(view.roles.get(name), view.next_version(name), expiry(expires_days), group)
         except EdgeError as error:
             raise _OutpacedError(error.code, error.detail, error.hint) from None
         if metadata is not None:
-            files |= signed_list(view, ring, name, metadata.signed, view.keys_of(name), expires_days)
-    return files
+            changed[name] = metadata.signed
+    return signed_lists(view, ring, changed, expires_days)
 
 
-def signed_list(
-    view: View, ring: KeyRing, role: str, content: Targets, keys: RoleKeys, expires_days: int
+def signed_lists(
+    view: View, ring: KeyRing, changed: Mapping[str, Targets], expires_days: int, keys: RoleKeys | None = None
 ) -> dict[str, str]:
-    """Sign a list of bundles; a model's list that has grown long becomes hash bins.
+    """Sign lists of bundles; where one has grown too long, all of its role are split into more hash bins.
 
     Args:
         view: What is published.
         ring: Where the private halves are.
-        role: Whose list.
-        content: The list.
-        keys: Who has to sign it.
+        changed: The next version of some lists.
         expires_days: Life of what gets signed.
+        keys: Who has to sign; as the published delegations say when none.
 
     Returns:
         Signed metadata by role.
@@ -118,16 +125,45 @@ def signed_list(
     Raises:
         EdgeError: `trust.signature-invalid` when keys are missing, `config.*`.
     """
+    files: dict[str, str] = {}
+    for first in sorted({delegator_of(name) or name for name in changed}):
+        lists = {name: content for name, content in changed.items() if (delegator_of(name) or name) == first}
+        bins = bins_of(view.roles.get(first))
+        bits = 0 if bins is None else bins.bit_length
+        if bits < BIN_BITS_MAX and any(len(content.targets) > LIST_MAX for content in lists.values()):
+            names = [first] if bins is None else list(bins.get_roles())
+            if not all(name in lists or name in view.roles for name in names):
+                raise _IncompleteError
+            entries: dict[str, TargetFile] = {}
+            for name in names:
+                entries |= (lists.get(name) or view.roles[name]).targets
+            owner = keys or view.keys_of(first)
+            files |= _split(view, ring, first, entries, owner, BIN_BITS_MAX if bits else BIN_BITS, expires_days)
+            continue
+        for name, content in lists.items():
+            owner = keys or view.keys_of(name)
+            files[name] = signed(Metadata(content), [(owner.keyids, owner.threshold)], ring, name)
+    return files
+
+
+def _split(
+    view: View,
+    ring: KeyRing,
+    role: str,
+    entries: Mapping[str, TargetFile],
+    keys: RoleKeys,
+    bits: int,
+    expires_days: int,
+) -> dict[str, str]:
+    """A role with so many bins, and every bin."""
     needs = [(keys.keyids, keys.threshold)]
-    if model_of(role) is None or len(content.targets) <= MODEL_LIST_MAX:
-        return {role: signed(Metadata(content), needs, ring, role)}
-    split = new_bins(role, content.version, content.expires, keys)
-    bins = bins_of(split.signed)
+    parent = new_bins(role, view.next_version(role), expiry(expires_days), keys, bits)
+    bins = bins_of(parent.signed)
     if bins is None:
         raise EdgeError("internal.bug", f"{role} was split into no bins")
-    files = {role: signed(split, needs, ring, role)}
+    files = {role: signed(parent, needs, ring, role)}
     groups: dict[str, dict[str, TargetFile]] = {name: {} for name in bins.get_roles()}
-    for path, target in content.targets.items():
+    for path, target in entries.items():
         groups[bins.get_role_for_target(path)][path] = target
     for name, group in groups.items():
         metadata = new_list(view.next_version(name), expiry(expires_days), group)

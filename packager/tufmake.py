@@ -20,7 +20,7 @@ from edge_contract.digest import Digest
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import JsonObject
 from packager.keystore import KeyRing, public_key
-from packager.limits import BIN_BITS, MODEL_BIN_BITS
+from packager.limits import BIN_BITS
 
 ROOT, TARGETS, SNAPSHOT, TIMESTAMP = "root", "targets", "snapshot", "timestamp"
 ONLINE_ROLES: Final = {"image": (SNAPSHOT, TIMESTAMP), "director": (TARGETS, SNAPSHOT, TIMESTAMP)}
@@ -178,9 +178,8 @@ def new_targets(
     return Metadata(Targets(version=version, expires=expires, delegations=delegations))
 
 
-def new_bins(role: str, version: int, expires: datetime, keys: RoleKeys) -> Metadata[Targets]:
+def new_bins(role: str, version: int, expires: datetime, keys: RoleKeys, bits: int = BIN_BITS) -> Metadata[Targets]:
     """The catalogue, or the role of a model with many bundles: it delegates to hash bins under the same keys."""
-    bits = BIN_BITS if role == CATALOGUE else MODEL_BIN_BITS
     bins = SuccinctRoles(keys.keyids, keys.threshold, bits, bin_prefix(role))
     delegations = Delegations({key.keyid: key for key in keys.keys}, succinct_roles=bins)
     return Metadata(Targets(version=version, expires=expires, delegations=delegations))

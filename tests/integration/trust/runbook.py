@@ -14,7 +14,7 @@ _BLOCK = re.compile(r"```console\n(?P<text>.*?)```", re.DOTALL)
 _CHANGING = (
     (re.compile(r"\b[0-9a-f]{8,64}\b"), "#"),
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00"), "TIME"),
-    (re.compile(r"\bbins-[0-9a-f]{2}\b"), "bins-#"),
+    (re.compile(r"\bbins-[0-9a-f]+\b"), "bins-#"),
 )
 
 

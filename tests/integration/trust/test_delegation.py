@@ -15,7 +15,7 @@ from edge_contract.errors import EdgeError
 from packager.delegate import bundles, delegate, undelegate, withdraw
 from packager.keychange import renew
 from packager.keys import KeyPlan, make, read_public
-from packager.limits import MODEL_LIST_MAX
+from packager.limits import LIST_MAX
 from packager.tufmake import NewTarget, RoleKeys, expiry
 from tests.integration.trust.world import QUIET, Device, Site, maker, ring, some_bundle
 
@@ -248,7 +248,7 @@ def test_everybody_renews_what_is_theirs(site: Site) -> None:
 
 def test_a_long_list_of_a_model_becomes_bins_and_a_device_reads_one(site: Site, device: Device) -> None:
     team = team_of(site, "digits")
-    many = [some_bundle("digits", version) for version in range(1, MODEL_LIST_MAX + 2)]
+    many = [some_bundle("digits", version) for version in range(1, LIST_MAX + 2)]
     assert site.publish(*many[:-1], keys=[team]) == 1
     assert site.publish(many[-1], keys=[team]) == 17, "the role and its sixteen bins"
     for target in (many[0], many[-1]):
@@ -261,6 +261,31 @@ def test_a_long_list_of_a_model_becomes_bins_and_a_device_reads_one(site: Site, 
     site.rotate("model.digits", keys=[team, site.keys])
     site.assign(more)
     assert device.runs() == [more.digest]
+
+
+@pytest.mark.slow
+def test_a_long_catalogue_gets_more_bins_and_loses_nothing(
+    site: Site, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("packager.sign.LIST_MAX", 8)
+    models = [some_bundle(f"model-{number}") for number in range(60)]
+    site.publish(*models)
+    site.assign(models[0])
+    assert device.runs() == [models[0].digest]
+    more = [some_bundle(f"more-{number}") for number in range(120)]
+    assert site.publish(*more) == 257, "the catalogue and its many bins"
+    listed = {item["path"] for item in bundles(site.client, ring(site.keys))["bundles"]}
+    assert listed == {target.path for target in (*models, *more)}
+    for target in (models[0], models[-1], more[0]):
+        site.assign(target)
+        device.asked.clear()
+        assert device.runs() == [target.digest]
+        assert len([name for name in device.asked if ".bins-" in name]) <= 1
+    assert site.publish(some_bundle("one-more")) == 1
+    site.rotate("image-targets")
+    renew(site.client, ring(site.keys), 300, QUIET)
+    site.assign(models[3])
+    assert device.runs() == [models[3].digest]
 
 
 def test_a_device_reads_little_of_a_registry_with_many_models(site: Site, device: Device) -> None:
