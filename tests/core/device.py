@@ -12,7 +12,7 @@ from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
 from edge_contract.phases import Phase
-from edge_contract.twin import Report, ReportedDeployment
+from edge_contract.twin import Report, ReportedDeployment, ReportedModule
 
 COMMANDS_MAX = 16
 REPORT_MS = 3_600_000
@@ -36,6 +36,7 @@ class Device:
         self.is_memory_short = False
         self.refused: dict[str, ReportedDeployment] = {}
         self.otherwise: dict[str, Digest] = {}
+        self._reported: dict[str, ReportedModule] = {}
         self.boot()
 
     # -- power -----------------------------------------------------------------------------------------------------
@@ -66,23 +67,27 @@ class Device:
         if after != before:
             assert persisted == [0], "the record changed and nothing that follows waits for it"
             assert commands[0] == do.Persist(after)
+            assert Record.from_json(after).to_json() == after
+            self._look_at_modules(Record.from_json(before).modules, Record.from_json(after).modules)
         for command in commands:
             op = getattr(command, "op", None)
             if op is not None and not isinstance(command, do.CancelOperation):
                 assert op not in self.ops, "an operation identifier was used twice"
                 self.ops.add(op)
-        assert Record.from_json(after).to_json() == after
-        self._look_at_modules(Record.from_json(before).modules, Record.from_json(after).modules)
-        Report.parse(
-            Report(
-                "dev", "00" * 8, 1, 1, "linux/amd64", "1", 1, self.core.reported_modules(), self.core.error
-            ).to_bytes()
-        )
+        self._look_at_report()
         if isinstance(event, inputs.TimeReached):
             deadline = self.core.deadline()
             assert deadline is None or deadline > self.now, "the core would be woken again and again"
         self.held.extend(commands)
         self.carry_out()
+
+    def _look_at_report(self) -> None:
+        """Whatever is reported can be read."""
+        modules = self.core.reported_modules()
+        if modules != self._reported:
+            self._reported = modules
+            report = Report("dev", "00" * 8, 1, 1, "linux/amd64", "1", 1, modules, self.core.error)
+            assert Report.parse(report.to_bytes()).modules == modules
 
     def _look_at_modules(self, before: dict[str, ModuleRecord], after: dict[str, ModuleRecord]) -> None:
         for name, module in after.items():
