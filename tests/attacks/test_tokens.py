@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jwt
 import pytest
@@ -15,10 +18,13 @@ from edge_contract.deployment import bundle_repository
 from tests.attacks.identity import Identity, get, identity_of, stranger
 from tests.attacks.scene import Scene
 from tests.integration.telemetry.parts import Peer
+from tests.support.net import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.system]
 
 HOUR_S = 3600
+WAIT_S = 20.0
+CONNECT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,43 @@ def test_a_device_neither_hears_nor_speaks_on_topics_of_another(doors: Doors) ->
     forbidden = [topics.nudge(device), topics.ack(device), topics.report(device), "lighterman/#", "#", "$CONTROL/#"]
     forged = [topics.report(device), topics.telemetry(device), topics.nudge(device), topics.ack(device)]
     own = topics.report(doors.other.device)
-    peer = Peer(scene.ground.secure.device_port, doors.other.user, tls=doors.other.tls(scene.ground))
+    with _connected(doors, doors.other) as peer, scene.ground.eve() as eve:
+        assert peer.subscribe(topics.nudge(doors.other.device)) == [True]
+        assert {name: peer.subscribe(name) for name in forbidden} == {name: [False] for name in forbidden}
+        for name in forged:
+            peer.publish(name, b"forged")
+        peer.publish(own, b"own")
+        eve.wait_for(lambda heard: (own, b"own") in heard)
+        assert not [name for name, message in eve.heard if message == b"forged"]
+
+
+def test_a_stolen_identity_ends_with_its_revocation_and_stays_ended_behind_a_new_enrolment(doors: Doors) -> None:
+    ground = doors.scene.ground
+    device = ground.device("careless", "none")
+    stolen = replace(identity_of(device), folder=_copy(device.data / "identity", ground.folder / "stolen"))
+    place = doors.own(stolen)
+    assert get(ground, place, stolen.token())[0] == 200
+    with _connected(doors, stolen) as peer:
+        done = ground.run("cloud-registry", "devices", "revoke", device.name, "--yes", "--json")
+        assert done.exit_code == 0, done.stdout + done.stderr
+        wait_until(lambda: peer.losses, WAIT_S, what="the broker to end the thief's connection")
+    assert get(ground, place, stolen.token()) == (401, "cloud.device-revoked")
+    ground.enrol(device, "", "--force", "--key-type", "p256")
+    assert get(ground, place, identity_of(device).token())[0] == 200
+    assert get(ground, place, stolen.token())[0] == 401
+    with pytest.raises(AssertionError, match="was not let in"), _connected(doors, stolen):
+        pass
+
+
+def _copy(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+@contextmanager
+def _connected(doors: Doors, identity: Identity) -> Iterator[Peer]:
+    ground = doors.scene.ground
+    peer = Peer(ground.secure.device_port, identity.user, tls=identity.tls(ground), wait_s=CONNECT_S)
     try:
-        with scene.ground.eve() as eve:
-            assert peer.subscribe(topics.nudge(doors.other.device)) == [True]
-            assert {name: peer.subscribe(name) for name in forbidden} == {name: [False] for name in forbidden}
-            for name in forged:
-                peer.publish(name, b"forged")
-            peer.publish(own, b"own")
-            eve.wait_for(lambda heard: (own, b"own") in heard)
-            assert not [name for name, message in eve.heard if message == b"forged"]
+        yield peer
     finally:
         peer.close()
