@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ from edge_agent.store.lock import DataLock
 from edge_agent.tokens import token_for
 from edge_agent.transport import tls_context
 from edge_contract.errors import EdgeError
-from edge_contract.signed import TOKEN_AUDIENCE
+from edge_contract.signed import TOKEN_AUDIENCE, TOKEN_BODY
 from tests.support.certs import Authority
 from tests.support.devicetoken import make_token, run_python
 from tests.support.rawhttp import Asked, RawServer, answer, raw_server
@@ -53,7 +54,10 @@ class Registry:
             self.key, self.next = public, None
         else:
             assert asked.path == PATH
-            if not self.takes(asked.headers["authorization"].removeprefix("Bearer ")):
+            token = asked.headers["authorization"].removeprefix("Bearer ")
+            claims = jwt.decode(token, options={"verify_signature": False})
+            assert claims[TOKEN_BODY] == hashlib.sha256(asked.body).hexdigest()
+            if not self.takes(token):
                 return [answer(401, b'{"code":"cloud.unauthorized","detail":"unknown key"}')]
             self.next = public if public != self.key else None
             self.requests.append(keyid_of(public))
