@@ -243,11 +243,17 @@ class KeyRing:
             return usable
         if troubles:
             raise troubles[0]
-        raise EdgeError(
-            "trust.signature-invalid",
-            f"{what} needs {threshold} signatures, and the keys at hand can give {len(found)}",
-            "Name every folder of keys: --keys DIR --keys DIR.",
-        )
+        raise too_few_keys(what, threshold, len(found))
+
+    def require(self, keyids: Iterable[str], threshold: int, what: str) -> None:
+        """Require that the folders know enough of these keys, without touching any.
+
+        Raises:
+            EdgeError: `trust.signature-invalid`.
+        """
+        known = {key.keyid for folder in self.folders for key in folder.keys} & set(keyids)
+        if len(known) < threshold:
+            raise too_few_keys(what, threshold, len(known))
 
     def _signer(self, folder: KeyFolder, key: AuthorKey) -> Signer:
         if key.keyid not in self._signers:
@@ -301,6 +307,15 @@ class KeyRing:
         if self._passphrase is None:
             self._passphrase = self._ask(False)
         return self._passphrase
+
+
+def too_few_keys(what: str, threshold: int, count: int) -> EdgeError:
+    """The error of a document that cannot be signed."""
+    return EdgeError(
+        "trust.signature-invalid",
+        f"{what} needs {threshold} signatures, and the keys at hand can give {count}",
+        "Name every folder of keys: --keys DIR --keys DIR.",
+    )
 
 
 def is_role(role: str) -> bool:

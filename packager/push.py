@@ -9,7 +9,7 @@ from edge_contract.manifest import FILEPATH, INDEX_TYPE, MANIFEST_TYPE, Descript
 from packager.keystore import KeyRing
 from packager.layout import Layout
 from packager.progress import Reporter, upload_progress
-from packager.sign import sign_targets, targets_of
+from packager.sign import require_signer, sign_targets, targets_of
 
 
 def push(client: RegistryClient, layout: Layout, ring: KeyRing, expires_days: int, reporter: Reporter) -> JsonObject:
@@ -31,6 +31,7 @@ def push(client: RegistryClient, layout: Layout, ring: KeyRing, expires_days: in
         EdgeError: `cloud.*`, `network.*`, `trust.*`, `artifact.*`, `config.key-invalid`.
     """
     repository, tag = bundle_repository(layout.model), str(layout.version)
+    require_signer(client, ring, layout.model)
     _refuse_other_bundle(client, repository, tag, layout)
     sent = 0
     for blob in layout.blobs:

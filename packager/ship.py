@@ -16,6 +16,7 @@ from packager.layout import Layout
 from packager.progress import Reporter
 from packager.push import push
 from packager.register import register
+from packager.sign import require_signer
 from packager.spec import Spec
 
 
@@ -58,6 +59,7 @@ def ship(client: RegistryClient, spec: Spec, ring: KeyRing, voyage: Voyage, repo
     Raises:
         EdgeError: whatever the steps raise.
     """
+    require_signer(client, ring, spec.name)
     with ExitStack() as stack:
         material = prepare(spec, reporter, stack)
         version = spec.version

@@ -53,13 +53,7 @@ def sign_targets(
     Raises:
         EdgeError: `trust.*`, `cloud.*`, `network.*`, `config.key-invalid`.
     """
-    reader = ImageReader(client, ring.home.folder)
-    if not reader.is_pinned:
-        raise EdgeError(
-            "trust.root-unknown",
-            f"{ring.home.folder} has no root to verify the registry by",
-            "Set it up with `packager keys init`, or copy image.root.json from the folder that did.",
-        )
+    reader = _reader(client, ring)
     for attempt in range(SIGN_ATTEMPTS_MAX):
         try:
             with reporter.task("signing"):
@@ -82,6 +76,29 @@ def sign_targets(
                 raise
         time.sleep(random.uniform(0.5, 1.0) * min(SIGN_BACKOFF_S * 2**attempt, SIGN_BACKOFF_S_MAX))
     raise EdgeError("internal.bug", "signing ended without an outcome")
+
+
+def require_signer(client: RegistryClient, ring: KeyRing, model: str) -> None:
+    """Require keys that may sign a model's bundles, before anything is registered or sent; no private key is touched.
+
+    Raises:
+        EdgeError: `trust.*`, `cloud.*`, `network.*`.
+    """
+    view = _reader(client, ring).view()
+    role = view.first_of(f"{model}/")
+    keys = view.keys_of(role)
+    ring.require(keys.keyids, keys.threshold, f"a bundle of {model}")
+
+
+def _reader(client: RegistryClient, ring: KeyRing) -> ImageReader:
+    reader = ImageReader(client, ring.home.folder)
+    if not reader.is_pinned:
+        raise EdgeError(
+            "trust.root-unknown",
+            f"{ring.home.folder} has no root to verify the registry by",
+            "Set it up with `packager keys init`, or copy image.root.json from the folder that did.",
+        )
+    return reader
 
 
 class _OutpacedError(EdgeError):

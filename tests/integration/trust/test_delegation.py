@@ -16,6 +16,7 @@ from packager.delegate import bundles, delegate, undelegate, withdraw
 from packager.keychange import renew
 from packager.keys import KeyPlan, make, read_public
 from packager.limits import LIST_MAX
+from packager.sign import require_signer
 from packager.tufmake import NewTarget, RoleKeys, expiry
 from tests.integration.trust.world import QUIET, Device, Site, maker, ring, some_bundle
 
@@ -77,6 +78,16 @@ def test_a_models_key_signs_for_no_other_model(site: Site, device: Device) -> No
         assert code_of(caught) == "trust.signature-invalid"
     site.assign(good)
     assert device.runs() == [good.digest]
+
+
+def test_a_model_that_is_not_theirs_is_refused_before_anything_is_sent(site: Site) -> None:
+    digits = team_of(site, "digits")
+    require_signer(site.client, ring(digits), "digits")
+    require_signer(site.client, ring(site.keys), "letters")
+    for keys, model in ((digits, "letters"), (site.keys, "digits")):
+        with pytest.raises(EdgeError, match="needs 1 signatures") as caught:
+            require_signer(site.client, ring(keys), model)
+        assert code_of(caught) == "trust.signature-invalid"
 
 
 @pytest.mark.parametrize("victim", ["letters", "others"])
