@@ -178,8 +178,9 @@ def test_the_director_tells_a_device_what_was_deployed_and_follows_changes(publi
     manifest = client.device("cam-1")["desired"]["digits"]["manifest"]
     assert path == f"digits/1/{Digest(manifest).hex}.json"
     assert target["hashes"] == {"sha256": Digest(manifest).hex}
-    assert (target["custom"]["deployment"], target["custom"]["module"]) == (deployment, "digits")
-    assert target["custom"]["policy"] == {"allow_release_rollback": False, "sampling_ppm": 500_000}
+    (entry,) = target["custom"]["assignments"]
+    assert (entry["deployment"], entry["module"]) == (deployment, "digits")
+    assert entry["policy"] == {"allow_release_rollback": False, "sampling_ppm": 500_000}
     assert told()[0] == second_version, "nothing changed, so nothing is signed anew"
     client.update_deployment(deployment, {"version": 2})
     third_version, two = told()
