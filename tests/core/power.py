@@ -80,6 +80,7 @@ class Plan:
         bad: Versions that fail their golden vectors.
         is_memory_short: Whether the live worker has to stop before a candidate loads.
         scrub_ms: Mean time between two readings of the disk.
+        is_serving_first: Whether the lane of workers is the quickest, not the one of metadata.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Plan:
     bad: frozenset[int] = frozenset()
     is_memory_short: bool = False
     scrub_ms: int = 10**9
+    is_serving_first: bool = False
 
     def manifests(self, versions: frozenset[int]) -> frozenset[Digest]:
         """The bundles of these versions."""
@@ -137,7 +139,9 @@ class World:
         self.live: dict[str, Digest] = {}
         self.inbox: deque[inputs.Event] = deque()
         self._candidates: dict[str, Digest] = {}
-        self._lanes: dict[Lane, deque[do.Command]] = {lane: deque() for lane in Lane}
+        self._lanes: dict[Lane, deque[do.Command]] = {
+            lane: deque() for lane in (reversed(Lane) if plan.is_serving_first else Lane)
+        }
         self._held: deque[do.Command] = deque()
         self._cancelled: set[int] = set()
         self._sick, self._bad = plan.manifests(plan.sick), plan.manifests(plan.bad)
@@ -168,7 +172,7 @@ class World:
         if self.inbox:
             self._handle(self.inbox.popleft())
             return True
-        if self._work():
+        if self._work() or self._act():
             return True
         self._look()
         deadline = self.core.deadline()
