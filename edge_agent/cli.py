@@ -319,8 +319,8 @@ def rollback(module: str, config_file: Path | None, data: Path | None, run_dir: 
 def hold(module: str | None, config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool) -> None:
     """Hold updates back on this device, or those of MODULE alone, until `resume`.
 
-    What is live goes on answering. A deployment that is under way stops before its next step, one that is on
-    probation is finished first. It outlives restarts.
+    What is live goes on answering; probation, rollback and healing go on. Whatever else is under way stops where it
+    may be interrupted. It outlives restarts.
     """
     _ask_about("hold", module, _config(config_file, data, run_dir), as_json)
     if not as_json:
