@@ -45,9 +45,13 @@ class Upkeep:
         return self._heal_at if self._damaged else self._scrub_at
 
     def take_damaged(self, assignment: Assignment, now: int, kept: Mapping[Digest, Assignment]) -> Commands:
-        """A slot is damaged; it is made anew as soon as may be."""
+        """A slot that is needed now is damaged; it is made anew before the disk is read to its end."""
         self._damaged.setdefault(assignment.manifest, assignment)
-        return self._next(now, kept)
+        out: Commands = []
+        if self._op is not None and self._answer is inputs.StoreScrubbed:
+            out.append(do.CancelOperation(self._op))
+            self._op, self._overdue_at, self._scrub_at = None, None, now
+        return out + self._next(now, kept)
 
     def on_time(self, now: int, kept: Mapping[Digest, Assignment]) -> Commands:
         """Do what is due.

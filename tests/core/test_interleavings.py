@@ -279,3 +279,23 @@ def test_a_proof_and_a_start_that_hang_together_are_given_up_at_one_wake_up() ->
     assert cancelled >= {getattr(command, "op", None) for command in bench.hung}
     bench.settle()
     assert (bench.module["deployment"]["outcome"], bench.module["live"]) == ("confirmed", str(V2.manifest))
+
+
+def test_a_damaged_bundle_that_cannot_come_up_is_healed_before_the_disk_is_read_to_its_end() -> None:
+    bench = Bench(poll_ms=6 * script.HOUR_MS, report_ms=6 * script.HOUR_MS)
+    bench.settle(0)
+    bench.assign(V1)
+    script.at("scrub")(bench)
+    scrub = bench.waiting.pop(0)
+    assert isinstance(scrub, do.ScrubStore)
+    bench.damaged.add(V1.manifest)
+    bench.end_worker()
+    bench.settle(0)
+    assert do.CancelOperation(scrub.op) in bench.sent
+    assert bench.module["serving"] is True
+    bench.tell(bench.answer(scrub))
+    before = bench.trace.count("ScrubStore")
+    bench.settle()
+    assert bench.trace.count("ScrubStore") == before
+    assert bench.trace[bench.trace.index("HealSlot") :].count("ScrubStore") == 1, "it is read again afterwards"
+    assert bench.module["error"] is None
