@@ -490,7 +490,7 @@ class FleetStore(Protocol):
         ...
 
     def watermark(self, device: str, boot: str) -> int | None:
-        """Highest durable record number of a boot, 0 when none; none for a device that is not enrolled."""
+        """Highest durable record number of a boot, 0 when none; none for a device that is not enrolled, or revoked."""
         ...
 
     def commit_batch(self, marks: Sequence[Watermark], file: LakeFile) -> None:

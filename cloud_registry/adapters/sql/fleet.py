@@ -81,7 +81,8 @@ class SqlFleet:
         """Highest durable record number of a boot."""
 
         def work(connection: Connection) -> int | None:
-            if connection.execute(select(devices.c.name).where(devices.c.name == device)).first() is None:
+            query = select(devices.c.name).where(devices.c.name == device, devices.c.revoked_ms.is_(None))
+            if connection.execute(query).first() is None:
                 return None
             return _watermark(connection, device, boot) or 0
 

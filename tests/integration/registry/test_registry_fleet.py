@@ -39,6 +39,11 @@ def test_a_watermark_starts_at_zero_for_an_enrolled_device_alone(fleet: SqlFleet
     assert fleet.watermark("cam-9", "b1") is None
 
 
+def test_telemetry_of_a_revoked_device_is_not_taken(fleet: SqlFleet, database: Database) -> None:
+    SqlEnrolments(database, SetClock()).revoke("cam-1", "test")
+    assert (fleet.watermark("cam-1", "b1"), fleet.watermark("cam-2", "b1")) == (None, 0)
+
+
 def test_watermarks_and_the_file_are_entered_together(fleet: SqlFleet) -> None:
     fleet.commit_batch([Watermark("cam-1", "b1", 0, 7), Watermark("cam-2", "b1", 0, 3)], file("a"))
     assert (fleet.watermark("cam-1", "b1"), fleet.watermark("cam-2", "b1")) == (7, 3)
