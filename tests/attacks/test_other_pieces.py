@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.e2e.stack import Shipment, condition
 pytestmark = [pytest.mark.e2e, pytest.mark.system]
 
 ROUNDS_MAX = 100
+ELSEWHERE = "linux/arm64" if detect_platform() != "linux/arm64" else "linux/amd64"
 
 
 # -- mix-and-match -----------------------------------------------------------------------------------------------------
@@ -116,10 +118,16 @@ def _outrun(scene: Scene, other: str) -> None:
 # -- wrong hardware ----------------------------------------------------------------------------------------------------
 
 
-def test_a_genuine_bundle_for_other_hardware_is_refused(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    ("made_for", "words"),
+    [
+        pytest.param({"platform": ELSEWHERE}, f"is for {ELSEWHERE}", id="platform"),
+        pytest.param({"hardware_ids": ("other-board",)}, "is for the hardware other-board", id="hardware"),
+    ],
+)
+def test_a_genuine_bundle_for_other_hardware_is_refused(scene: Scene, made_for: dict[str, Any], words: str) -> None:
     """The director's keys are stolen; what they assign is genuine, and not for this device."""
-    elsewhere = "linux/arm64" if detect_platform() != "linux/arm64" else "linux/amd64"
-    foreign = scene.ship("", "nobody", platform=elsewhere)
+    foreign = scene.ship("", "nobody", **made_for)
     mine, genuine = scene.live[scene.model], scene.forge(IMAGE).target(foreign)
     with scene.under_watch() as asker:
         scene.attacker.is_shut = True
@@ -127,7 +135,7 @@ def test_a_genuine_bundle_for_other_hardware_is_refused(scene: Scene) -> None:
         forgery.put_targets(lambda targets: assign_instead(targets, mine, foreign, genuine))
         scene.attacker.files = forgery.files
         scene.attacker.is_shut = False
-        scene.names("artifact.platform-mismatch", elsewhere)
+        scene.names("artifact.platform-mismatch", words)
         scene.is_unmoved(asker)
         scene.attacker.is_shut = True
         scene.outrun_forgery()

@@ -208,6 +208,7 @@ class Stack:
         golden: float | None = None,
         probation_ms: int = 0,
         platform: str = "",
+        hardware_ids: tuple[str, ...] = (),
     ) -> Shipment:
         """Publish the next version of a model and assign it to devices by name.
 
@@ -223,6 +224,7 @@ class Stack:
             probation_ms=probation_ms,
             sampling_ratio=1.0,
             platforms=(platform or detect_platform(),),
+            hardware_ids=hardware_ids,
         )
         ring = RingMaker(lambda _: self.passphrase)(self._keys)
         voyage = Voyage(condition(*devices), "", {}, "", 0, None, _EXPIRES_DAYS, None, None)
