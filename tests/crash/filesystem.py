@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from tests.support.net import wait_until
+
 _IMAGE_BYTES: Final = 16 * 1024 * 1024
 _SHUTDOWN: Final = 0x8004587D  # _IOR('X', 125, __u32)
 _NO_FLUSH: Final = 2
@@ -63,8 +65,18 @@ class SmallDisk:
         _tool("mount", "-o", "loop", str(self._image), str(self.place))
 
     def unmount(self) -> None:
-        """Unmount it."""
-        _tool("umount", str(self.place))
+        """Unmount it, as soon as the processes that were killed have let go of it.
+
+        Raises:
+            AssertionError: Somebody still holds it.
+        """
+
+        def is_unmounted() -> bool:
+            with contextlib.suppress(CannotMountError):
+                _tool("umount", str(self.place))
+            return not os.path.ismount(self.place)
+
+        wait_until(is_unmounted, _TOOL_S, what=f"{self.place} to be let go of", poll_s=0.05)
 
     def sync(self) -> None:
         """Write everything back."""
