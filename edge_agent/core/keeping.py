@@ -103,5 +103,7 @@ class Keeping(ModuleState):
             detail = f"bundle {event.manifest.short} answers at the module's socket"
             self._watch.error = self._error("device.answers-otherwise", detail)
         elif isinstance(event, inputs.CommandFailed):
-            self._watch.attest_failed(now, self._error(event.code, event.detail))
+            failures = self._watch.attest_failed(now, self._error(event.code, event.detail))
+            if event.code in DAMAGE and failures == 1:
+                self.damaged = live  # what runs goes on; its slot need not wait for the next scrub
         return []

@@ -141,8 +141,12 @@ class LiveWatch:
         share = 0.75 + 0.5 * spread(self._device, self._module, "attest", self._attestations)
         self._attest_at = now + int(ATTEST_MS * share)
 
-    def attest_failed(self, now: int, error: ReportedError) -> None:
-        """It was asked, and there was no proof; after a few times nobody claims any more to know what answers."""
+    def attest_failed(self, now: int, error: ReportedError) -> int:
+        """It was asked, and there was no proof; after a few times nobody claims any more to know what answers.
+
+        Returns:
+            How often in a row.
+        """
         self._give_up_attesting()
         self._attest_failures += 1
         self.error = error
@@ -151,6 +155,7 @@ class LiveWatch:
         self._attest_at = now + wait_ms(
             RETRY_MS_FIRST, RETRY_MS_MAX, self._attest_failures, self._device, self._module, "attest"
         )
+        return self._attest_failures
 
     def _give_up_attesting(self) -> None:
         if self.attest_op is not None:

@@ -7,7 +7,7 @@ import pytest
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
-from edge_agent.core.limits import SERVE_FAILURES_MAX, SERVE_MS_MAX
+from edge_agent.core.limits import ATTEST_MS, SERVE_FAILURES_MAX, SERVE_MS_MAX
 from edge_contract.limits import DETAIL_CHARS_MAX
 from edge_contract.phases import Phase
 from edge_contract.twin import Report
@@ -299,3 +299,17 @@ def test_a_damaged_bundle_that_cannot_come_up_is_healed_before_the_disk_is_read_
     assert bench.trace.count("ScrubStore") == before
     assert bench.trace[bench.trace.index("HealSlot") :].count("ScrubStore") == 1, "it is read again afterwards"
     assert bench.module["error"] is None
+
+
+# -- damage that a proof comes upon --------------------------------------------------------------------------------
+
+
+def test_golden_vectors_that_rotted_on_disk_are_healed_without_waiting_for_the_next_scrub() -> None:
+    bench = on(1)
+    bench.fail = {do.AttestLive: ("device.disk-corrupt", "the golden vectors are no longer what was staged")}
+    bench.settle(2 * ATTEST_MS)
+    assert (bench.trace.count("HealSlot"), bench.trace.count("RestartLive")) == (1, 1)  # once, whatever becomes of it
+    assert bench.module["live"] == str(V1.manifest) == str(bench.answering)
+    bench.fail = {}
+    bench.settle(2 * ATTEST_MS)
+    assert (bench.module["answering"], bench.module["error"]) == (str(V1.manifest), None)

@@ -26,12 +26,12 @@ class Token:
 
     Attributes:
         label: Its name.
-        library: The PKCS#11 library that reaches it.
+        module: The PKCS#11 module that reaches it.
         environ: What a process needs in its environment to reach it; the PIN is not among it.
     """
 
     label: str
-    library: Path
+    module: Path
     environ: dict[str, str]
 
     def make_key(self, number: int) -> str:
@@ -39,7 +39,7 @@ class Token:
         import pkcs11
         from pkcs11.util.ec import encode_named_curve_parameters
 
-        token = pkcs11.lib(str(self.library)).get_token(token_label=self.label)
+        token = pkcs11.lib(str(self.module)).get_token(token_label=self.label)
         with token.open(rw=True, user_pin=PIN) as session:
             curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
             parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
