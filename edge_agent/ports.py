@@ -235,7 +235,7 @@ class ModelServer(Protocol):
         """Let the proved candidate accept requests, drain the live worker and end it. Loses no request.
 
         Returns:
-            How long nobody answered, in milliseconds: 0 unless the live worker was paused before.
+            How long nobody answered, in milliseconds: 0 unless the live worker was paused or had ended before.
 
         Raises:
             EdgeError: `model.worker-crashed`, `model.timeout`; then the live worker still serves.
@@ -253,7 +253,9 @@ class ModelServer(Protocol):
         """Ask the module's own socket which bundle answers, and let that worker compute its golden vectors again.
 
         Raises:
-            EdgeError: `model.golden-mismatch`, `model.timeout`, `model.worker-crashed`, `model.not-serving`.
+            EdgeError: `model.golden-mismatch`, `model.timeout`, `model.worker-crashed`, `model.not-serving`,
+                `device.answers-otherwise` when somebody else answers in the bundle's name, `device.disk-corrupt` when
+                the golden vectors are no longer what was staged.
         """
         ...
 
@@ -270,7 +272,7 @@ class ModelServer(Protocol):
         ...
 
     def memory_bytes(self, module: str) -> int:
-        """Resident memory of the live worker, 0 when there is none. Any thread."""
+        """Memory that ending the live worker would give back, 0 when there is none. Any thread."""
         ...
 
     def discard(self, module: str) -> None:
