@@ -228,7 +228,11 @@ def deployment_devices(deployment: str, client: "RegistryClient", as_json: bool)
 @click.option("--probation-ms", type=click.IntRange(0), help="How long the new model is watched.")
 @click.option("--allow-release-rollback", is_flag=True, help="Permit to go back to an older release.")
 @click.option("--window", "windows", multiple=True, help="When to activate, UTC: 'mon-fri 02:00-05:00'; repeatable.")
-@click.option("--activation", type=click.Choice(list(ActivationMode)), help="How to change over; auto unless given.")
+@click.option(
+    "--activation",
+    type=click.Choice([mode.value for mode in ActivationMode]),
+    help="How to change over; auto unless given.",
+)
 @remote
 def create_deployment(
     model: str,

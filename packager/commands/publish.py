@@ -42,7 +42,7 @@ deployment_options = stacked(
     ),
     click.option(
         "--activation",
-        type=click.Choice(list(ActivationMode)),
+        type=click.Choice([mode.value for mode in ActivationMode]),
         help="Whether the live model answers until the new one is proved (overlap), or ends before (stop_first).",
     ),
     click.option("--timeout-s", type=click.FloatRange(0), default=WAIT_SECONDS_DEFAULT, show_default=True),
