@@ -89,6 +89,11 @@ _ROWS: Final = (
     # model: data scientist
     ("model.load-failed", "quarantine", "The engine could not load the model."),
     ("model.golden-mismatch", "quarantine", "The model's outputs differ from the golden vectors."),
+    (
+        "model.outputs-changed",
+        "hold",
+        "The bundle that was confirmed computes other outputs on its golden vectors, within their tolerance.",
+    ),
     ("model.output-invalid", "quarantine", "The model gave outputs that are not finite or do not fit its signature."),
     ("model.worker-crashed", "roll_back", "The worker process ended by itself."),
     ("model.unhealthy", "roll_back", "The model failed its probation."),

@@ -121,7 +121,7 @@ def _look_again(reported: ReportedModule | None, deployment: str, manifest: str,
         return Progress(_BY_OUTCOME[outcome], reported.phase, outcome, *_error(latest))
     if reported.phase in _SWAPPING:
         return None
-    wrong = _difference(reported, manifest, golden)
+    wrong = _difference(reported, manifest)
     if wrong is not None:
         return Progress(Standing.REVERTED, reported.phase, outcome, *wrong, golden)
     if not _holds(reported, manifest):
@@ -129,16 +129,14 @@ def _look_again(reported: ReportedModule | None, deployment: str, manifest: str,
     return _confirmed(reported, golden)
 
 
-def _difference(reported: ReportedModule, manifest: str, golden: str | None) -> tuple[str, str] | None:
-    """Code and detail of what is otherwise than it was confirmed, or none."""
+def _difference(reported: ReportedModule, manifest: str) -> tuple[str, str] | None:
+    """Code and detail of what answers in the place of what was confirmed, or none."""
     if str(reported.live) != manifest:
         if reported.error is not None:
             return reported.error.code, reported.error.detail
         return "device.answers-otherwise", f"live is {reported.live or 'nothing'}"
     if reported.answering is not None and str(reported.answering) != manifest:
         return "device.answers-otherwise", f"{reported.answering} answers"
-    if golden is not None and reported.golden is not None and str(reported.golden) != golden:
-        return "model.golden-mismatch", f"the golden vectors give {reported.golden}, when it was confirmed {golden}"
     return None
 
 
@@ -147,7 +145,13 @@ def _holds(reported: ReportedModule, manifest: str) -> bool:
 
 
 def _confirmed(reported: ReportedModule, golden: str | None) -> Progress:
+    """The same bundle answers. That its outputs differ, within their tolerance, shows and is no revert."""
     now = None if reported.golden is None else str(reported.golden)
+    if golden is not None and now is not None and now != golden:
+        detail = f"the golden vectors give {now}, when it was confirmed {golden}"
+        return Progress(
+            Standing.CONFIRMED, reported.phase, Outcome.CONFIRMED, "model.outputs-changed", detail, golden=golden
+        )
     return Progress(Standing.CONFIRMED, reported.phase, Outcome.CONFIRMED, golden=golden or now)
 
 

@@ -79,8 +79,8 @@ def test_the_first_golden_outputs_are_remembered_and_the_later_ones_compared() -
     changed = found(with_outputs, before=Standing.CONFIRMED, golden=str(OTHER))
     assert changed is not None
     assert (changed.standing, changed.error_code, changed.golden) == (
-        Standing.REVERTED,
-        "model.golden-mismatch",
+        Standing.CONFIRMED,
+        "model.outputs-changed",
         str(OTHER),
     )
 
