@@ -65,13 +65,14 @@ def choose_kind(wish: str) -> str:
     return "mosquitto"
 
 
-def start_mosquitto(log: Path, configure: Callable[[int], Path]) -> RunningBroker:
+def start_mosquitto(log: Path, configure: Callable[[int], Path], children: list[Child] | None = None) -> RunningBroker:
     """Start mosquitto on a free port.
 
     Args:
         log: File for its output.
         configure: Writes the configuration for a port and gives its path; called again with another port when somebody
             else took the first one, because mosquitto cannot choose one itself.
+        children: Gets the broker as soon as it was started.
 
     Raises:
         EdgeError: `config.dependency-missing`, or `network.timeout` when it does not come up.
@@ -81,16 +82,20 @@ def start_mosquitto(log: Path, configure: Callable[[int], Path]) -> RunningBroke
         raise EdgeError(
             "config.dependency-missing", "mosquitto is not installed", "Install it with: apt install mosquitto"
         )
-    return _start("mosquitto", log, lambda port: [program, "-c", str(configure(port))])
+    return _start("mosquitto", log, lambda port: [program, "-c", str(configure(port))], children)
 
 
-def start_embedded(log: Path) -> RunningBroker:
+def start_embedded(log: Path, children: list[Child] | None = None) -> RunningBroker:
     """Start the broker that came with pip on a free port of 127.0.0.1, without TLS.
+
+    Args:
+        log: File for its output.
+        children: Gets the broker as soon as it was started.
 
     Raises:
         EdgeError: `network.timeout` when it does not come up.
     """
-    return _start("embedded", log, lambda port: [sys.executable, "-m", "device_sim.broker", str(port)])
+    return _start("embedded", log, lambda port: [sys.executable, "-m", "device_sim.broker", str(port)], children)
 
 
 def _require_mosquitto() -> str:
@@ -101,16 +106,18 @@ def _require_mosquitto() -> str:
     return program
 
 
-def _start(kind: str, log: Path, command: Callable[[int], list[str]]) -> RunningBroker:
+def _start(kind: str, log: Path, command: Callable[[int], list[str]], children: list[Child] | None) -> RunningBroker:
+    started: list[Child] = [] if children is None else children
     failure: EdgeError | None = None
     for _ in range(_PORT_TRIES):
         port = free_port()
-        child = spawn(f"the {kind} broker", command(port), log)
+        child = spawn(f"the {kind} broker", command(port), log, None, started)
         try:
             wait_until(lambda port=port: is_listening(port), _START_S, "the MQTT broker", child)  # type: ignore[misc]
         except EdgeError as error:
             failure = error
             child.stop()
+            started.remove(child)
             continue
         if child.is_running:
             return RunningBroker(kind, port, child)

@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,7 +65,33 @@ class Child:
         self.popen.wait(_KILL_S)
 
 
-def spawn(name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Child:
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Let an interrupt wait until the block is left, so that nothing is started that nobody would end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    former = {
+        number: signal.signal(number, lambda number, _frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
+
+
+def spawn(
+    name: str,
+    argv: Sequence[str],
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    children: list[Child] | None = None,
+) -> Child:
     """Start a child whose output is appended to a file.
 
     Args:
@@ -72,13 +99,22 @@ def spawn(name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | No
         argv: Program and arguments; no shell.
         log: Receives standard output and error; made with mode 0600, because a first start may print a token.
         env: Variables to add to this process's own.
+        children: Gets the child before any interrupt can come between.
 
     Raises:
         EdgeError: `config.dependency-missing` when the program cannot be started.
     """
+    with _held_back():
+        child = Child(name, _start(name, argv, log, env), log)
+        if children is not None:
+            children.append(child)
+    return child
+
+
+def _start(name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        popen = subprocess.Popen(
+        return subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
@@ -90,7 +126,6 @@ def spawn(name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | No
         raise EdgeError("config.dependency-missing", f"cannot start {name} ({argv[0]}): {error.strerror}") from None
     finally:
         os.close(descriptor)
-    return Child(name, popen, log)
 
 
 def wait_until(

@@ -61,15 +61,14 @@ class Plant:
         self.broker_kind = broker.choose_kind(wish)
         log = self.folder / "broker.log"
         if self.broker_kind == "mosquitto":
-            running = broker.start_mosquitto(log, self._configure_mosquitto)
+            running = broker.start_mosquitto(log, self._configure_mosquitto, self._children)
             self.is_tls = True
         else:
-            running = broker.start_embedded(log)
+            running = broker.start_embedded(log, self._children)
             self._mqtt = {
                 "LIGHTERMAN_MQTT_HOST": LOOPBACK,
                 "LIGHTERMAN_MQTT_PORT": str(running.port),
             }
-        self._children.append(running.child)
 
     def _configure_mosquitto(self, port: int) -> Path:
         """Let the registry write its broker's configuration, for devices on this port."""
@@ -93,8 +92,7 @@ class Plant:
         arguments = ["serve", "--port", "0", "--admin-token-file", str(self.token_file), *self._config]
         self._view.command(shown("cloud-registry", [self._short(item) for item in arguments]) + " &")
         log = self.folder / "registry.log"
-        child = spawn("the registry", [program("cloud-registry"), *arguments], log, environment)
-        self._children.append(child)
+        child = spawn("the registry", [program("cloud-registry"), *arguments], log, environment, self._children)
         wait_until(lambda: _LISTENING.search(child.tail()) is not None, _START_S, "the registry", child)
         listening = _LISTENING.search(child.tail())
         if listening is None:
@@ -120,8 +118,7 @@ class Plant:
             self._run_dir = Path(tempfile.mkdtemp(prefix="lighterman-run-", dir="/tmp"))
         arguments = ["run", *self._agent_folders()]
         self._view.command(shown("edge-agent", [self._short(item) for item in arguments]) + " &")
-        child = spawn("the agent", [program("edge-agent"), *arguments], self.folder / "agent.log")
-        self._children.append(child)
+        child = spawn("the agent", [program("edge-agent"), *arguments], self.folder / "agent.log", None, self._children)
         wait_until(lambda: self.agent_status() is not None, _START_S, "the agent", child)
 
     def start_fleet(self, devices: int, seed: int) -> None:
@@ -133,8 +130,7 @@ class Plant:
         arguments = ["run", "--devices", str(devices), "--seed", str(seed), "--tags", f"{TAG}={FLEET}"]
         self._view.command(shown("device-sim", arguments) + " &")
         argv = [program("device-sim"), *arguments, "--data", str(self.folder / "fleet")]
-        child = spawn("the fleet", argv, self.folder / "fleet.log", self._environment)
-        self._children.append(child)
+        spawn("the fleet", argv, self.folder / "fleet.log", self._environment, self._children)
 
     def ended_early(self) -> list[str]:
         """Processes that have ended by themselves."""
