@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.postgres import fresh_database, postgres_cluster
+
+
+_SLOW_FOLDER: Final = Path(__file__).parent / "integration"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Integration tests start processes and servers: each may be quick, together they are not what one waits for."""
+    for item in items:
+        if item.path.is_relative_to(_SLOW_FOLDER):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

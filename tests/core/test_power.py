@@ -10,6 +10,8 @@ from edge_agent.core import inputs
 from edge_contract.phases import Outcome, Phase
 from tests.core.power import Act, Explorer, Plan, World
 
+pytestmark = pytest.mark.slow
+
 SINGLES_MIN: Final = 5_000
 PAIRS_MIN: Final = 350_000
 DISK_PAIRS_MIN: Final = 100_000

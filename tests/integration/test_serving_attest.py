@@ -24,7 +24,7 @@ from tests.integration.serving import MODULE, Hammer, Serving, X, serving, start
 from tests.support.net import wait_until
 from tests.support.slots import adder_golden, adder_slot, write_slot
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 ATTESTATIONS = 10
 SCRIPT = Member(

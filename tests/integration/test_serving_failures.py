@@ -26,7 +26,7 @@ from tests.support.net import wait_until
 from tests.support.require import REPOSITORY_ROOT
 from tests.support.slots import adder, adder_golden, adder_slot, onnx_model, write_slot
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 ONNX = Member("digits", "onnx", "model.onnx")
 SCRIPT = Member("digits", "script", "score.py")

@@ -25,7 +25,7 @@ from tests.integration.serving import CLIENTS, MODULE, PATIENT, Serving, X, serv
 from tests.support.net import wait_until
 from tests.support.slots import adder_slot, write_slot
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 ROUNDS = 4
 SCRIPT = Member("digits", "script", "score.py")

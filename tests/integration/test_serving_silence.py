@@ -28,7 +28,7 @@ from tests.support.require import REPOSITORY_ROOT, require_program
 from tests.support.slots import adder, adder_golden, write_slot
 from tests.unit.worker.tiny_models import tflite_adder
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 _DEADLINE_S = 60.0
 # Without the switch the first look for the collector came 9 s after the session was made.

@@ -23,7 +23,7 @@ SWAPS = 12
 # So that the swaps are certainly under way while requests are: each client has had some answers before the first swap.
 ANSWERS_FIRST = 20
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 def test_no_request_is_lost_in_a_dozen_swaps_under_load(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from edge_contract.runtime import Member
 from tests.integration.serving import PATIENT
 from tests.support.slots import adder, adder_golden, adder_slot, write_slot
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 IMPLEMENTATIONS = ("workers", "room")
 LEFT, RIGHT = "left", "right"
