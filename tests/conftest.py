@@ -11,7 +11,6 @@ import pytest
 from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.postgres import fresh_database, postgres_cluster
 
-
 _SLOW_FOLDER: Final = Path(__file__).parent / "integration"
 
 
