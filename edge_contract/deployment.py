@@ -13,9 +13,10 @@ from edge_contract.errors import ContractError
 from edge_contract.jsonio import Fields, JsonObject
 from edge_contract.limits import MANIFEST_BYTES_MAX, MODULES_MAX, PROBATION_MS_MAX, WINDOWS_MAX
 from edge_contract.names import model_name, platform_name, repository_name
+from edge_contract.terms import PPM, Resources, Trial
 
 _CODE = "trust.metadata-invalid"
-_PPM = 1_000_000
+_LATENCY_PERMILLE_MAX = 1_000_000
 DAY_MINUTES = 24 * 60
 
 
@@ -142,6 +143,10 @@ class Policy:
         allow_release_rollback: Permit to install a lower release counter.
         windows: When a candidate may be loaded and activated; empty means at any time. Downloads do not wait.
         activation: How the module changes from the live bundle to this one.
+        allow_pickle: The operator's permit to load pickles; needed beside the author's in the runtime descriptor.
+        resources: What the worker may use of the device.
+        trial: What the candidate has to show beside the live model before it is activated, or none.
+        latency_permille_max: Overrides the bundle's `latency_ratio_max` of probation when not none, in thousandths.
     """
 
     sampling_ratio: float | None = None
@@ -149,6 +154,10 @@ class Policy:
     allow_release_rollback: bool = False
     windows: tuple[Window, ...] = ()
     activation: ActivationMode = ActivationMode.AUTO
+    allow_pickle: bool = False
+    resources: Resources = Resources()
+    trial: Trial | None = None
+    latency_permille_max: int | None = None
 
     def to_json(self) -> JsonObject:
         """The JSON form; fields that override nothing are left out."""
@@ -161,6 +170,14 @@ class Policy:
             result["windows"] = [window.to_json() for window in self.windows]
         if self.activation is not ActivationMode.AUTO:
             result["activation"] = str(self.activation)
+        if self.allow_pickle:
+            result["allow_pickle"] = True
+        if resources := self.resources.to_json():
+            result["resources"] = resources
+        if self.trial is not None:
+            result["trial"] = self.trial.to_json()
+        if self.latency_permille_max is not None:
+            result["latency_permille_max"] = self.latency_permille_max
         return result
 
     def to_custom(self) -> JsonObject:
@@ -168,7 +185,7 @@ class Policy:
         result = self.to_json()
         ratio = result.pop("sampling_ratio", None)
         if ratio is not None:
-            result["sampling_ppm"] = round(ratio * _PPM)
+            result["sampling_ppm"] = round(ratio * PPM)
         return result
 
     @classmethod
@@ -181,16 +198,23 @@ class Policy:
         fields = Fields(value, "policy", _CODE)
         sampling: float | None = None
         if fields.take("sampling_ppm") is not None:
-            sampling = fields.integer("sampling_ppm", high=_PPM) / _PPM
+            sampling = fields.integer("sampling_ppm", high=PPM) / PPM
         elif fields.take("sampling_ratio") is not None:
             sampling = fields.number("sampling_ratio", high=1.0)
-        probation = fields.take("probation_ms")
+        probation, trial = fields.take("probation_ms"), fields.take("trial")
+        latency = fields.take("latency_permille_max")
         return cls(
             sampling_ratio=sampling,
             probation_ms=None if probation is None else fields.integer("probation_ms", high=PROBATION_MS_MAX),
             allow_release_rollback=fields.flag("allow_release_rollback", False),
             windows=tuple(Window.from_json(item) for item in fields.items("windows", WINDOWS_MAX)),
             activation=_activation(fields.text("activation", ActivationMode.AUTO)),
+            allow_pickle=fields.flag("allow_pickle", False),
+            resources=Resources.from_json(fields.take("resources", {})),
+            trial=None if trial is None else Trial.from_json(trial),
+            latency_permille_max=(
+                None if latency is None else fields.integer("latency_permille_max", high=_LATENCY_PERMILLE_MAX)
+            ),
         )
 
 

@@ -50,6 +50,13 @@ DETAIL_CHARS_MAX: Final = 500
 MODULES_MAX: Final = 16
 WINDOWS_MAX: Final = 14  # maintenance windows of a policy
 
+# Terms of a policy
+CPUS_MAX: Final = 1_024  # logical processors of a device
+NICE_MAX: Final = 19
+WORKER_BYTES_MAX: Final = 4 * 1_024 * GIB
+PREDICTIONS_MAX: Final = 1_000_000  # compared in one trial
+TRIAL_MS_MAX: Final = 24 * 3600 * 1000
+
 # Times that both ends of a wire count on
 PROBATION_MS_DEFAULT: Final = 2_000
 PROBATION_MS_MAX: Final = 7 * 24 * 3600 * 1000

@@ -63,10 +63,18 @@ class Probation:
     Attributes:
         window_ms: How long it is watched, `0..PROBATION_MS_MAX`.
         failure_ratio_max: Failed over all requests in the window above which it is rolled back, `0..1`.
+        nonfinite_ratio_max: Answers with NaN or infinity for finite inputs, over all answers, above which it is, `0..1`.
+        latency_ratio_max: How much slower than its predecessor it may be, at the median and at the 99th percentile;
+            0 when that is not judged.
+        drift_max: How far, in standard deviations, the mean of its live outputs may lie from that of its golden
+            outputs; 0 when that is not judged.
     """
 
     window_ms: int = PROBATION_MS_DEFAULT
     failure_ratio_max: float = 0.05
+    nonfinite_ratio_max: float = 0.01
+    latency_ratio_max: float = 0.0
+    drift_max: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +149,9 @@ class Runtime:
             "probation": {
                 "window_ms": self.probation.window_ms,
                 "failure_ratio_max": self.probation.failure_ratio_max,
+                "nonfinite_ratio_max": self.probation.nonfinite_ratio_max,
+                "latency_ratio_max": self.probation.latency_ratio_max,
+                "drift_max": self.probation.drift_max,
             },
             "load_peak_bytes": self.load_peak_bytes,
             "sampling_ratio": self.sampling_ratio,
@@ -186,7 +197,11 @@ def _probation(value: Any) -> Probation:
         return Probation()
     fields = Fields(value, "probation", _CODE)
     probation = Probation(
-        fields.integer("window_ms", high=PROBATION_MS_MAX), fields.number("failure_ratio_max", high=1.0)
+        window_ms=fields.integer("window_ms", high=PROBATION_MS_MAX),
+        failure_ratio_max=fields.number("failure_ratio_max", high=1.0),
+        nonfinite_ratio_max=fields.number("nonfinite_ratio_max", 0.01, high=1.0),
+        latency_ratio_max=fields.number("latency_ratio_max", 0.0, high=1_000.0),
+        drift_max=fields.number("drift_max", 0.0, high=1_000.0),
     )
     fields.close()
     return probation

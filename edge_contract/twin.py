@@ -13,6 +13,7 @@ from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
 from edge_contract.limits import DETAIL_CHARS_MAX, MODULES_MAX, NUDGE_BYTES_MAX, REPORT_BYTES_MAX
 from edge_contract.names import device_name, model_name, platform_name
 from edge_contract.phases import Outcome, Phase
+from edge_contract.terms import Agreement
 
 NUDGE_SCHEMA: Final = "lighterman.nudge/1"
 REPORT_SCHEMA: Final = "lighterman.report/1"
@@ -135,6 +136,59 @@ class ReportedDeployment:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportedHealth:
+    """What the live bundle's probation was judged by, when it was last looked at.
+
+    Attributes:
+        requests: Requests answered, good or bad.
+        failures: Those that failed by the model's fault.
+        nonfinite: Answers with NaN or infinity for finite inputs.
+        p50_us: Median latency in microseconds, 0 when unknown.
+        p99_us: 99th percentile.
+        before_p50_us: Median latency of the bundle that was live before, 0 when unknown.
+        before_p99_us: Its 99th percentile.
+    """
+
+    requests: int = 0
+    failures: int = 0
+    nonfinite: int = 0
+    p50_us: int = 0
+    p99_us: int = 0
+    before_p50_us: int = 0
+    before_p99_us: int = 0
+
+    def to_json(self) -> JsonObject:
+        """The JSON form that `from_json` reads."""
+        return {
+            "requests": self.requests,
+            "failures": self.failures,
+            "nonfinite": self.nonfinite,
+            "p50_us": self.p50_us,
+            "p99_us": self.p99_us,
+            "before_p50_us": self.before_p50_us,
+            "before_p99_us": self.before_p99_us,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "ReportedHealth":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ContractError: `artifact.document-invalid`.
+        """
+        fields = Fields(value, "reported health", _CODE)
+        return cls(
+            requests=fields.integer("requests", 0),
+            failures=fields.integer("failures", 0),
+            nonfinite=fields.integer("nonfinite", 0),
+            p50_us=fields.integer("p50_us", 0),
+            p99_us=fields.integer("p99_us", 0),
+            before_p50_us=fields.integer("before_p50_us", 0),
+            before_p99_us=fields.integer("before_p99_us", 0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ReportedModule:
     """One module as it is.
 
@@ -153,6 +207,8 @@ class ReportedModule:
         gap_ms: How long nobody answered in the last activation, 0 when workers overlapped.
         refused: A deployment that signed metadata asked for and this device did not take, or none.
         error: What is wrong with the live bundle, for example damage on disk that is being healed, or none.
+        health: What probation found of the live bundle, or none before it was looked at.
+        trial: What the last trial of a candidate found, or none.
     """
 
     phase: Phase | str
@@ -168,6 +224,8 @@ class ReportedModule:
     gap_ms: int = 0
     refused: ReportedDeployment | None = None
     error: ReportedError | None = None
+    health: ReportedHealth | None = None
+    trial: Agreement | None = None
 
     def to_json(self) -> JsonObject:
         """The JSON form that `from_json` reads."""
@@ -185,6 +243,8 @@ class ReportedModule:
             "gap_ms": self.gap_ms,
             "refused": None if self.refused is None else self.refused.to_json(),
             "error": None if self.error is None else self.error.to_json(),
+            "health": None if self.health is None else self.health.to_json(),
+            "trial": None if self.trial is None else self.trial.to_json(),
         }
 
     @classmethod
@@ -196,6 +256,7 @@ class ReportedModule:
         """
         fields = Fields(value, "reported module", _CODE)
         deployment, refused, error = fields.take("deployment"), fields.take("refused"), fields.take("error")
+        health, trial = fields.take("health"), fields.take("trial")
         return cls(
             phase=_phase(fields),
             live=_digest(fields.take("live")),
@@ -210,6 +271,8 @@ class ReportedModule:
             gap_ms=fields.integer("gap_ms", 0),
             refused=None if refused is None else ReportedDeployment.from_json(refused),
             error=None if error is None else ReportedError.from_json(error),
+            health=None if health is None else ReportedHealth.from_json(health),
+            trial=None if trial is None else Agreement.from_json(trial),
         )
 
 
