@@ -132,7 +132,7 @@ class Connection:
 
     def _on_readable(self) -> None:
         if self.stage in (Stage.RUNNING, Stage.WRITING):
-            self._watch(False)  # the kernel keeps the next request until this one is answered
+            self._look_ahead()
             return
         try:
             if self._body is not None and self.stage is Stage.READING:
@@ -158,6 +158,19 @@ class Connection:
             self._advance()
         else:
             self.close()
+
+    def _look_ahead(self) -> None:
+        """While an answer is made or sent: see whether the client is gone, and leave what it sends to the kernel."""
+        try:
+            is_gone = not self._sock.recv(1, socket.MSG_PEEK)
+        except _AGAIN:
+            return
+        except OSError:
+            is_gone = True
+        if is_gone and self.stage is Stage.RUNNING:
+            self.close()
+        else:
+            self._watch(False)
 
     def _advance(self) -> None:
         """Go on with what was received: find requests and have them handled, until one has to be waited for."""
@@ -347,14 +360,19 @@ class Connection:
     def close(self) -> None:
         """End the connection."""
         if self.stage is not Stage.CLOSED:
+            if self._request is not None:
+                self._request.is_gone = True
             self._leave()
             self._sock.close()
 
     def _leave(self) -> None:
         self._watch(False)
         self._loop.remove_writer(self._sock)
+        request = self._request
         self._forget_request()
         self.stage = Stage.CLOSED
+        if request is not None and request.on_gone is not None:
+            request.on_gone()
         self._out = []
         self._received = bytearray()
         self._host.forget(self)

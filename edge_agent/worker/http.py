@@ -4,6 +4,7 @@ Framing is our own so that a connection's exact unread bytes are always known: t
 another worker takes it over in the middle of a request. A body of known length is received straight into its place.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
@@ -226,11 +227,15 @@ class Request:
         head: Its head.
         body: Its body.
         received_ns: Monotonic clock when its last byte came.
+        is_gone: Whether its client went away before the answer.
+        on_gone: Called once when nobody waits for the answer any more: its client went away, or another worker has it.
     """
 
     head: Head
     body: bytes | bytearray
     received_ns: int
+    is_gone: bool = False
+    on_gone: Callable[[], object] | None = None
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
-"""Counters of a worker, for the agent and as Prometheus text (exposition format 0.0.4). Used on the event loop."""
+"""Counters of a worker, for the agent and as Prometheus text (exposition format 0.0.4). Counting: any thread."""
 
+import threading
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
@@ -8,7 +9,7 @@ from typing import Final
 from edge_agent.worker.limits import LATENCIES_KEPT
 
 PROMETHEUS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-OUTCOMES: Final = ("ok", "failed", "invalid", "overloaded")
+OUTCOMES: Final = ("ok", "failed", "invalid", "overloaded", "cancelled")
 _BOUNDS_US: Final = (
     50,
     100,
@@ -68,19 +69,22 @@ class Metrics:
         self._counts = {member: dict.fromkeys(OUTCOMES, 0) for member in members}
         self._latencies = {member: Latencies() for member in self._counts}
         self._all = Latencies()
+        self._lock = threading.Lock()
 
     def count(self, member: str, outcome: str, latency_us: int) -> None:
         """Count one inference request.
 
         Args:
             member: Name of the model.
-            outcome: One of `OUTCOMES`; `invalid` and `overloaded` are no fault of the model.
+            outcome: One of `OUTCOMES`; `invalid`, `overloaded` and `cancelled` (its client went away) are no
+                fault of the model.
             latency_us: From the request's last byte to its answer.
         """
-        self._counts[member][outcome] += 1
-        if outcome in ("ok", "failed"):
-            self._latencies[member].add(latency_us)
-            self._all.add(latency_us)
+        with self._lock:
+            self._counts[member][outcome] += 1
+            if outcome in ("ok", "failed"):
+                self._latencies[member].add(latency_us)
+                self._all.add(latency_us)
 
     @property
     def failures(self) -> int:

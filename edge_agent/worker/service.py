@@ -32,6 +32,7 @@ from edge_agent.worker.metrics import PROMETHEUS_TYPE, Metrics
 from edge_agent.worker.oip import InferRequest, read_json, read_request, write_answer, write_json
 from edge_agent.worker.priority import resident_bytes
 from edge_agent.worker.sampler import Sampler, plain_value
+from edge_agent.worker.turns import Turns
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 
@@ -49,6 +50,11 @@ _CODE_BY_STATUS: Final[dict[HTTPStatus, str]] = {
     HTTPStatus.SERVICE_UNAVAILABLE: "model.overloaded",
     HTTPStatus.INTERNAL_SERVER_ERROR: "internal.bug",
 }
+_OUTCOME_BY_CODE: Final = {
+    "model.input-invalid": "invalid",
+    "model.overloaded": "overloaded",
+    "model.timeout": "overloaded",  # of its turn
+}
 _RETRY_AFTER: Final = ("Retry-After: 1",)
 _EWMA_SHARE: Final = 1 / 16
 
@@ -60,6 +66,7 @@ class _Served:
     member: LoadedMember
     json_engine: JsonEngine | None
     pool: ThreadPoolExecutor
+    turns: Turns
     in_pool: int = 0
 
 
@@ -127,12 +134,91 @@ class Service:
         finally:
             served.in_pool -= 1
 
-    @staticmethod
-    def _serve(member: LoadedMember) -> _Served:
+    def _serve(self, member: LoadedMember) -> _Served:
         engine = member.engine
         json_engine = engine if not engine.inputs and isinstance(engine, JsonEngine) else None
         threads = CORES_USED_MAX if engine.is_concurrent else 1
-        return _Served(member, json_engine, ThreadPoolExecutor(threads, f"model-{member.name}"))
+        turns = Turns(threads, self._limits.requests_waiting_max)
+        return _Served(member, json_engine, ThreadPoolExecutor(threads, f"model-{member.name}"), turns)
+
+    def compute(
+        self,
+        name: str,
+        inputs: Mapping[str, Array],
+        wanted: Sequence[str],
+        received_ns: int,
+        request_id: str = "",
+        deadline_ns: int = 0,
+        is_gone: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Array]:
+        """Run a model for a client that is not HTTP: in the calling thread, admitted, checked, counted and sampled.
+
+        Any thread but the event loop's.
+
+        Args:
+            name: Of the model.
+            inputs: Arrays that fit its signature.
+            wanted: Names of outputs it has; empty for all.
+            received_ns: Monotonic clock when the request's last byte came.
+            request_id: As the client named it.
+            deadline_ns: Monotonic clock when the answer is of no use any more; 0 for `request_run_ms` from now.
+            is_gone: Asked after a wait; a request whose client is gone is not computed.
+
+        Returns:
+            Arrays by output name, in order.
+
+        Raises:
+            EdgeError: `model.overloaded`, `model.timeout`, `model.output-invalid`, what `Engine.run` raises,
+                `device.memory-short`, `internal.bug`.
+            ConnectionAbortedError: The client is gone.
+        """
+        served = self._served[name]
+        outcome = "failed"
+        try:
+            outputs = self._compute_in_turn(
+                served, inputs, wanted, deadline_ns or received_ns + self._limits.request_run_ms * 1_000_000, is_gone
+            )
+            if not served.member.allow_nonfinite:
+                for output, array in outputs.items():
+                    if not is_finite(array):
+                        raise EdgeError("model.output-invalid", f"output {output!r} of {name!r} is NaN or infinite")
+            outcome = "ok"
+        except EdgeError as error:
+            outcome = _OUTCOME_BY_CODE.get(error.code, "failed")
+            raise
+        except ConnectionAbortedError:
+            outcome = "cancelled"
+            raise
+        except MemoryError:
+            raise EdgeError("device.memory-short", "the request does not fit in memory") from None
+        except Exception:  # noqa: BLE001 - one request fails, not the worker
+            _log.exception("an inference request met a bug")
+            raise EdgeError("internal.bug", "the worker failed; its log says more") from None
+        finally:
+            latency_us = (time.monotonic_ns() - received_ns) // 1000
+            self._metrics.count(name, outcome, latency_us)
+        if self._sampler.wants():
+            self._sampler.offer_tensors(name, inputs, outputs, latency_us, request_id)
+        return outputs
+
+    @staticmethod
+    def _compute_in_turn(
+        served: _Served,
+        inputs: Mapping[str, Array],
+        wanted: Sequence[str],
+        deadline_ns: int,
+        is_gone: Callable[[], bool],
+    ) -> dict[str, Array]:
+        turns, engine = served.turns, served.member.engine
+        if turns.take(deadline_ns) and is_gone():
+            turns.give()
+            raise ConnectionAbortedError
+        try:
+            if engine.is_concurrent or engine.is_quick:
+                return engine.run(inputs, wanted)
+            return served.pool.submit(engine.run, inputs, wanted).result()  # a script has one thread of its own
+        finally:
+            turns.give()
 
     def _make_routes(self, module: str) -> dict[tuple[str, str], Callable[[Request, Respond], None]]:
         """Every path this worker knows; a bundle has few models and one version, so they can be listed."""
@@ -253,8 +339,9 @@ class Service:
             return
         self._waiting += 1
         served.in_pool += 1
-        timer = self._loop.call_later(self._limits.request_run_ms / 1000, self._give_up, served, request, respond)
         future = served.pool.submit(self._compute, served, request)
+        request.on_gone = future.cancel  # what has not begun is not begun any more
+        timer = self._loop.call_later(self._limits.request_run_ms / 1000, self._give_up, served, request, respond)
         future.add_done_callback(
             lambda done: self._loop.call_soon_threadsafe(self._finish, served, request, respond, timer, done)
         )
@@ -266,12 +353,14 @@ class Service:
             member.engine.is_quick
             and 0 < member.run_us <= INLINE_US_MAX
             and len(request.body) <= INLINE_BODY_BYTES_MAX
-            and (served.in_pool == 0 or member.engine.is_concurrent)
+            and ((served.in_pool == 0 and not served.turns.is_busy) or member.engine.is_concurrent)
         )
 
     def _give_up(self, served: _Served, request: Request, respond: Respond) -> None:
         detail = f"{served.member.name!r} took longer than {self._limits.request_run_ms} ms"
         self._deliver(served, request, respond, self._failure(EdgeError("model.timeout", detail)), "failed")
+        if request.on_gone is not None:
+            request.on_gone()
 
     def _finish(
         self,
@@ -284,13 +373,19 @@ class Service:
         timer.cancel()
         self._waiting -= 1
         served.in_pool -= 1
-        response, outcome = done.result()
+        if done.cancelled():
+            response, outcome = self._failure(EdgeError("model.timeout", "it was cancelled")), "cancelled"
+        else:
+            response, outcome = done.result()
         self._deliver(served, request, respond, response, outcome)
 
     def _deliver(self, served: _Served, request: Request, respond: Respond, response: Response, outcome: str) -> None:
-        if respond(response):
-            latency_us = (time.monotonic_ns() - request.received_ns) // 1000
-            self._metrics.count(served.member.name, outcome, latency_us)
+        if not respond(response):
+            if not request.is_gone:
+                return  # answered before, or somebody else answers it
+            outcome = "cancelled"
+        latency_us = (time.monotonic_ns() - request.received_ns) // 1000
+        self._metrics.count(served.member.name, outcome, latency_us)
 
     def _compute(self, served: _Served, request: Request) -> tuple[Response, str]:
         """The answer to an inference request and its outcome. On the event loop or in a thread of the model's pool."""
