@@ -3,20 +3,29 @@
 A layer of the bundle at `RUNTIME_PATH`, so the bundle's signature covers it.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from edge_contract.engines import ENGINES, ENTRIES
 from edge_contract.errors import ContractError
 from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
-from edge_contract.limits import MEMBERS_MAX, PROBATION_MS_DEFAULT, PROBATION_MS_MAX, RUNTIME_BYTES_MAX, TENSORS_MAX
+from edge_contract.limits import (
+    MEMBERS_MAX,
+    PROBATION_MS_DEFAULT,
+    PROBATION_MS_MAX,
+    RUNTIME_BYTES_MAX,
+    STEPS_MAX,
+    TENSORS_MAX,
+)
 from edge_contract.names import model_name, relative_path
+from edge_contract.pipeline import Batching, Step, order_steps, read_batching, read_step
 from edge_contract.tensors import TensorSpec
 
 SCHEMA: Final = "lighterman.runtime/1"
 RUNTIME_PATH: Final = "lighterman/runtime.json"
 GOLDEN_PATH: Final = "lighterman/golden.safetensors"
 WHEELS_FOLDER: Final = "wheels"
-ENGINES: Final = ("onnx", "litert", "script")
 _CODE: Final = "artifact.runtime-invalid"
 
 
@@ -41,19 +50,41 @@ class Member:
 
     Attributes:
         name: Name in inference requests.
-        engine: One of `ENGINES`.
-        entry: Path in the bundle of the model file, or of the script with `init()` and `run(data)`.
+        engine: One of `edge_contract.engines.ENGINES`.
+        entry: Path in the bundle of the model file, or of the script with `init()` and `run(data)`; empty for a
+            pipeline.
         inputs: Tensor signature of the inputs; empty for a script that takes any JSON.
         outputs: Tensor signature of the outputs.
-        options: Engine options by name; values are strings.
+        options: Engine options by name (`edge_contract.engines.OPTIONS`); values are strings.
+        steps: What a pipeline runs, in an order in which it can; empty for every other engine.
+        batching: How requests are computed together, or none: each alone.
     """
 
     name: str
     engine: str
-    entry: str
+    entry: str = ""
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    batching: Batching | None = None
+
+    def to_json(self) -> JsonObject:
+        """The JSON form that a descriptor holds."""
+        document: JsonObject = {
+            "name": self.name,
+            "engine": self.engine,
+            "inputs": [item.to_json() for item in self.inputs],
+            "outputs": [item.to_json() for item in self.outputs],
+            "options": self.options,
+        }
+        if self.entry:
+            document["entry"] = self.entry
+        if self.steps:
+            document["steps"] = [step.to_json() for step in self.steps]
+        if self.batching is not None:
+            document["batching"] = self.batching.to_json()
+        return document
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +94,7 @@ class Probation:
     Attributes:
         window_ms: How long it is watched, `0..PROBATION_MS_MAX`.
         failure_ratio_max: Failed over all requests in the window above which it is rolled back, `0..1`.
-        nonfinite_ratio_max: Answers with NaN or infinity for finite inputs, over all answers, above which it is, `0..1`.
+        nonfinite_ratio_max: Answers with NaN or infinity for finite inputs over all answers, above which it is too.
         latency_ratio_max: How much slower than its predecessor it may be, at the median and at the 99th percentile;
             0 when that is not judged.
         drift_max: How far, in standard deviations, the mean of its live outputs may lie from that of its golden
@@ -115,6 +146,7 @@ class Runtime:
         members = tuple(_member(item) for item in fields.items("members", MEMBERS_MAX, required=True))
         if not members or len({member.name for member in members}) != len(members):
             raise ContractError(_CODE, "a runtime descriptor lists members with different names")
+        members = order_pipelines(members)
         result = cls(
             model=model_name(fields.text("model")),
             version=fields.integer("version", low=1),
@@ -135,17 +167,7 @@ class Runtime:
             "schema": SCHEMA,
             "model": self.model,
             "version": self.version,
-            "members": [
-                {
-                    "name": member.name,
-                    "engine": member.engine,
-                    "entry": member.entry,
-                    "inputs": [item.to_json() for item in member.inputs],
-                    "outputs": [item.to_json() for item in member.outputs],
-                    "options": member.options,
-                }
-                for member in self.members
-            ],
+            "members": [member.to_json() for member in self.members],
             "probation": {
                 "window_ms": self.probation.window_ms,
                 "failure_ratio_max": self.probation.failure_ratio_max,
@@ -163,6 +185,21 @@ class Runtime:
         return dump(document)
 
 
+def order_pipelines(members: Sequence[Member]) -> tuple[Member, ...]:
+    """The members with the steps of their pipelines checked and in an order in which they can run.
+
+    Raises:
+        ContractError: `artifact.runtime-invalid`, see `order_steps`.
+    """
+    models = {member.name: (member.inputs, member.outputs) for member in members if member.engine in ENTRIES}
+    return tuple(
+        member
+        if member.engine in ENTRIES
+        else replace(member, steps=order_steps(member.name, member.inputs, member.outputs, member.steps, models))
+        for member in members
+    )
+
+
 def _member(value: Any) -> Member:
     fields = Fields(value, "member", _CODE)
     engine = fields.text("engine")
@@ -171,12 +208,20 @@ def _member(value: Any) -> Member:
     member = Member(
         name=model_name(fields.text("name")),
         engine=engine,
-        entry=relative_path(fields.text("entry")),
+        entry=relative_path(fields.text("entry")) if engine in ENTRIES else "",
         inputs=tuple(TensorSpec.from_json(item) for item in fields.items("inputs", TENSORS_MAX)),
         outputs=tuple(TensorSpec.from_json(item) for item in fields.items("outputs", TENSORS_MAX)),
         options=fields.mapping("options", 64),
+        steps=() if engine in ENTRIES else tuple(read_step(item) for item in fields.items("steps", STEPS_MAX)),
+        batching=read_batching(fields.take("batching")),
     )
     fields.close()
+    if member.batching is not None and not all(
+        spec.shape and spec.shape[0] == -1 for spec in (*member.inputs, *member.outputs)
+    ):
+        raise ContractError(
+            _CODE, f"member {member.name!r} is batched, so the first size of its tensors has to be free"
+        )
     for signature in (member.inputs, member.outputs):
         if len({tensor.name for tensor in signature}) != len(signature):
             raise ContractError(_CODE, f"member {member.name!r} names the same tensor twice")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
+from edge_contract.engines import ENGINES
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import Fields
 from edge_contract.limits import (
@@ -16,7 +17,7 @@ from edge_contract.limits import (
     TENSORS_MAX,
 )
 from edge_contract.names import model_name, platform_name, relative_path, tags
-from edge_contract.runtime import ENGINES, WHEELS_FOLDER
+from edge_contract.runtime import WHEELS_FOLDER
 from edge_contract.tensors import TensorSpec
 from packager.limits import GLOB_FILES_MAX, SPEC_BYTES_MAX
 from packager.signature import engine_for

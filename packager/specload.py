@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from edge_contract.engines import ENGINES
 from edge_contract.errors import EdgeError
 from edge_contract.names import model_name, platform_name, relative_path, tags
-from edge_contract.runtime import ENGINES
 from packager.signature import check_options, engine_for
 from packager.spec import Flags, GoldenSpec, MemberSpec, SourceFile, Spec
 from packager.specfile import read_spec_file

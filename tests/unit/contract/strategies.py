@@ -1,9 +1,12 @@
 """Values of the contract for property tests: every one is valid and within its bounds."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from edge_contract.deployment import DAY_MINUTES, ActivationMode, Artifact, Assignment, Policy, Window
 from edge_contract.digest import Digest
+from edge_contract.engines import ENTRIES
 from edge_contract.limits import BLOB_BYTES_MAX, MANIFEST_BYTES_MAX, PROBATION_MS_MAX
 from edge_contract.manifest import (
     CODE_RAW,
@@ -23,7 +26,8 @@ from edge_contract.manifest import (
 )
 from edge_contract.names import PLATFORMS
 from edge_contract.phases import Outcome, Phase
-from edge_contract.runtime import ENGINES, RUNTIME_PATH, Golden, Member, Probation, Runtime
+from edge_contract.pipeline import Step
+from edge_contract.runtime import RUNTIME_PATH, Golden, Member, Probation, Runtime
 from edge_contract.signed import Envelope
 from edge_contract.telemetry import KINDS, Ack, Batch, Sample
 from edge_contract.tensors import ITEM_BYTES, TensorSpec
@@ -100,18 +104,39 @@ _signatures = st.lists(tensors, max_size=3, unique_by=lambda spec: spec.name).ma
 members = st.builds(
     Member,
     names,
-    st.sampled_from(ENGINES),
+    st.sampled_from(ENTRIES),
     paths,
     _signatures,
     _signatures,
     st.dictionaries(texts, texts, max_size=3),
 )
+
+
+@st.composite
+def _bundles_of_members(draw: st.DrawFn) -> tuple[Member, ...]:
+    """Models, and perhaps a pipeline that runs some of them one after another."""
+    models = draw(st.lists(members, min_size=1, max_size=3, unique_by=lambda member: member.name))
+    # Signatures are left out: what runs them says them, and a pipeline is checked again there.
+    chained = [replace(model, inputs=(), outputs=()) for model in models]
+    taken = {model.name for model in models}
+    name = draw(names.filter(lambda text: text not in taken))
+    if not draw(st.booleans()):
+        return tuple(models)
+    tensor = draw(tensors)
+    first, last = replace(tensor, name="t0"), replace(tensor, name=f"t{len(chained)}")
+    steps = tuple(
+        Step(model.name, {draw(texts): f"t{place}"}, {draw(texts): f"t{place + 1}"})
+        for place, model in enumerate(chained)
+    )
+    return (*chained, Member(name, "pipeline", inputs=(first,), outputs=(last,), steps=steps))
+
+
 _tolerances = st.floats(0.0, 1e6, allow_nan=False)
 runtimes = st.builds(
     Runtime,
     model=names,
     version=st.integers(1, NUMBER_MAX),
-    members=st.lists(members, min_size=1, max_size=3, unique_by=lambda member: member.name).map(tuple),
+    members=_bundles_of_members(),
     golden=st.none() | st.builds(Golden, paths, _tolerances, _tolerances),
     probation=st.builds(Probation, st.integers(0, PROBATION_MS_MAX), ratios),
     load_peak_bytes=counts,
