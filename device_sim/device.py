@@ -22,6 +22,7 @@ from edge_agent.core.agent import Agent
 from edge_agent.shell.dispatch import Lane, lane_of
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
+from edge_contract.terms import PPM, Agreement
 from edge_contract.twin import Report
 
 MakeAgent = Callable[[str, JsonObject | None], Agent]
@@ -415,6 +416,10 @@ class SimDevice:
                 return inputs.CommandFailed(op, "model.golden-mismatch", "the outputs differ")
             self.workers.candidate[assignment.module] = bundle.manifest
             return inputs.CandidateProved(op, golden_of(bundle.manifest))
+        if isinstance(command, do.BeginTrial):
+            if self.workers.candidate.get(assignment.module) is None:
+                return inputs.CommandFailed(op, "model.worker-crashed", "there is no candidate")
+            return inputs.TrialBegun(op)
         if self._draw.random() < faults.activate_failure or self.workers.candidate.get(assignment.module) is None:
             self.workers.candidate.pop(assignment.module, None)
             return inputs.CommandFailed(op, "model.worker-crashed", "the candidate ended by itself")
@@ -427,6 +432,10 @@ class SimDevice:
             live = self.workers.live.get(module)
             flaw = self._flaw(live) if live else Flaw.NONE
             return inputs.HealthObserved(op, *self.workers.health(module, flaw, self._around.clock.now_ms))
+        if isinstance(command, do.ObserveTrial):
+            if self.workers.candidate.get(module) is None:
+                return inputs.CommandFailed(op, "model.worker-crashed", "the candidate is gone")
+            return inputs.TrialObserved(op, Agreement(compared=self._draw.randrange(100), top1_ppm=PPM))
         if isinstance(command, do.CommitSlot | do.AttestLive):
             return self._attest(command)
         if isinstance(command, do.RestartLive):

@@ -8,14 +8,17 @@ that can go wrong in operation; a library's own exceptions never pass.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-from edge_contract.deployment import Assignment
+from edge_contract.deployment import Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
 from edge_contract.manifest import Descriptor, Manifest
 from edge_contract.telemetry import Ack, Batch
+from edge_contract.terms import Agreement, Trial
 from edge_contract.twin import ReportedDeployment
+
+_NO_POLICY: Final = Policy()
 
 
 class Clock(Protocol):
@@ -195,11 +198,19 @@ class Health:
         is_alive: Whether the worker process runs and answers.
         requests: Inference requests answered, good or bad (client mistakes are not counted).
         failures: Those that failed through the model's or worker's fault.
+        nonfinite: Answers with NaN or infinity although every input was finite.
+        latencies: A histogram of answered requests: (least latency of the bucket in microseconds, how many lie in it),
+            ascending, empty buckets left out.
+        drift: How far, in standard deviations of the golden outputs, the mean of the live outputs lies from theirs; 0
+            when unknown.
     """
 
     is_alive: bool
     requests: int
     failures: int
+    nonfinite: int = 0
+    latencies: tuple[tuple[int, int], ...] = ()
+    drift: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +229,16 @@ class Attestation:
 class ModelServer(Protocol):
     """Starts, proves, swaps and watches worker processes: one live worker a module, at most one candidate beside it."""
 
-    def prove(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def prove(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Start a candidate worker from a slot, load it and prove it on the golden vectors; it does not serve yet.
 
         A candidate of the same module from before is discarded first.
+
+        Args:
+            module: Name of the module.
+            manifest: Digest of the bundle's manifest.
+            slot: The bundle's slot.
+            policy: The signed policy: what the worker may use, and whether it may load pickles.
 
         Returns:
             Digest over the outputs on the golden vectors, or none when the bundle has no golden vectors.
@@ -242,7 +259,7 @@ class ModelServer(Protocol):
         """
         ...
 
-    def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def ensure(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Make this bundle what serves: nothing to do when it does, else prove and activate it. Returns as `prove`.
 
         Proving it takes the place of any candidate of the module.
@@ -259,8 +276,26 @@ class ModelServer(Protocol):
         """
         ...
 
-    def restart(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def restart(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Swap the live worker for a fresh one of the same bundle, from its slot as it is now. Returns as `prove`."""
+        ...
+
+    def begin_trial(self, module: str, trial: Trial) -> None:
+        """Let the proved candidate compute on a share of the live worker's inputs, beside it; it answers nobody.
+
+        It goes on until the candidate is activated or discarded, or another trial of the module begins.
+
+        Raises:
+            EdgeError: `model.worker-crashed` when there is no candidate or no live worker.
+        """
+        ...
+
+    def trial(self, module: str) -> Agreement:
+        """What the trial under way has found so far.
+
+        Raises:
+            EdgeError: `model.worker-crashed` when the candidate ended, `model.timeout`.
+        """
         ...
 
     def pause(self, module: str) -> None:

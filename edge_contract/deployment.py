@@ -155,7 +155,7 @@ class Policy:
     windows: tuple[Window, ...] = ()
     activation: ActivationMode = ActivationMode.AUTO
     allow_pickle: bool = False
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     trial: Trial | None = None
     latency_permille_max: int | None = None
 

@@ -12,6 +12,7 @@ class Phase(StrEnum):
     VERIFYING = "verifying"
     STAGING = "staging"  # unpacking into a slot
     TESTING = "testing"  # the candidate loads and proves itself on the golden vectors
+    TRYING = "trying"  # the candidate computes beside the live worker, on its inputs, and answers nobody
     ACTIVATING = "activating"
     PROBATION = "probation"
     COMMITTING = "committing"

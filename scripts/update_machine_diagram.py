@@ -48,6 +48,8 @@ MEANING = {
     Phase.STAGING: "The bundle is unpacked into its slot; then leave to activate is asked, and waited for here.",
     Phase.TESTING: "The candidate loads and meets its golden vectors, beside the live worker or, for want of memory, "
     "after it was stopped.",
+    Phase.TRYING: "The candidate computes on inputs of the live worker, beside it, and answers nobody; its agreement "
+    "is reported, and decides where the policy says so.",
     Phase.ACTIVATING: "The candidate takes the socket; the worker before it drains and ends.",
     Phase.PROBATION: "The new bundle answers and is watched; the one before it waits as the fallback.",
     Phase.COMMITTING: "The module's own socket is asked which bundle answers and what it computes just now.",
@@ -122,6 +124,7 @@ TIMES = (
     ("HOLD_MS", "wait for what somebody else has to change (a full disk, too little memory)"),
     ("POSTPONE_MS_MIN", "soonest that a hook or a window is asked again"),
     ("POSTPONE_MS_MAX", "latest that a hook or a window is asked again, whatever it said"),
+    ("TRIAL_OBSERVE_MS", "how often a candidate on trial is looked at"),
     ("OBSERVE_MS", "how often a bundle on probation is looked at"),
     ("SERVE_STABLE_MS", "how long a worker has to stay up to count as up"),
     ("SERVE_MS_MAX", "longest that bringing up the live bundle, or a proof of it, may take"),

@@ -9,10 +9,14 @@ from typing import Final
 
 from device_sim.live.models import ModelRoom, Prediction
 from edge_agent.ports import Attestation, Health
+from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.limits import MIB
+from edge_contract.terms import PPM, Agreement, Trial
 
+_NO_POLICY: Final = Policy()
+_TRIAL_DIGITS: Final = 50
 _WORKER_BYTES: Final = 64 * MIB
 """About what a worker with a small ONNX model has resident."""
 
@@ -30,8 +34,8 @@ class RoomServer:
         self._sampling: dict[str, float] = {}
         self._counts: dict[str, tuple[int, int]] = {}
 
-    def prove(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
-        """See `ports.ModelServer.prove`."""
+    def prove(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:  # noqa: ARG002
+        """See `ports.ModelServer.prove`; a room has one process for all, so no terms of a policy apply to it."""
         self.discard(module)
         golden = self._room.prove(manifest, slot)
         with self._lock:
@@ -51,11 +55,11 @@ class RoomServer:
             silent_since_ns = self._silent_since_ns.pop(module, None)
             return 0 if silent_since_ns is None else (time.monotonic_ns() - silent_since_ns) // 1_000_000
 
-    def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def ensure(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """See `ports.ModelServer.ensure`."""
         with self._lock:
             live = self._live.get(module)
-        return live[1] if live is not None and live[0] == manifest else self.restart(module, manifest, slot)
+        return live[1] if live is not None and live[0] == manifest else self.restart(module, manifest, slot, policy)
 
     def attest(self, module: str) -> Attestation:
         """See `ports.ModelServer.attest`; what a room computed for a bundle once holds for all its devices."""
@@ -65,11 +69,32 @@ class RoomServer:
             raise EdgeError("model.not-serving", f"module {module!r} serves nothing")
         return Attestation(*live)
 
-    def restart(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def restart(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """See `ports.ModelServer.restart`."""
-        golden = self.prove(module, manifest, slot)
+        golden = self.prove(module, manifest, slot, policy)
         self.activate(module, manifest)
         return golden
+
+    def begin_trial(self, module: str, trial: Trial) -> None:  # noqa: ARG002
+        """See `ports.ModelServer.begin_trial`; what was asked before already tells enough, whatever its terms."""
+        with self._lock:
+            if module not in self._live or module not in self._candidates:
+                raise EdgeError("model.worker-crashed", "a trial needs a live worker and a proved candidate")
+
+    def trial(self, module: str) -> Agreement:
+        """See `ports.ModelServer.trial`; the candidate is asked about the digits that were asked of the live model."""
+        with self._lock:
+            live, candidate = self._live.get(module), self._candidates.get(module)
+            count = self._counts.get(module, (0, 0))[0]
+        if live is None or candidate is None:
+            raise EdgeError("model.worker-crashed", "the candidate is gone")
+        same = failed = 0
+        compared = min(count, _TRIAL_DIGITS)
+        for number in range(compared):
+            ours, theirs = (self._room.predict(module, manifest, number) for manifest, _golden in (live, candidate))
+            failed += theirs is None or theirs.answer < 0
+            same += ours is not None and theirs is not None and ours.answer == theirs.answer
+        return Agreement(compared - failed, failed=failed, top1_ppm=PPM * same // max(1, compared - failed))
 
     def pause(self, module: str) -> None:
         """See `ports.ModelServer.pause`."""

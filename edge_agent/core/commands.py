@@ -5,10 +5,10 @@ Commands with an `op` complete with exactly one event of the same `op`, or with 
 others have no completion.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from edge_contract.deployment import Assignment
+from edge_contract.deployment import Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
 
@@ -128,6 +128,13 @@ class ProveCandidate(BundleCommand):
 
 
 @dataclass(frozen=True, slots=True)
+class BeginTrial(BundleCommand):
+    """Let the proved candidate compute on inputs of the live worker, as the policy's trial says, and answer nobody;
+    completes with `TrialBegun`. It ends when the candidate is activated or discarded.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class ActivateSlot(BundleCommand):
     """Make the proved candidate what answers; completes with `SlotActivated`.
 
@@ -169,10 +176,16 @@ class AttestLive(ModuleCommand):
 
 
 @dataclass(frozen=True, slots=True)
+class ObserveTrial(ModuleCommand):
+    """Read what the candidate's trial has found so far; completes with `TrialObserved`."""
+
+
+@dataclass(frozen=True, slots=True)
 class RestartLive(ModuleCommand):
     """Swap the live worker for a fresh one of this bundle, from its slot as it is now; completes with `LiveServed`."""
 
     manifest: Digest
+    policy: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +193,7 @@ class RollBack(ModuleCommand):
     """Make this bundle (none: nothing) what answers; completes with `SlotRolledBack`."""
 
     manifest: Digest | None
+    policy: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +202,7 @@ class ServeLive(ModuleCommand):
 
     Attributes:
         manifest: What is live.
+        policy: Its signed policy.
         may_overtake: Whether it need not wait for any record: it only brings up again what was live before, and a disk
             that cannot be written is no reason to serve nobody. A bundle that has yet to prove itself has to wait until
             its restart was counted.
@@ -195,6 +210,7 @@ class ServeLive(ModuleCommand):
 
     manifest: Digest
     may_overtake: bool = False
+    policy: Policy = field(default_factory=Policy)
 
 
 Command = (
@@ -212,6 +228,8 @@ Command = (
     | VerifyBlobs
     | StageSlot
     | ProveCandidate
+    | BeginTrial
+    | ObserveTrial
     | ActivateSlot
     | HealSlot
     | ObserveHealth

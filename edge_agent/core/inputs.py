@@ -7,8 +7,10 @@ one completion, or none when it was cancelled. Completions of operations the cor
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edge_agent.core.probation import Baseline
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
+from edge_contract.terms import Agreement
 from edge_contract.twin import ReportedDeployment, ReportedError
 
 
@@ -154,6 +156,9 @@ class SlotStaged(Completed):
     probation_ms: int
     failure_ratio_max: float
     sampling_ratio: float
+    nonfinite_ratio_max: float = 1.0
+    latency_ratio_max: float = 0.0
+    drift_max: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,19 +169,40 @@ class CandidateProved(Completed):
 
 
 @dataclass(frozen=True, slots=True)
+class TrialBegun(Completed):
+    """The candidate computes on inputs of the live worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialObserved(Completed):
+    """What the trial found so far."""
+
+    agreement: Agreement
+
+
+@dataclass(frozen=True, slots=True)
 class SlotActivated(Completed):
-    """The candidate answers; the worker before it has drained and ended. Nobody answered for `gap_ms`."""
+    """The candidate answers; the worker before it has drained and ended.
+
+    Attributes:
+        gap_ms: For how long nobody answered.
+        before: What the worker before it was like, for comparison; nothing when there was none or it cannot be told.
+    """
 
     gap_ms: int = 0
+    before: Baseline = field(default_factory=Baseline)
 
 
 @dataclass(frozen=True, slots=True)
 class HealthObserved(Completed):
-    """Counters of the live worker since it went live."""
+    """Counters of the live worker since it went live; see `edge_agent.ports.Health`."""
 
     is_alive: bool
     requests: int
     failures: int
+    nonfinite: int = 0
+    latencies: tuple[tuple[int, int], ...] = ()
+    drift: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +268,8 @@ Event = (
     | BlobsVerified
     | SlotStaged
     | CandidateProved
+    | TrialBegun
+    | TrialObserved
     | SlotActivated
     | HealthObserved
     | SlotCommitted

@@ -14,12 +14,13 @@ from edge_agent.core.limits import (
     RETRY_MS_MAX,
     ROLLBACK_ATTEMPTS_MAX,
 )
-from edge_agent.core.probation import judge
+from edge_agent.core.probation import Seen, judge, quantile_us
 from edge_agent.core.state import Commands
 from edge_agent.core.steps import FATAL, Steps, is_blamed
 from edge_agent.core.update import LiveGivenUp
 from edge_contract.codes import CODES
 from edge_contract.phases import Outcome, Phase, Verdict
+from edge_contract.twin import ReportedHealth
 
 
 class Judging(Steps):
@@ -39,7 +40,8 @@ class Judging(Steps):
         if record.fallback is not None and record.fallback.manifest == record.live.manifest:
             record.fallback = None
         record.sampling_ratio, record.golden = self._next_sampling, self._next_golden
-        record.probation_ms, record.failure_ratio_max = self._next_probation
+        record.probation_ms, record.bounds, record.before = self._next_probation_ms, self._next_bounds, event.before
+        self._health = None
         record.phase, record.probation_restarts, record.error = Phase.PROBATION, 0, None
         record.is_live_proved, record.commits = False, 0
         self._is_paused, self._gap_ms = False, event.gap_ms
@@ -53,15 +55,25 @@ class Judging(Steps):
 
     def _act_judge(self, now: int, event: inputs.HealthObserved) -> Commands:
         ends_at = self._ends_at if self._ends_at is not None else now
-        verdict = judge(
-            event.is_alive, event.requests, event.failures, self.record.failure_ratio_max, is_window_over=now >= ends_at
-        )
-        if verdict is None:
+        seen = Seen(event.is_alive, event.requests, event.failures, event.nonfinite, event.latencies, event.drift)
+        record = self.record
+        found = judge(seen, record.bounds, record.before, is_window_over=now >= ends_at, looks=self._looks)
+        if found is None:
+            self._looks += 1
             self._observe_at = min(now + OBSERVE_MS, ends_at)
             return []
+        verdict, detail = found
+        self._health = ReportedHealth(
+            event.requests,
+            event.failures,
+            event.nonfinite,
+            quantile_us(event.latencies, 0.5),
+            quantile_us(event.latencies, 0.99),
+            record.before.p50_us,
+            record.before.p99_us,
+        )
         if verdict is Verdict.HEALTHY:
             return self._act_commit(now)
-        detail = f"{event.failures} of {event.requests} requests failed" if event.is_alive else "the worker is gone"
         return self._begin_rollback(now, "model.unhealthy" if event.is_alive else "model.worker-crashed", detail)
 
     def _act_fail_probation(
@@ -128,8 +140,10 @@ class Judging(Steps):
         return self._act_roll_back(now)
 
     def _act_roll_back(self, now: int) -> Commands:
-        target = self.record.fallback.manifest if self.record.fallback else None
-        return [do.RollBack(self._begin_operation(now), self.name, target)]
+        target = self.record.fallback
+        if target is None:
+            return [do.RollBack(self._begin_operation(now), self.name, None)]
+        return [do.RollBack(self._begin_operation(now), self.name, target.manifest, target.policy)]
 
     def _act_end_rollback(self, now: int, event: inputs.SlotRolledBack) -> Commands:
         record = self.record

@@ -38,9 +38,9 @@ class Keeping(ModuleState):
             self._watch.forget()
             return []
         # Whoever proves a bundle proves it in the place of any candidate, so the one under test goes.
-        self._is_candidate_lost = self.record.phase is Phase.TESTING
+        self._is_candidate_lost = self.record.phase in (Phase.TESTING, Phase.TRYING)
         may_overtake = self.record.phase not in (Phase.PROBATION, Phase.COMMITTING)
-        return [self._watch.bring_up(now, self.record.live.manifest, may_overtake)]
+        return [self._watch.bring_up(now, self.record.live, may_overtake)]
 
     def _end_pause(self, now: int) -> Commands:
         """Let the live bundle answer again if it was stopped for the candidate."""

@@ -13,6 +13,7 @@ RETRY_MS_MAX: Final = 300_000
 HOLD_MS: Final = 60_000  # how long a condition that somebody else has to change is left alone
 FINAL_ATTEMPTS_MAX: Final = 5  # attempts that fail on this device's own account before a deployment is refused
 PROBATION_RESTARTS_MAX: Final = 3  # restarts of the agent within one probation before it counts as unhealthy
+TRIAL_OBSERVE_MS: Final = 1_000  # how often a candidate on trial is looked at
 OBSERVE_MS: Final = 500  # how often a model on probation is looked at
 SERVE_FAILURES_MAX: Final = 3  # failures in a row of the live bundle to come up or stay up before the fallback is tried
 SERVE_STABLE_MS: Final = 60_000  # a live worker that ends sooner after it came up has failed again
@@ -36,6 +37,7 @@ STEP_MS_MAX: Final = MappingProxyType(
         Phase.VERIFYING: 4 * _HOUR,
         Phase.STAGING: 4 * _HOUR,
         Phase.TESTING: 2 * _HOUR,
+        Phase.TRYING: 5 * _MINUTE,
         Phase.ACTIVATING: 30 * _MINUTE,
         Phase.PROBATION: 5 * _MINUTE,
         Phase.COMMITTING: 2 * _HOUR,

@@ -15,7 +15,7 @@ from edge_agent.core.update import RESUME, TABLE, AssignmentChosen, AssignmentWi
 from edge_contract.phases import Outcome, Phase
 from edge_contract.twin import ReportedDeployment, ReportedModule
 
-_RISKY: Final = (Phase.TESTING, Phase.ACTIVATING)
+_RISKY: Final = (Phase.TESTING, Phase.TRYING, Phase.ACTIVATING)
 """Phases in which a bundle runs that never proved itself on this device."""
 _UNTIMED: Final = (
     inputs.TimeReached,
@@ -147,6 +147,8 @@ class ModuleMachine(Judging):
             gap_ms=self._gap_ms,
             refused=self.refused,
             error=self._watch.damage or self._watch.error,
+            health=self._health,
+            trial=record.trial,
         )
 
     # -- choosing --------------------------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ class ModuleMachine(Judging):
             raise AssertionError("an assignment was chosen, but there is none")
         record.heals = record.heals if record.is_again and record.deployment == desired else 0
         record.deployment, record.outcome, record.error, record.attempt = desired, None, None, 1
-        record.is_again, record.failures = False, 0
+        record.is_again, record.failures, record.trial = False, 0, None
         self._retry_at = None
         if desired.manifest in record.quarantined:
             self._refuse("artifact.quarantined", f"bundle {desired.manifest.short} failed here before")

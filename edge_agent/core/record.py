@@ -1,9 +1,10 @@
 """The record: what the agent knows after a power cut. One versioned JSON document, written whole."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from edge_agent.core.limits import QUARANTINE_MAX
+from edge_agent.core.probation import Baseline, Bounds
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError
@@ -11,6 +12,7 @@ from edge_contract.jsonio import Fields, JsonObject
 from edge_contract.limits import MODULES_MAX, PROBATION_MS_MAX
 from edge_contract.names import model_name
 from edge_contract.phases import Outcome, Phase
+from edge_contract.terms import Agreement
 from edge_contract.twin import ReportedError
 
 SCHEMA: Final = "lighterman.record/1"
@@ -37,7 +39,9 @@ class ModuleRecord:
         rollbacks: Attempts of the rollback under way.
         probation_restarts: Restarts of the agent within this probation, and until its end is proved.
         probation_ms: Length of the probation window of the deployment.
-        failure_ratio_max: Failed over all requests above which probation fails.
+        bounds: What its probation permits.
+        before: What the worker was like that the live one took over from.
+        trial: What the trial of the deployment found, or none.
         sampling_ratio: Share of requests to be collected, as the live bundle says itself; its policy may say otherwise.
         fallback_sampling_ratio: The same of the fallback.
         quarantined: Manifests that failed here, oldest first.
@@ -61,7 +65,9 @@ class ModuleRecord:
     rollbacks: int = 0
     probation_restarts: int = 0
     probation_ms: int = 0
-    failure_ratio_max: float = 0.0
+    bounds: Bounds = field(default_factory=Bounds)
+    before: Baseline = field(default_factory=Baseline)
+    trial: Agreement | None = None
     sampling_ratio: float = 1.0
     fallback_sampling_ratio: float = 1.0
     quarantined: tuple[Digest, ...] = ()
@@ -100,7 +106,9 @@ class ModuleRecord:
             "rollbacks": self.rollbacks,
             "probation_restarts": self.probation_restarts,
             "probation_ms": self.probation_ms,
-            "failure_ratio_max": self.failure_ratio_max,
+            "bounds": asdict(self.bounds),
+            "before": asdict(self.before),
+            "trial": None if self.trial is None else self.trial.to_json(),
             "sampling_ratio": self.sampling_ratio,
             "fallback_sampling_ratio": self.fallback_sampling_ratio,
             "quarantined": [str(digest) for digest in self.quarantined],
@@ -120,6 +128,7 @@ class ModuleRecord:
         """
         fields = Fields(value, "module record", _CODE)
         outcome, error, golden = fields.take("outcome"), fields.take("error"), fields.take("golden")
+        trial = fields.take("trial")
         try:
             phase = Phase(fields.text("phase"))
             ended = None if outcome is None else Outcome(outcome)
@@ -139,7 +148,9 @@ class ModuleRecord:
             rollbacks=fields.integer("rollbacks"),
             probation_restarts=fields.integer("probation_restarts"),
             probation_ms=fields.integer("probation_ms", high=PROBATION_MS_MAX),
-            failure_ratio_max=fields.number("failure_ratio_max", high=1.0),
+            bounds=_read_bounds(fields.take("bounds")),
+            before=_read_baseline(fields.take("before")),
+            trial=None if trial is None else Agreement.from_json(trial),
             sampling_ratio=fields.number("sampling_ratio", high=1.0),
             fallback_sampling_ratio=fields.number("fallback_sampling_ratio", high=1.0),
             quarantined=tuple(Digest(item) for item in fields.texts("quarantined", QUARANTINE_MAX)),
@@ -200,6 +211,21 @@ class Record:
             modules={model_name(name): ModuleRecord.from_json(item) for name, item in modules.items()},
             held=fields.flag("held", False),
         )
+
+
+def _read_bounds(value: Any) -> Bounds:
+    fields = Fields(value, "bounds", _CODE)
+    return Bounds(
+        fields.number("failure_ratio_max", high=1.0),
+        fields.number("nonfinite_ratio_max", high=1.0),
+        fields.number("latency_ratio_max"),
+        fields.number("drift_max"),
+    )
+
+
+def _read_baseline(value: Any) -> Baseline:
+    fields = Fields(value, "baseline", _CODE)
+    return Baseline(fields.integer("requests"), fields.integer("p50_us"), fields.integer("p99_us"))
 
 
 def _assignment(value: Assignment | None) -> JsonObject | None:

@@ -13,6 +13,7 @@ from edge_agent.core.limits import (
     SERVE_MS_MAX,
     SERVE_STABLE_MS,
 )
+from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.twin import ReportedError
 
@@ -54,14 +55,14 @@ class LiveWatch:
 
     # -- bringing it up --------------------------------------------------------------------------------------------
 
-    def bring_up(self, now: int, manifest: Digest, may_overtake: bool) -> do.Command:
+    def bring_up(self, now: int, live: Assignment, may_overtake: bool) -> do.Command:
         """Have the live bundle answer."""
         self.due_at, self.op, self._overdue_at = None, self._new_op(), now + SERVE_MS_MAX
         self._give_up_attesting()
         if self.is_fresh_wanted:
             self.is_fresh_wanted = False
-            return do.RestartLive(self.op, self._module, manifest)
-        return do.ServeLive(self.op, self._module, manifest, may_overtake)
+            return do.RestartLive(self.op, self._module, live.manifest, live.policy)
+        return do.ServeLive(self.op, self._module, live.manifest, may_overtake, live.policy)
 
     def came_up(self, now: int) -> None:
         """What `bring_up` asked for was done."""

@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 from edge_agent.core import commands as do
 from edge_agent.core.limits import OBSERVE_MS, STEP_MS_MAX
+from edge_agent.core.probation import Bounds
 from edge_agent.core.record import ModuleRecord
 from edge_agent.core.serving import LiveWatch
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
-from edge_contract.twin import ReportedDeployment, ReportedError
+from edge_contract.twin import ReportedDeployment, ReportedError, ReportedHealth
 
 Commands = list[do.Command]
 
@@ -58,7 +59,10 @@ class ModuleState(ABC):
         self._ends_at: int | None = None
         self._watch = LiveWatch(device, name, new_op)
         self._next_sampling = 1.0
-        self._next_probation = (0, 0.0)
+        self._next_probation_ms = 0
+        self._next_bounds = Bounds()
+        self._health: ReportedHealth | None = None
+        self._looks = 0
         self._next_golden: Digest | None = None
         self._is_candidate_lost = False
         self._is_paused = False  # the live worker was stopped, so that the candidate has its memory
@@ -84,6 +88,7 @@ class ModuleState(ABC):
         return [] if op is None else [do.CancelOperation(op)]
 
     def _begin_window(self, now: int) -> None:
+        self._looks = 0
         self._ends_at = now + self.record.probation_ms
         self._observe_at = now + min(OBSERVE_MS, self.record.probation_ms)
 

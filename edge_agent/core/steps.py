@@ -17,11 +17,15 @@ from edge_agent.core.limits import (
     RETRY_MS_MAX,
     SERVE_MS_MAX,
     STEP_MS_MAX,
+    TRIAL_OBSERVE_MS,
 )
+from edge_agent.core.probation import Bounds
 from edge_agent.core.state import Commands
+from edge_agent.core.trial import weigh
 from edge_agent.core.update import INTERRUPTIBLE
 from edge_contract.codes import CODES, Category, Disposition
 from edge_contract.phases import Outcome, Phase
+from edge_contract.terms import PERMILLE, Trial
 
 # Wrong bytes on the wire say something of the wire: the digest itself is vouched for by signed metadata.
 _TRANSFER_CODES: Final = frozenset({"artifact.digest-mismatch", "artifact.size-mismatch", "artifact.not-found"})
@@ -53,7 +57,11 @@ class Steps(Keeping):
     def _act_ask_to_activate(self, now: int, event: inputs.SlotStaged) -> Commands:
         policy = self._deployment().policy
         window_ms = event.probation_ms if policy.probation_ms is None else policy.probation_ms
-        self._next_probation = (window_ms, event.failure_ratio_max)
+        self._next_probation_ms = window_ms
+        latency = event.latency_ratio_max
+        if policy.latency_permille_max is not None:
+            latency = policy.latency_permille_max / PERMILLE
+        self._next_bounds = Bounds(event.failure_ratio_max, event.nonfinite_ratio_max, latency, event.drift_max)
         self._next_sampling = event.sampling_ratio
         return self._act_ask_again(now)
 
@@ -78,6 +86,11 @@ class Steps(Keeping):
         return [do.StageSlot(self._begin_operation(now), self._deployment())]
 
     def _act_prove(self, now: int, event: inputs.LeaveGiven) -> Commands:
+        trial = self._deployment().policy.trial
+        if event.stops_first and self.record.live is not None and trial is not None and trial.gate:
+            self.record.error = self._error("device.memory-short", "the trial needs the live model and the candidate")
+            self._retry_at = now + HOLD_MS
+            return []
         self.record.error = None
         self._is_paused = event.stops_first and self.record.live is not None
         if self._is_paused:
@@ -89,12 +102,58 @@ class Steps(Keeping):
         self.record.phase = Phase.TESTING
         return [do.ProveCandidate(self._begin_operation(now), self._deployment(), self._is_paused)]
 
-    def _act_activate(self, now: int, event: inputs.CandidateProved) -> Commands:
+    def _act_try_or_activate(self, now: int, event: inputs.CandidateProved) -> Commands:
         if self._is_candidate_lost:
             return self._prove(now)
         self._next_golden = event.golden
+        is_compared = self.record.live is not None and not self._is_paused
+        if self._deployment().policy.trial is None or not is_compared:
+            return self._activate(now)
+        self.record.phase, self.record.trial = Phase.TRYING, None
+        return [do.BeginTrial(self._begin_operation(now), self._deployment())]
+
+    def _activate(self, now: int) -> Commands:
+        self._observe_at = self._ends_at = None
         self.record.phase = Phase.ACTIVATING
         return [do.ActivateSlot(self._begin_operation(now), self._deployment())]
+
+    # -- the trial -------------------------------------------------------------------------------------------------
+
+    def _act_watch_trial(self, now: int, event: inputs.TrialBegun) -> Commands:
+        if self._is_candidate_lost:
+            return self._prove(now)
+        self._ends_at = now + self._trial().window_ms
+        self._observe_at = min(now + TRIAL_OBSERVE_MS, self._ends_at)
+        return []
+
+    def _act_observe_trial(self, now: int) -> Commands:
+        self._observe_at = None
+        if self._is_candidate_lost:
+            return self._prove(now)
+        return [do.ObserveTrial(self._begin_operation(now), self.name)]
+
+    def _act_weigh(self, now: int, event: inputs.TrialObserved) -> Commands:
+        if self._is_candidate_lost:
+            return self._prove(now)
+        ends_at = self._ends_at if self._ends_at is not None else now
+        code, detail = weigh(event.agreement, self._trial(), is_window_over=now >= ends_at)
+        if code is None:
+            self._observe_at = min(now + TRIAL_OBSERVE_MS, ends_at)
+            return []
+        self.record.trial = event.agreement
+        if not code:
+            return self._activate(now)
+        return self._act_fail(now, inputs.CommandFailed(event.op, code, detail))
+
+    def _act_fail_trial(self, now: int, event: inputs.CommandFailed) -> Commands:
+        # Bringing the live worker up again takes the candidate's place: that is no fault of the candidate.
+        return self._prove(now) if self._is_candidate_lost else self._act_fail(now, event)
+
+    def _trial(self) -> Trial:
+        trial = self._deployment().policy.trial
+        if trial is None:
+            raise AssertionError("a trial without its terms")
+        return trial
 
     # -- holding back ----------------------------------------------------------------------------------------------
 
@@ -128,9 +187,9 @@ class Steps(Keeping):
     def _interrupt(self, now: int, is_live_wanted: bool = True) -> Commands:
         """End the step under way; the live bundle answers again where it was stopped for it."""
         out = self._give_up_operation()
-        if self.record.phase in (Phase.TESTING, Phase.ACTIVATING):
+        if self.record.phase in (Phase.TESTING, Phase.TRYING, Phase.ACTIVATING):
             out.append(do.DiscardCandidate(self.name))
-        self._retry_at = None
+        self._retry_at = self._observe_at = self._ends_at = None
         return out + (self._end_pause(now) if is_live_wanted else [])
 
     def _interrupted(self, now: int) -> Commands:

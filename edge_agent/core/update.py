@@ -47,7 +47,7 @@ def _row(action: str, *next_phases: Phase) -> Row:
     return Row(action, frozenset(next_phases))
 
 
-INTERRUPTIBLE: Final = (Phase.RESOLVING, Phase.FETCHING, Phase.VERIFYING, Phase.STAGING, Phase.TESTING)
+INTERRUPTIBLE: Final = (Phase.RESOLVING, Phase.FETCHING, Phase.VERIFYING, Phase.STAGING, Phase.TESTING, Phase.TRYING)
 """Phases in which a newer assignment takes over at once; the live slot is untouched in all of them."""
 
 _P = Phase
@@ -68,14 +68,22 @@ TABLE: Final[dict[tuple[Phase, type], Row]] = {
     (_P.STAGING, inputs.SlotStaged): _row("ask_to_activate", _P.STAGING),
     (_P.STAGING, inputs.LeavePostponed): _row("postpone", _P.STAGING),
     (_P.STAGING, inputs.TimeReached): _row("ask_again", _P.STAGING),
-    (_P.STAGING, inputs.LeaveGiven): _row("prove", _P.TESTING),
-    (_P.TESTING, inputs.CandidateProved): _row("activate", _P.ACTIVATING, _P.TESTING),
+    (_P.STAGING, inputs.LeaveGiven): _row("prove", _P.TESTING, _P.STAGING),
+    (_P.TESTING, inputs.CandidateProved): _row("try_or_activate", _P.ACTIVATING, _P.TRYING, _P.TESTING),
+    (_P.TRYING, inputs.TrialBegun): _row("watch_trial", _P.TRYING, _P.TESTING),
+    (_P.TRYING, inputs.TimeReached): _row("observe_trial", _P.TRYING, _P.TESTING),
+    (_P.TRYING, inputs.TrialObserved): _row("weigh", _P.TRYING, _P.TESTING, _P.ACTIVATING, _P.RESOLVING, _P.IDLE),
     **{(phase, AssignmentChosen): _row("supersede", _P.RESOLVING, _P.IDLE, _P.PROBATION) for phase in INTERRUPTIBLE},
     **{(phase, inputs.HoldRequested): _row("hold", _P.RESOLVING) for phase in INTERRUPTIBLE},
     # The bundle before it has proved itself, the one on probation has not: the newer one need not wait for the verdict.
     (_P.PROBATION, AssignmentChosen): _row("supersede_probation", _P.PROBATION, _P.RESOLVING),
     **{(phase, AssignmentWithdrawn): _row("withdraw", _P.IDLE) for phase in INTERRUPTIBLE},
-    **{(phase, inputs.CommandFailed): _row("fail", _P.RESOLVING, _P.IDLE) for phase in (*INTERRUPTIBLE, _P.ACTIVATING)},
+    **{
+        (phase, inputs.CommandFailed): _row("fail", _P.RESOLVING, _P.IDLE)
+        for phase in (*INTERRUPTIBLE, _P.ACTIVATING)
+        if phase is not _P.TRYING
+    },
+    (_P.TRYING, inputs.CommandFailed): _row("fail_trial", _P.RESOLVING, _P.IDLE, _P.TESTING),
     (_P.ACTIVATING, inputs.SlotActivated): _row("watch", _P.PROBATION),
     (_P.PROBATION, inputs.TimeReached): _row("observe", _P.PROBATION),
     (_P.PROBATION, inputs.HealthObserved): _row("judge", _P.PROBATION, _P.COMMITTING, _P.ROLLING_BACK),
@@ -99,6 +107,7 @@ RESUME: Final[dict[Phase, Phase]] = {
     Phase.VERIFYING: Phase.RESOLVING,
     Phase.STAGING: Phase.RESOLVING,
     Phase.TESTING: Phase.RESOLVING,
+    Phase.TRYING: Phase.RESOLVING,
     # The record still names the old bundle as live, so that is what serves until the candidate has proved itself again.
     Phase.ACTIVATING: Phase.RESOLVING,
     Phase.PROBATION: Phase.PROBATION,

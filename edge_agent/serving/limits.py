@@ -36,6 +36,9 @@ ASK_ANSWER_BYTES_MAX: Final = 16 * KIB
 LOG_BYTES_MAX: Final = 256 * KIB
 """A worker's log file; at the bound it becomes `<name>.log.1` and a new one begins, so a module keeps twice as much."""
 
+TRIAL_MS: Final = 10_000
+"""A question to a candidate on trial; it computes in a thread of its own and answers beside it."""
+
 MEMORY_SHARE_MAX: Final = 0.9
 """Share of the memory that is free now which a candidate may need for loading beside the live worker."""
 

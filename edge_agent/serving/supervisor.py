@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from edge_agent.ports import Attestation, Health, MemoryGauge
 from edge_agent.serving.asking import ask_who_answers
@@ -17,12 +18,15 @@ from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.memory import SystemMemory, process_own_bytes
 from edge_agent.serving.parking import Parking
 from edge_agent.serving.sockets import Listeners
+from edge_agent.serving.trial import ask_trial, begin_trial, health_of
 from edge_agent.serving.worker_process import WorkerProcess
+from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.names import model_name
 from edge_contract.runtime import RUNTIME_PATH, Runtime
+from edge_contract.terms import Agreement, Trial
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ OnExit = Callable[[str, Digest], None]
 and must not call the supervisor back."""
 
 _ANY_PORT: Mapping[str, int] = MappingProxyType({})
+_NO_POLICY: Final = Policy()
 
 
 class WorkerSupervisor:
@@ -51,6 +56,7 @@ class WorkerSupervisor:
         host: str = "127.0.0.1",
         limits: ServingLimits | None = None,
         memory: MemoryGauge | None = None,
+        make_log: Callable[[Path], BoundedLog] = BoundedLog,
     ) -> None:
         """Make a supervisor without workers.
 
@@ -62,6 +68,7 @@ class WorkerSupervisor:
             host: Address the TCP sockets listen on.
             limits: Bounds of time; the defaults when none.
             memory: How much is free for a candidate; the system's own figures when none.
+            make_log: Makes what takes a module's output, from the path of its file; a file of bounded size.
         """
         self._run_dir = run_dir
         self._on_sample = on_sample
@@ -70,6 +77,7 @@ class WorkerSupervisor:
         self._host = host
         self._limits = limits or ServingLimits()
         self._memory = memory or SystemMemory()
+        self._make_log = make_log
         self._lock = threading.Lock()  # guards _live, _silent_since_ns and the moment a worker becomes live
         self._live: dict[str, WorkerProcess] = {}
         self._candidates: dict[str, WorkerProcess] = {}
@@ -84,7 +92,7 @@ class WorkerSupervisor:
 
     # --- ports.ModelServer
 
-    def prove(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def prove(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Start a candidate and prove it; see `ModelServer`."""
         self.discard(module)
         self._require_memory(module, slot)
@@ -93,14 +101,14 @@ class WorkerSupervisor:
             manifest,
             slot,
             self._listen(module),
-            self._logs.setdefault(module, BoundedLog(self._run_dir / f"{module}.log")),
+            self._logs.setdefault(module, self._make_log(self._run_dir / f"{module}.log")),
             self._limits,
             self._take_sample,
             self._worker_ended,
         )
         self._candidates[module] = candidate
         try:
-            candidate.command("prove")
+            candidate.command("prove", allow_pickle=policy.allow_pickle)
             loaded = candidate.expect("loaded", self._limits.load_ms, "to load the model")
             if loaded.get("manifest") != str(manifest):
                 raise EdgeError("internal.bug", f"the slot {slot} holds {loaded.get('manifest')}, not {manifest}")
@@ -147,7 +155,7 @@ class WorkerSupervisor:
             self._worker_ended(candidate)
         return 0 if silent_since_ns is None else (time.monotonic_ns() - silent_since_ns) // 1_000_000
 
-    def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def ensure(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Make this bundle what serves; see `ModelServer`.
 
         Where the file of the unix socket has gone or is somebody else's, the live worker gets a new one in its place.
@@ -162,11 +170,11 @@ class WorkerSupervisor:
             with self._lock:
                 self._live.pop(module, None)
                 self._silent_since_ns.setdefault(module, begun_ns)
-        return self.restart(module, manifest, slot)
+        return self.restart(module, manifest, slot, policy)
 
-    def restart(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def restart(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Swap to a fresh worker of this bundle; see `ModelServer`."""
-        golden = self.prove(module, manifest, slot)
+        golden = self.prove(module, manifest, slot, policy)
         self.activate(module, manifest)
         return golden
 
@@ -198,6 +206,14 @@ class WorkerSupervisor:
                 "Find out who made that socket; the agent's own has taken its place again.",
             )
         return Attestation(answer.manifest, live.ask_golden())
+
+    def begin_trial(self, module: str, trial: Trial) -> None:
+        """Connect the live worker with the candidate; see `ModelServer`."""
+        begin_trial(self._live.get(module), self._candidates.get(module), trial)
+
+    def trial(self, module: str) -> Agreement:
+        """Ask the candidate what it found; see `ModelServer`."""
+        return ask_trial(self._candidates.get(module))
 
     def pause(self, module: str) -> None:
         """End the live worker and keep its sockets and its clients' connections; see `ModelServer`.
@@ -240,7 +256,7 @@ class WorkerSupervisor:
         except EdgeError as error:
             _log.warning("module %s: %s", module, error)
             return Health(is_alive=False, requests=0, failures=0)
-        return Health(is_alive=True, requests=int(stats["requests"]), failures=int(stats["failures"]))
+        return health_of(stats)
 
     def set_sampling(self, module: str, ratio: float) -> None:
         """Set the live worker's share of collected requests; see `ModelServer`."""

@@ -12,7 +12,8 @@ from edge_agent import ports
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.planning import stops_first, window_wait_ms
-from edge_contract.deployment import Assignment
+from edge_agent.core.probation import Baseline, baseline
+from edge_contract.deployment import Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.limits import MANIFEST_BYTES_MAX, RUNTIME_BYTES_MAX
@@ -27,6 +28,8 @@ _DAMAGE: Final = frozenset({"device.disk-corrupt", "artifact.not-found"})
 
 _OfWorkers = (
     do.ProveCandidate
+    | do.BeginTrial
+    | do.ObserveTrial
     | do.ActivateSlot
     | do.ObserveHealth
     | do.CommitSlot
@@ -70,6 +73,8 @@ _LANES: Final[dict[type, Lane]] = {
     do.HealSlot: Lane.STORE,
     do.CollectGarbage: Lane.STORE,
     do.ProveCandidate: Lane.SERVING,
+    do.BeginTrial: Lane.SERVING,
+    do.ObserveTrial: Lane.SERVING,
     do.ActivateSlot: Lane.SERVING,
     do.ObserveHealth: Lane.SERVING,
     do.CommitSlot: Lane.SERVING,
@@ -161,6 +166,7 @@ class Dispatcher:
         self._sound: set[Digest] = (
             set()
         )  # slots that were read whole in this process; the rest is read before it serves
+        self._before: dict[str, Baseline] = {}  # by module; used by the serving lane alone
         self._floor_ms = 0  # written by the metadata lane, which alone may ask for it
         self.network_bytes = 0
 
@@ -211,28 +217,41 @@ class Dispatcher:
         match command:
             case do.ProveCandidate(op, assignment, is_live_stopped):
                 if is_live_stopped:
+                    self._look_at_live(assignment.module)
                     out.server.pause(assignment.module)
                 slot = out.slots.path(assignment.manifest)
-                return inputs.CandidateProved(op, out.server.prove(assignment.module, assignment.manifest, slot))
+                golden = out.server.prove(assignment.module, assignment.manifest, slot, assignment.policy)
+                return inputs.CandidateProved(op, golden)
+            case do.BeginTrial(op, assignment):
+                if assignment.policy.trial is None:
+                    raise AssertionError("a trial without its terms")
+                out.server.begin_trial(assignment.module, assignment.policy.trial)
+                return inputs.TrialBegun(op)
+            case do.ObserveTrial(op, module):
+                return inputs.TrialObserved(op, out.server.trial(module))
             case do.ActivateSlot(op, assignment):
-                return inputs.SlotActivated(op, out.server.activate(assignment.module, assignment.manifest))
+                self._look_at_live(assignment.module)
+                gap_ms = out.server.activate(assignment.module, assignment.manifest)
+                return inputs.SlotActivated(op, gap_ms, self._before.pop(assignment.module, Baseline()))
             case do.ObserveHealth(op, module):
-                health = out.server.health(module)
-                return inputs.HealthObserved(op, health.is_alive, health.requests, health.failures)
+                seen = out.server.health(module)
+                return inputs.HealthObserved(
+                    op, seen.is_alive, seen.requests, seen.failures, seen.nonfinite, seen.latencies, seen.drift
+                )
             case do.CommitSlot(op, module):
                 found = out.server.attest(module)
                 return inputs.SlotCommitted(op, found.manifest, found.golden)
             case do.AttestLive(op, module):
                 found = out.server.attest(module)
                 return inputs.LiveAttested(op, found.manifest, found.golden)
-            case do.RollBack(op, module, manifest):
-                golden = self._serve(module, manifest, is_cancelled)
+            case do.RollBack(op, module, manifest, policy):
+                golden = self._serve(module, manifest, policy, is_cancelled)
                 return inputs.SlotRolledBack(op, golden)
-            case do.ServeLive(op, module, manifest):
-                return inputs.LiveServed(op, self._serve(module, manifest, is_cancelled))
-            case do.RestartLive(op, module, manifest):
+            case do.ServeLive(op, module, manifest, _may_overtake, policy):
+                return inputs.LiveServed(op, self._serve(module, manifest, policy, is_cancelled))
+            case do.RestartLive(op, module, manifest, policy):
                 slot = self._sound_slot(manifest, is_cancelled)
-                return inputs.LiveServed(op, out.server.restart(module, manifest, slot))
+                return inputs.LiveServed(op, out.server.restart(module, manifest, slot, policy))
 
     # -- metadata --------------------------------------------------------------------------------------------------
 
@@ -262,11 +281,19 @@ class Dispatcher:
 
     # -- serving ---------------------------------------------------------------------------------------------------
 
-    def _serve(self, module: str, manifest: Digest | None, is_cancelled: Callable[[], bool]) -> Digest | None:
+    def _look_at_live(self, module: str) -> None:
+        """Remember what the worker is like that is about to be replaced."""
+        seen = self._out.server.health(module)
+        if seen.is_alive:
+            self._before[module] = baseline(seen.latencies)
+
+    def _serve(
+        self, module: str, manifest: Digest | None, policy: Policy, is_cancelled: Callable[[], bool]
+    ) -> Digest | None:
         if manifest is None:
             self._out.server.stop(module)
             return None
-        return self._out.server.ensure(module, manifest, self._sound_slot(manifest, is_cancelled))
+        return self._out.server.ensure(module, manifest, self._sound_slot(manifest, is_cancelled), policy)
 
     def _sound_slot(self, manifest: Digest, is_cancelled: Callable[[], bool]) -> Path:
         """The folder of a slot that was read whole since this process began: nothing else is ever run.
@@ -381,7 +408,15 @@ class Dispatcher:
             )
         self._unpack(assignment.manifest, manifest, is_cancelled)
         probation = runtime.probation
-        return inputs.SlotStaged(op, probation.window_ms, probation.failure_ratio_max, runtime.sampling_ratio)
+        return inputs.SlotStaged(
+            op,
+            probation.window_ms,
+            probation.failure_ratio_max,
+            runtime.sampling_ratio,
+            probation.nonfinite_ratio_max,
+            probation.latency_ratio_max,
+            probation.drift_max,
+        )
 
     def _unpack(self, digest: Digest, manifest: Manifest, is_cancelled: Callable[[], bool]) -> None:
         """Stage a slot, and read it whole: one that was complete before may have rotted since.

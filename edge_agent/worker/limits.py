@@ -18,6 +18,12 @@ LINGER_BYTES_MAX: Final = 8 * MIB
 SEND_PARTS_MAX: Final = 256
 ACCEPT_BURST_MAX: Final = 64
 
+# Frames
+FRAME_BUFFER_BYTES: Final = 64 * KIB
+"""What a connection receives at once; a larger payload gets a place of its own."""
+FRAME_STACK_BYTES: Final = 1 * MIB
+"""Address space of the stack of a connection's thread; an engine may run on it."""
+
 # Open Inference Protocol
 REQUEST_ID_CHARS_MAX: Final = 256
 BYTES_ELEMENT_BYTES_MAX: Final = 16 * MIB
@@ -35,6 +41,15 @@ INLINE_GROWTH_MAX: Final = 8
 LATENCIES_KEPT: Final = 1_024
 RERUN_POLL_MS: Final = 5
 """How often a rerun of the golden vectors looks whether requests still wait."""
+
+# Trials
+TRIAL_WAITING_MAX: Final = 4
+"""Requests that wait to be shown to a candidate; more are not shown."""
+TRIAL_HEAD_BYTES_MAX: Final = 1 * MIB
+TRIAL_FRAME_BYTES_MAX: Final = 128 * MIB
+"""Tensors of one shown request."""
+TRIAL_TIMES_KEPT: Final = 1_024
+"""Run times that the latency ratio of a trial is taken from, the newest."""
 
 # Telemetry
 SAMPLES_WAITING_MAX: Final = 256
@@ -57,6 +72,7 @@ class WorkerLimits:
         body_bytes_max: One request's body; more is refused with 413.
         receiving_bytes_max: All bodies being received together; more is refused with 503.
         connections_max: Open connections; beyond it the kernel queues new ones.
+        frame_connections_max: Of them those that speak frames, each with a thread; one more is refused.
         requests_waiting_max: Requests running or waiting for a thread; more are refused with 503.
         request_read_ms: From the first byte of a request to its last; then 408.
         request_run_ms: From its last byte to the answer; then 504.
@@ -73,6 +89,7 @@ class WorkerLimits:
     body_bytes_max: int = 64 * MIB
     receiving_bytes_max: int = 128 * MIB
     connections_max: int = 256
+    frame_connections_max: int = 128
     requests_waiting_max: int = 64
     request_read_ms: int = 30_000
     request_run_ms: int = 60_000

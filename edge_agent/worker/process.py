@@ -14,12 +14,14 @@ from pathlib import Path
 from edge_agent.worker.bundle import LoadedBundle, load_bundle, prove_bundle
 from edge_agent.worker.control import Control, watch_agent
 from edge_agent.worker.door import Door
+from edge_agent.worker.engines import Engine
 from edge_agent.worker.limits import WorkerLimits
 from edge_agent.worker.metrics import Metrics
 from edge_agent.worker.priority import Priority, give_memory_back, peak_bytes
 from edge_agent.worker.rerun import GoldenRerun
 from edge_agent.worker.sampler import Sampler
 from edge_agent.worker.service import Service
+from edge_agent.worker.trial import ShowingEngine, TrialRun, TrialSource
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.limits import DETAIL_CHARS_MAX
@@ -61,6 +63,9 @@ class WorkerProcess:
         self._draining: asyncio.Task[None] | None = None
         self._rerunning: asyncio.Task[None] | None = None
         self._rerun_question: object = None
+        self._trial: TrialRun | None = None
+        self._source: TrialSource | None = None
+        self._engines: dict[str, Engine] = {}
         self._listeners = {
             "unix": socket.socket(fileno=arguments.unix_fd),
             "tcp": socket.socket(fileno=arguments.tcp_fd),
@@ -75,6 +80,9 @@ class WorkerProcess:
             "stats": self._stats,
             "golden": self._golden,
             "sampling": self._sampling,
+            "trial-source": self._begin_trial_source,
+            "trial": self._begin_trial,
+            "agreement": self._agreement,
         }
 
     async def run(self) -> None:
@@ -140,6 +148,11 @@ class WorkerProcess:
     def _deliver_samples(self, records: Sequence[JsonObject]) -> None:
         self._loop.call_soon_threadsafe(self._control.offer_samples, records)
 
+    def _proved(self) -> LoadedBundle:
+        if self._bundle is None:
+            raise EdgeError("internal.bug", "the agent wants something of a worker that is not proved")
+        return self._bundle
+
     def _require_proved(self) -> None:
         if self._bundle is None:
             raise EdgeError("internal.bug", "the agent wants a worker to serve that is not proved")
@@ -151,6 +164,9 @@ class WorkerProcess:
         if self._draining is not None:
             self._draining.cancel()
             self._draining = None
+        if self._trial is not None:
+            self._trial.close()  # it has passed, or nobody wants to know any more
+            self._trial = None
         self._priority.restore()
         self._door.open()
         self._control.send({"event": "serving"})
@@ -222,6 +238,29 @@ class WorkerProcess:
         except Exception as error:  # noqa: BLE001 - reported and logged, not passed over
             found = _told(error, "computing the golden vectors again")
         self._control.send({"event": "golden", "id": self._rerun_question, **found})
+
+    # --- trials
+
+    def _begin_trial_source(self, message: JsonObject, fds: list[int]) -> None:
+        self._require_proved()
+        if self._source is not None:
+            self._source.close()
+        else:
+            self._engines = {member.name: member.engine for member in self._proved().members.values()}
+        self._source = TrialSource(socket.socket(fileno=fds[0]), int(message["sampling_ppm"]))
+        for member in self._proved().members.values():
+            member.engine = ShowingEngine(self._engines[member.name], member.name, self._source)
+
+    def _begin_trial(self, message: JsonObject, fds: list[int]) -> None:
+        if self._trial is not None:
+            self._trial.close()
+        self._trial = TrialRun(self._proved(), socket.socket(fileno=fds[0]), int(message["cpu_permille_max"]))
+        self._control.send({"event": "trial", "id": message.get("id")})
+
+    def _agreement(self, message: JsonObject, _fds: list[int]) -> None:
+        if self._trial is None:
+            raise EdgeError("internal.bug", "the agent asks for a trial that never began")
+        self._control.send({"event": "agreement", "id": message.get("id"), **self._trial.agreement.to_json()})
 
     def _sampling(self, message: JsonObject, _fds: list[int]) -> None:
         self._require_proved()

@@ -439,7 +439,8 @@ class Service:
         request_id = data.get("id") if isinstance(data, dict) else None
         if not isinstance(request_id, str) or len(request_id) > REQUEST_ID_CHARS_MAX:
             request_id = ""
-        result = served.json_engine.run_json(data)
+        engine: Any = served.member.engine  # during a trial it is another than the one that was loaded
+        result = engine.run_json(data)
         document: JsonObject = {"model_name": name, "model_version": self._version, "outputs": [], "result": result}
         if request_id:
             document["id"] = request_id

@@ -1,14 +1,17 @@
 """A test bench for the core: feeds events, answers commands like a faultless shell would, and keeps the trace."""
 
 from collections.abc import Callable
+from typing import Any
 
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
+from edge_agent.core.probation import Baseline
 from edge_agent.core.record import Record
 from edge_contract.deployment import Artifact, Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
+from edge_contract.terms import Agreement
 from edge_contract.twin import ReportedDeployment, ReportedModule
 
 GOLDEN = Digest.of(b"golden outputs")
@@ -55,7 +58,9 @@ class Bench:
         self.postponed: dict[str, int] = {}
         self.is_memory_short = False
         self.fail: dict[type, tuple[str, str]] = {}
-        self.health = (True, 0, 0)
+        self.health: tuple[Any, ...] = (True, 0, 0)
+        self.agreement = Agreement(compared=100, top1_ppm=1_000_000)
+        self.before = Baseline()
         self.sampling_ratio = 1.0
         self.trace: list[str] = []
         self.sent: list[do.Command] = []
@@ -157,12 +162,20 @@ class Bench:
                     self.answers.pop(chosen.module, None)
                 self.candidates[chosen.module] = chosen.manifest
                 return inputs.CandidateProved(op, GOLDEN)
+            case do.BeginTrial(assignment=chosen):
+                if chosen.module not in self.candidates or chosen.module not in self.answers:
+                    return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
+                return inputs.TrialBegun(op)
+            case do.ObserveTrial(module=module):
+                if module not in self.candidates:
+                    return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
+                return inputs.TrialObserved(op, self.agreement)
             case do.ActivateSlot(assignment=chosen):
                 if self.candidates.pop(chosen.module, None) != chosen.manifest:
                     return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
                 gap_ms = 0 if chosen.module in self.answers else GAP_MS
                 self.answers[chosen.module] = chosen.manifest
-                return inputs.SlotActivated(op, gap_ms)
+                return inputs.SlotActivated(op, gap_ms, self.before)
             case do.ObserveHealth():
                 return inputs.HealthObserved(op, *self.health)
             case do.AskLeave(gate=gate):

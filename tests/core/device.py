@@ -12,6 +12,7 @@ from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
 from edge_contract.phases import Phase
+from edge_contract.terms import Agreement
 from edge_contract.twin import Report, ReportedDeployment, ReportedModule
 
 COMMANDS_MAX = 16
@@ -213,6 +214,14 @@ class Device:
                     return inputs.CommandFailed(op, "model.golden-mismatch", "outputs differ")
                 self.candidates[chosen.module] = chosen.manifest
                 return inputs.CandidateProved(op, None)
+            case do.BeginTrial(assignment=chosen):
+                if chosen.module not in self.candidates or chosen.module not in self.live:
+                    return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
+                return inputs.TrialBegun(op)
+            case do.ObserveTrial(module=module):
+                if module not in self.candidates:
+                    return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
+                return inputs.TrialObserved(op, Agreement(compared=100, top1_ppm=1_000_000))
             case do.ActivateSlot(assignment=chosen):
                 if self.candidates.pop(chosen.module, None) != chosen.manifest:
                     return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")

@@ -25,6 +25,7 @@ from edge_agent.shell.dispatch import Lane, lane_of
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.phases import Phase
+from edge_contract.terms import Agreement
 from tests.core.bench import assignment
 
 RUN_MS = 45_000
@@ -292,7 +293,7 @@ class World:
     def _mend(self, manifest: Digest) -> None:
         self.state = Durable(self.state.record, self.state.done, self.state.damaged - {manifest})
 
-    def _serve(self, command: do.Command, op: int) -> inputs.Event:  # one case a command
+    def _serve(self, command: do.Command, op: int) -> inputs.Event:  # noqa: C901  # one case a command
         match command:
             case do.ProveCandidate(assignment=chosen, stops_first=stops_first):
                 if stops_first:
@@ -301,6 +302,14 @@ class World:
                     return inputs.CommandFailed(op, "model.golden-mismatch", "outputs differ")
                 self._candidates[chosen.module] = chosen.manifest
                 return inputs.CandidateProved(op, None)
+            case do.BeginTrial(assignment=chosen):
+                if chosen.module not in self._candidates or chosen.module not in self.live:
+                    return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
+                return inputs.TrialBegun(op)
+            case do.ObserveTrial(module=module):
+                if module not in self._candidates:
+                    return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
+                return inputs.TrialObserved(op, Agreement(compared=100, top1_ppm=1_000_000))
             case do.ActivateSlot(assignment=chosen):
                 if self._candidates.pop(chosen.module, None) != chosen.manifest:
                     return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")

@@ -9,6 +9,7 @@ from tests.core import (
     scenarios_people,
     scenarios_phases,
     scenarios_proofs,
+    scenarios_trials,
 )
 from tests.core.script import Row
 
@@ -16,6 +17,7 @@ ROWS: Final[tuple[Row, ...]] = (
     *scenarios_endings.ENDINGS,
     *scenarios_proofs.COMMITS,
     *scenarios_proofs.PROBATIONS,
+    *scenarios_trials.TRIALS,
     *scenarios_people.LEAVE,
     *scenarios_people.HOLDS,
     *scenarios_modules.ALONE,

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
+from edge_contract.terms import Agreement, Trial
 from edge_contract.twin import ReportedDeployment, ReportedError, ReportedModule
 from tests.core.bench import Bench, assignment
 
@@ -21,6 +23,8 @@ NAMES: dict[type, str] = {
     do.VerifyBlobs: "verify",
     do.StageSlot: "stage",
     do.ProveCandidate: "prove",
+    do.BeginTrial: "try",
+    do.ObserveTrial: "look",
     do.ActivateSlot: "activate",
     do.ObserveHealth: "observe",
     do.CommitSlot: "commit",
@@ -82,6 +86,21 @@ def assigns(version: int, deployment: str | None = None, sound: int = 0) -> Step
     """The cloud assigns a version, and one to module `sound` where asked."""
     others = (assignment(sound, module="sound"),) if sound else ()
     return lambda bench: _publish(bench, assignment(version, deployment=deployment), *others)
+
+
+def tries(version: int, **terms: Any) -> Step:
+    """The cloud assigns a version that has to stand a trial of five seconds first, which decides."""
+    trial = Trial(**{"window_ms": 5_000, "gate": True, "top1_ppm_min": 990_000} | terms)
+    return lambda bench: _publish(bench, assignment(version, trial=trial))
+
+
+def agrees(compared: int, top1_ppm: int = 1_000_000, failed: int = 0) -> Step:
+    """What trials find from now on."""
+
+    def do_it(bench: Bench) -> None:
+        bench.agreement = Agreement(compared, failed=failed, top1_ppm=top1_ppm)
+
+    return do_it
 
 
 def withdraws(bench: Bench) -> None:
@@ -181,6 +200,11 @@ def dies(times: int = 1) -> Step:
             bench.end_worker()
 
     return do_it
+
+
+def steps_once(bench: Bench) -> None:
+    """The oldest command that waits is done."""
+    assert bench.step()
 
 
 def is_sick(bench: Bench) -> None:

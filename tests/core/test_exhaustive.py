@@ -11,9 +11,25 @@ from edge_agent.core import inputs
 from edge_agent.core.update import TABLE, AssignmentChosen, AssignmentWithdrawn, LiveGivenUp
 from edge_contract.digest import Digest
 from edge_contract.phases import Phase
+from edge_contract.terms import Agreement
 from tests.core import script
 from tests.core.bench import GOLDEN, Bench, assignment
-from tests.core.script import Step, assigns, at, dies, fails, holds, is_sick, loses_power, postpones, runs_short, waits
+from tests.core.script import (
+    Step,
+    agrees,
+    assigns,
+    at,
+    dies,
+    fails,
+    holds,
+    is_sick,
+    loses_power,
+    postpones,
+    runs_short,
+    steps_once,
+    tries,
+    waits,
+)
 
 NO: Final = ("network.unreachable", "no route")
 V1: Final = assignment(1).manifest
@@ -37,6 +53,8 @@ SAMPLES: Final[dict[type, Callable[[int], Any]]] = {
     inputs.BlobsVerified: inputs.BlobsVerified,
     inputs.SlotStaged: lambda op: inputs.SlotStaged(op, 1_000, 0.05, 1.0),
     inputs.CandidateProved: lambda op: inputs.CandidateProved(op, GOLDEN),
+    inputs.TrialBegun: inputs.TrialBegun,
+    inputs.TrialObserved: lambda op: inputs.TrialObserved(op, Agreement(5)),
     inputs.SlotActivated: lambda op: inputs.SlotActivated(op),
     inputs.HealthObserved: lambda op: inputs.HealthObserved(op, True, 1, 0),
     inputs.SlotCommitted: lambda op: inputs.SlotCommitted(op, V1, GOLDEN),
@@ -68,6 +86,10 @@ PLACES: Final[dict[str, tuple[Phase, tuple[Step, ...]]]] = {
     "staging, waiting": (Phase.STAGING, (postpones(do.Gate.ACTIVATE, 5_000), assigns(2), waits(0))),
     "testing": (Phase.TESTING, (assigns(2), at("prove"))),
     "testing, alone": (Phase.TESTING, (runs_short, assigns(2), at("prove-alone"))),
+    "trying, beginning": (Phase.TRYING, (tries(2), at("try"))),
+    "trying": (Phase.TRYING, (agrees(0), tries(2), at("look"))),
+    "trying, waiting": (Phase.TRYING, (agrees(0), tries(2), at("look"), steps_once)),
+    "trying, candidate lost": (Phase.TRYING, (agrees(0), tries(2), at("look"), dies(), at("serve"))),
     "activating": (Phase.ACTIVATING, (assigns(2), at("activate"))),
     "probation": (Phase.PROBATION, (assigns(2), at("observe"))),
     "probation, waiting": (Phase.PROBATION, (assigns(2), at("activate"), waits(0))),

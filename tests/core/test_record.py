@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from edge_agent.core.agent import Agent
 from edge_agent.core.backoff import wait_ms
 from edge_agent.core.batching import LINGER_MS, RESEND_MS, Delivery
-from edge_agent.core.probation import judge
 from edge_contract.errors import EdgeError
 from tests.core.bench import Bench, assignment
 
@@ -59,21 +58,3 @@ def test_telemetry_goes_one_batch_at_a_time_and_is_repeated_until_acknowledged()
     assert delivery.deadline(is_online=True) == 8100
     delivery.batch_acknowledged(8200, has_more=False)
     assert delivery.deadline(is_online=True) is None
-
-
-@pytest.mark.parametrize(
-    ("alive", "requests", "failures", "over", "verdict"),
-    [
-        (True, 0, 0, False, None),
-        (True, 0, 0, True, "healthy"),
-        (True, 100, 5, True, "healthy"),
-        (True, 100, 6, True, "unhealthy"),
-        (True, 100, 9, False, None),
-        (True, 40, 10, False, "unhealthy"),
-        (False, 0, 0, False, "unhealthy"),
-    ],
-)
-def test_probation_judges_by_life_and_failures(
-    alive: bool, requests: int, failures: int, over: bool, verdict: str | None
-) -> None:
-    assert judge(alive, requests, failures, 0.05, over) == verdict

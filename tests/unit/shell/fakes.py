@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_agent import ports
-from edge_contract.deployment import Artifact, Assignment
+from edge_contract.deployment import Artifact, Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
@@ -21,11 +21,13 @@ from edge_contract.manifest import (
 )
 from edge_contract.runtime import RUNTIME_PATH, Member, Probation, Runtime
 from edge_contract.telemetry import Ack, Batch, Sample
+from edge_contract.terms import Agreement, Trial
 from edge_contract.twin import Report
 
 PLATFORM = "linux/amd64"
 GOLDEN = Digest.of(b"golden")
 LIVE_BYTES = 50_000_000
+_NO_POLICY = Policy()
 
 
 class Cloud:
@@ -185,10 +187,15 @@ class FakeServer:
         self.paused: set[str] = set()
         self.impostors: dict[str, Digest] = {}
         self.restarted: list[Digest] = []
+        self.policies: dict[str, Policy] = {}
+        self.trials: dict[str, Trial] = {}
+        self.agreement = Agreement(compared=30, top1_ppm=1_000_000)
+        self.latencies: tuple[tuple[int, int], ...] = ()
 
-    def prove(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def prove(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Prove a candidate."""
         assert slot.name == manifest.hex
+        self.policies[module] = policy
         if manifest in self.bad:
             raise EdgeError("model.golden-mismatch", "output scores differs by 0.9")
         self.proved[module] = manifest
@@ -208,11 +215,21 @@ class FakeServer:
             raise EdgeError("model.not-serving", "nobody answers")
         return ports.Attestation(self.impostors.get(module, self.live[module]), GOLDEN)
 
-    def restart(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def restart(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Serve the same from a fresh worker."""
         self.restarted.append(manifest)
         self.live[module] = manifest
         return GOLDEN
+
+    def begin_trial(self, module: str, trial: Trial) -> None:
+        """Remember its terms."""
+        assert module in self.live
+        assert module in self.proved
+        self.trials[module] = trial
+
+    def trial(self, module: str) -> Agreement:
+        """What the test set."""
+        return self.agreement
 
     def pause(self, module: str) -> None:
         """End the live worker."""
@@ -223,10 +240,10 @@ class FakeServer:
         """A fixed size each."""
         return LIVE_BYTES if module in self.live else 0
 
-    def ensure(self, module: str, manifest: Digest, slot: Path) -> Digest | None:
+    def ensure(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Serve."""
         if self.live.get(module) != manifest:
-            self.prove(module, manifest, slot)
+            self.prove(module, manifest, slot, policy)
             self.activate(module, manifest)
         return GOLDEN
 
@@ -240,7 +257,7 @@ class FakeServer:
 
     def health(self, module: str) -> ports.Health:
         """Always well."""
-        return ports.Health(module in self.live, 1, 0)
+        return ports.Health(module in self.live, 1, 0, latencies=self.latencies)
 
     def set_sampling(self, module: str, ratio: float) -> None:
         """Remember the ratio."""
