@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from edge_agent.tuf import tuf
+from edge_agent.web.command import serve
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 
@@ -98,6 +99,7 @@ def main() -> None:
 
 
 main.add_command(tuf)
+main.add_command(serve)
 
 
 @main.command()

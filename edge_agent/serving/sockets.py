@@ -35,7 +35,7 @@ class Listeners:
     port: int
 
     @classmethod
-    def open(cls, module: str, run_dir: Path, host: str, port: int) -> "Listeners":
+    def open(cls, module: str, run_dir: Path, host: str, port: int, path: Path | None = None) -> "Listeners":
         """Bind both and listen.
 
         Args:
@@ -43,11 +43,12 @@ class Listeners:
             run_dir: Folder that this agent alone writes (it holds the lock); a socket left there is replaced.
             host: IPv4 address to listen on.
             port: TCP port, 0 for any that is free.
+            path: Another path for the unix socket than that in `run_dir`.
 
         Raises:
             EdgeError: `config.invalid` when the path is too long or an address cannot be had.
         """
-        path = run_dir / f"{module}.sock"
+        path = path or run_dir / f"{module}.sock"
         unix, unix_file = _listen_unix(path)
         tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:

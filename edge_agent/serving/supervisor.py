@@ -38,6 +38,7 @@ OnExit = Callable[[str, Digest], None]
 and must not call the supervisor back."""
 
 _ANY_PORT: Mapping[str, int] = MappingProxyType({})
+_NO_PATHS: Mapping[str, Path] = MappingProxyType({})
 _NO_POLICY: Final = Policy()
 
 
@@ -57,6 +58,7 @@ class WorkerSupervisor:
         limits: ServingLimits | None = None,
         memory: MemoryGauge | None = None,
         make_log: Callable[[Path], BoundedLog] = BoundedLog,
+        unix_paths: Mapping[str, Path] = _NO_PATHS,
     ) -> None:
         """Make a supervisor without workers.
 
@@ -68,6 +70,7 @@ class WorkerSupervisor:
             host: Address the TCP sockets listen on.
             limits: Bounds of time; the defaults when none.
             memory: How much is free for a candidate; the system's own figures when none.
+            unix_paths: Path of the unix socket by module; in `run_dir` for modules that are not named.
             make_log: Makes what takes a module's output, from the path of its file; a file of bounded size.
         """
         self._run_dir = run_dir
@@ -78,6 +81,7 @@ class WorkerSupervisor:
         self._limits = limits or ServingLimits()
         self._memory = memory or SystemMemory()
         self._make_log = make_log
+        self._unix_paths = dict(unix_paths)
         self._lock = threading.Lock()  # guards _live, _silent_since_ns and the moment a worker becomes live
         self._live: dict[str, WorkerProcess] = {}
         self._candidates: dict[str, WorkerProcess] = {}
@@ -356,7 +360,8 @@ class WorkerSupervisor:
         listeners = self._listeners.get(module)
         if listeners is None:
             model_name(module)  # it becomes a file name
-            listeners = Listeners.open(module, self._run_dir, self._host, self._ports.get(module, 0))
+            port, path = self._ports.get(module, 0), self._unix_paths.get(module)
+            listeners = Listeners.open(module, self._run_dir, self._host, port, path)
         elif not listeners.is_in_place:
             _log.error("module %s: %s is not the agent's socket any more; made anew", module, listeners.unix_path)
             listeners = listeners.with_new_unix()
