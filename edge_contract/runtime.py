@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from edge_contract.bindings import Binding, check_bindings, read_binding
 from edge_contract.engines import ENGINES, ENTRIES
 from edge_contract.errors import ContractError
 from edge_contract.jsonio import Fields, JsonObject, dump, parse_object
 from edge_contract.limits import (
+    BINDINGS_MAX,
     MEMBERS_MAX,
     PROBATION_MS_DEFAULT,
     PROBATION_MS_MAX,
@@ -122,6 +124,7 @@ class Runtime:
         sampling_ratio: Share of requests whose inputs and predictions are collected, `0..1`.
         allow_pickle: Whether scripts may load pickles; off unless the author signs for it.
         config: Free deployment configuration for scripts (environment of `init()`), strings.
+        bindings: MQTT topics that feed the members, at most `BINDINGS_MAX`.
     """
 
     model: str
@@ -133,6 +136,7 @@ class Runtime:
     sampling_ratio: float = 1.0
     allow_pickle: bool = False
     config: dict[str, str] = field(default_factory=dict)
+    bindings: tuple[Binding, ...] = ()
 
     @classmethod
     def parse(cls, data: bytes) -> "Runtime":
@@ -157,8 +161,14 @@ class Runtime:
             sampling_ratio=fields.number("sampling_ratio", 1.0, high=1.0),
             allow_pickle=fields.flag("allow_pickle", False),
             config=fields.mapping("config", 256),
+            bindings=tuple(read_binding(item) for item in fields.items("bindings", BINDINGS_MAX)),
         )
         fields.close()
+        check_bindings(
+            result.bindings,
+            {member.name: (member.inputs, member.outputs) for member in members},
+            takes_json=[member.name for member in members if member.engine == "script" and not member.inputs],
+        )
         return result
 
     def to_bytes(self) -> bytes:
@@ -180,6 +190,8 @@ class Runtime:
             "allow_pickle": self.allow_pickle,
             "config": self.config,
         }
+        if self.bindings:
+            document["bindings"] = [binding.to_json() for binding in self.bindings]
         if self.golden:
             document["golden"] = {"path": self.golden.path, "rtol": self.golden.rtol, "atol": self.golden.atol}
         return dump(document)
