@@ -6,6 +6,7 @@ No request is swallowed, because nothing that was received is dropped. All on th
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -71,7 +72,7 @@ class Door:
     # --- coming in
 
     def listen(self, kind: str, sock: socket.socket) -> None:
-        """Add a listening, non-blocking socket; `kind` is `unix` or `tcp`. It is not closed here.
+        """Add a listening, non-blocking socket; `kind` is `unix` or `tcp`. It is closed here by the last drain alone.
 
         It takes the place of one of the same kind, from which what waits there is accepted first.
         """
@@ -210,21 +211,39 @@ class Door:
         Args:
             deadline_ms: What is still being computed then goes to the successor as if it had just come; without a
                 successor it is refused. A client that does not take its answer is cut off.
-            hand_over: Gives a connection to the successor; without one connections are closed.
+            hand_over: Gives a connection to the successor; without one this is the end: the listening sockets are
+                closed, and every answer says that its connection is.
         """
+        if hand_over is None:
+            self._stop_listening()
         self.shut()
         self._is_draining = True
         self._hand_over = hand_over
+        # A client that was answered this moment may be about to ask again: closing now would cut that request off.
+        parting_ms = min(self.limits.parting_ms, deadline_ms) if hand_over is None else 0
+        await self._empty(parting_ms)
         for connection in list(self._connections):
-            if connection.stage is Stage.READING:
+            if connection.stage is Stage.READING and (hand_over is not None or connection.is_idle):
                 self._send_away(connection)
-        if self._connections:
+        await self._empty(deadline_ms - parting_ms)
+        for connection in list(self._connections):
+            self._send_away(connection)
+
+    def _stop_listening(self) -> None:
+        """Take in what the kernel has queued, for it was not refused, and let it refuse whoever comes from now on."""
+        for kind, sock in self._listeners.items():
+            for _ in range(self.limits.connections_max // ACCEPT_BURST_MAX + 1):
+                self._accept(kind, sock)
+        self.shut()
+        while self._listeners:
+            self._listeners.popitem()[1].close()
+
+    async def _empty(self, timeout_ms: int) -> None:
+        """Wait until no connection is left, or time is up."""
+        if self._connections and timeout_ms > 0:
             self._has_emptied.clear()
-            try:
-                await asyncio.wait_for(self._has_emptied.wait(), deadline_ms / 1000)
-            except TimeoutError:
-                for connection in list(self._connections):
-                    self._send_away(connection)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._has_emptied.wait(), timeout_ms / 1000)
 
     def _send_away(self, connection: Connection) -> None:
         if connection.stage is Stage.RUNNING and self._hand_over is None:

@@ -21,8 +21,8 @@ ACCEPT_BURST_MAX: Final = 64
 # Frames
 FRAME_BUFFER_BYTES: Final = 64 * KIB
 """What a connection receives at once; a larger payload gets a place of its own."""
-FRAME_STACK_BYTES: Final = 1 * MIB
-"""Address space of the stack of a connection's thread; an engine may run on it."""
+LEAVE_MS_MAX: Final = 2_000
+"""For the thread of a connection to notice that the worker drains, once its time is up."""
 
 # Open Inference Protocol
 REQUEST_ID_CHARS_MAX: Final = 256
@@ -50,6 +50,22 @@ TRIAL_FRAME_BYTES_MAX: Final = 128 * MIB
 """Tensors of one shown request."""
 TRIAL_TIMES_KEPT: Final = 1_024
 """Run times that the latency ratio of a trial is taken from, the newest."""
+
+# Compiled models
+COMPILED_BYTES_MAX: Final = 512 * MIB
+"""Of all entries together."""
+COMPILED_FREE_BYTES_MIN: Final = 256 * MIB
+"""Left free on the disk: bundles come first."""
+COMPILED_FILES_MAX: Final = 16
+COMPILED_NOTE_BYTES_MAX: Final = 64 * KIB
+CPU_FEATURES_BYTES_MAX: Final = 16 * KIB
+COMPILE_WORTH_MS: Final = 20
+"""CPU time of loading below which a compiled form would save too little to keep."""
+COMPILE_AFTER_MS: Final = 2_000
+"""From the begin of serving: a swap is over by then."""
+COMPILE_MS_MAX: Final = 600_000
+COMPILED_FILE_BYTES_MIN: Final = 1 * KIB
+"""Smaller constants stay inside the compiled graph."""
 
 # Telemetry
 SAMPLES_WAITING_MAX: Final = 256
@@ -79,6 +95,8 @@ class WorkerLimits:
         response_write_ms: For the client to take the answer.
         idle_ms: Between two requests.
         linger_ms: Reading what a refused client still sends.
+        parting_ms: At the end, for clients that have just been answered to ask once more; they are answered then, and
+            told that the connection ends.
         sweep_ms: How often these are looked at.
         flush_ms: At the end, for samples to be made.
         rerun_patience_ms: How long one rerun of the golden vectors lets waiting requests go first, all its pieces
@@ -96,6 +114,7 @@ class WorkerLimits:
     response_write_ms: int = 30_000
     idle_ms: int = 600_000
     linger_ms: int = 2_000
+    parting_ms: int = 500
     sweep_ms: int = 500
     flush_ms: int = 500
     rerun_patience_ms: int = 2_000
