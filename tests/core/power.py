@@ -25,7 +25,7 @@ from edge_agent.shell.dispatch import Lane, lane_of
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.phases import Phase
-from edge_contract.terms import Agreement
+from edge_contract.terms import Agreement, Trial
 from tests.core.bench import assignment
 
 RUN_MS = 45_000
@@ -81,6 +81,8 @@ class Plan:
         bad: Versions that fail their golden vectors.
         is_memory_short: Whether the live worker has to stop before a candidate loads.
         scrub_ms: Mean time between two readings of the disk.
+        trial: What candidates have to show beside the live bundle, or none; those that are `odd` disagree with it.
+        odd: Versions that disagree with what is live in a trial.
         is_serving_first: Whether the lane of workers is the quickest, not the one of metadata.
     """
 
@@ -92,6 +94,8 @@ class Plan:
     bad: frozenset[int] = frozenset()
     is_memory_short: bool = False
     scrub_ms: int = 10**9
+    trial: Trial | None = None
+    odd: frozenset[int] = frozenset()
     is_serving_first: bool = False
 
     def manifests(self, versions: frozenset[int]) -> frozenset[Digest]:
@@ -146,6 +150,7 @@ class World:
         self._held: deque[do.Command] = deque()
         self._cancelled: set[int] = set()
         self._sick, self._bad = plan.manifests(plan.sick), plan.manifests(plan.bad)
+        self._odd = plan.manifests(plan.odd)
         self._disk_fails_at, self._wakes, self._is_refusing = disk_fails_at, 0, False
         self._asked: do.Persist | None = None
         self._commands = 0
@@ -249,7 +254,11 @@ class World:
             wanted = act.assigns if act.assigns is not None else wanted
         if not wanted and self.plan.given:
             wanted = dict.fromkeys(self.plan.modules, self.plan.given[-1])
-        return tuple(assignment(version, module=name) for name, version in wanted.items())
+        tried = {version for version in wanted.values() if version not in self.plan.given} if self.plan.trial else set()
+        return tuple(
+            assignment(version, module=name, **({"trial": self.plan.trial} if version in tried else {}))
+            for name, version in wanted.items()
+        )
 
     # -- lanes -----------------------------------------------------------------------------------------------------
 
@@ -309,7 +318,8 @@ class World:
             case do.ObserveTrial(module=module):
                 if module not in self._candidates:
                     return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")
-                return inputs.TrialObserved(op, Agreement(compared=100, top1_ppm=1_000_000))
+                top1_ppm = 0 if self._candidates[module] in self._odd else 1_000_000
+                return inputs.TrialObserved(op, Agreement(compared=100, top1_ppm=top1_ppm))
             case do.ActivateSlot(assignment=chosen):
                 if self._candidates.pop(chosen.module, None) != chosen.manifest:
                     return inputs.CommandFailed(op, "model.worker-crashed", "there is no such candidate")

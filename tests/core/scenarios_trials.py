@@ -19,6 +19,7 @@ from tests.core.script import (
     loses_power,
     rolls_back,
     runs_short,
+    stays_down,
     tries,
     waits,
     withdraws,
@@ -112,8 +113,15 @@ TRIALS: Final = (
         "the live worker ends during the trial: it comes up first, the candidate is proved and tried again",
         given=(1,),
         steps=(agrees(0), tries(2), at("look"), dies(), waits(100), agrees(100)),
-        chain=f"{TRIED} serve prove try look activate observe commit",
-        reports=f"{TOLD_TRIED}, trying 1*|0, trying 1|0, testing 1|0, trying 1|0, {TOLD_ON}",
+        chain=(
+            "resolve ask-download fetch verify stage ask-activate prove try look serve prove try "
+            "attest look activate observe commit"
+        ),
+        reports=(
+            "resolving 1|0, fetching 1|0, verifying 1|0, staging 1|0, testing 1|0, trying 1|0, trying "
+            "1*|0, testing 1*|0, testing 1|0, trying 1|0, activating 1|0, probation 2|1, committing "
+            "2|1, idle:confirmed 2|1"
+        ),
         ends="confirmed 2|1",
         rest_ms=20_000,
     ),
@@ -145,26 +153,67 @@ TRIALS: Final = (
         "an operator goes back during the trial",
         given=(1, 2),
         steps=(agrees(0), tries(3), at("look"), rolls_back, waits(0), agrees(100)),
-        chain=f"{TRIED} cancel discard back attest {TRIED} activate observe commit",
-        reports="resolving 2|1, fetching 2|1, verifying 2|1, staging 2|1, testing 2|1, trying 2|1, rolling_back 2|1, "
-        "idle:rolled_back 1|0",
-        ends="",
+        chain=(
+            "resolve ask-download fetch verify stage ask-activate prove try look cancel discard back "
+            "resolve ask-download fetch verify stage ask-activate prove try attest look activate "
+            "observe commit"
+        ),
+        reports=(
+            "resolving 2|1, fetching 2|1, verifying 2|1, staging 2|1, testing 2|1, trying 2|1, "
+            "rolling_back 2|1, resolving 1|0, fetching 1|0, verifying 1|0, staging 1|0, testing 1|0, "
+            "trying 1|0, activating 1|0, probation 3|1, committing 3|1, idle:confirmed 3|1"
+        ),
+        ends="confirmed 3|1",
     ),
     Row(
         "a power cut during the trial",
         given=(1,),
         steps=(agrees(0), tries(2), at("look"), loses_power, agrees(100)),
-        chain=f"{TRIED} serve {TRIED} activate observe commit",
-        reports="",
+        chain=(
+            "resolve ask-download fetch verify stage ask-activate prove try look serve resolve "
+            "ask-download fetch verify stage ask-activate prove try attest look activate observe "
+            "commit"
+        ),
+        reports=(
+            "resolving 1|0, fetching 1|0, verifying 1|0, staging 1|0, testing 1|0, trying 1|0, "
+            "resolving 1*|0, resolving 1|0, fetching 1|0, verifying 1|0, staging 1|0, testing 1|0, "
+            "trying 1|0, activating 1|0, probation 2|1, committing 2|1, idle:confirmed 2|1"
+        ),
         ends="confirmed 2|1",
+    ),
+    Row(
+        "the live worker does not come up again during the trial",
+        given=(1, 2),
+        steps=(agrees(0), tries(3), at("look"), dies(), stays_down, agrees(100)),
+        chain=(
+            "resolve ask-download fetch verify stage ask-activate prove try look serve cancel discard "
+            "back resolve ask-download fetch verify stage ask-activate prove try attest look activate "
+            "observe commit"
+        ),
+        reports=(
+            "resolving 2|1, fetching 2|1, verifying 2|1, staging 2|1, testing 2|1, trying 2|1, trying "
+            "2*|1, rolling_back(model.load-failed) 2*|1, resolving 1|0, fetching 1|0, verifying 1|0, "
+            "staging 1|0, testing 1|0, trying 1|0, activating 1|0, probation 3|1, committing 3|1, "
+            "idle:confirmed 3|1"
+        ),
+        ends="confirmed 3|1",
+        quarantined=(2,),
     ),
     Row(
         "nobody says how the trial goes",
         given=(1,),
         steps=(hangs(do.ObserveTrial), tries(2), is_given_up),
-        chain="",
-        reports="",
-        ends="",
+        chain=(
+            "resolve ask-download fetch verify stage ask-activate prove try look cancel discard "
+            "resolve ask-download fetch verify stage ask-activate prove try look activate observe "
+            "commit"
+        ),
+        reports=(
+            "resolving 1|0, fetching 1|0, verifying 1|0, staging 1|0, testing 1|0, trying 1|0, "
+            "resolving(device.step-overdue) 1|0, fetching 1|0, verifying 1|0, staging 1|0, testing "
+            "1|0, trying 1|0, activating 1|0, probation 2|1, committing 2|1, idle:confirmed 2|1"
+        ),
+        ends="confirmed 2|1",
         rest_ms=20_000,
     ),
 )

@@ -8,6 +8,7 @@ import pytest
 
 from edge_agent.core import inputs
 from edge_contract.phases import Outcome, Phase
+from edge_contract.terms import Trial
 from tests.core.power import Act, Explorer, Plan, World
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,8 @@ BOTH: Final = ("digits", "sound")
 HOLD, RESUME, BACK = inputs.HoldRequested(), inputs.ResumeRequested(), inputs.RollbackRequested("digits")
 HOLD_ONE, RESUME_ONE = inputs.HoldRequested("digits"), inputs.ResumeRequested("digits")
 
+TRIAL: Final = Trial(5_000, top1_ppm_min=990_000, gate=True)
+
 IN_ORDER: Final = (
     Plan("a first bundle", (), (to(1),)),
     Plan("an update", (1,), (to(2),)),
@@ -76,6 +79,15 @@ IN_ORDER: Final = (
     Plan("stopped first and refused", (1,), (to(2),), bad=frozenset({2}), is_memory_short=True),
     Plan("stopped first and rolled back", (1,), (to(2),), sick=frozenset({2}), is_memory_short=True),
     Plan("stopped first and superseded", (1,), (to(2), to(3, reaches(Phase.TESTING))), is_memory_short=True),
+    Plan("a trial that is passed", (1,), (to(2),), trial=TRIAL),
+    Plan("a trial that is failed", (1,), (to(2),), trial=TRIAL, odd=frozenset({2})),
+    Plan("superseded while trying", (1,), (to(2), to(3, reaches(Phase.TRYING))), trial=TRIAL),
+    Plan(
+        "held while trying",
+        (1,),
+        (to(2), Act(reaches(Phase.TRYING), tells=HOLD), Act(is_held, tells=RESUME)),
+        trial=TRIAL,
+    ),
     Plan("damage without a fallback", (1,), (Act(is_idle, rots=1, ends_worker=True),)),
     Plan("damage with a fallback", (1, 2), (Act(is_idle, rots=2, ends_worker=True),)),
     Plan("damage found by reading", (1,), (Act(is_idle, rots=1),), scrub_ms=10_000),
@@ -104,6 +116,7 @@ ENDS: Final = {
     "a rollback by an operator": (Outcome.ROLLED_BACK, 1),
     "a rollback by an operator on probation": (Outcome.ROLLED_BACK, 1),
     "a rollback by an operator during an update": (Outcome.CONFIRMED, 3),
+    "a trial that is failed": (Outcome.REFUSED, 1),
     "a refused update": (Outcome.REFUSED, 1),
     "stopped first and refused": (Outcome.REFUSED, 1),
     "stopped first and rolled back": (Outcome.ROLLED_BACK, 1),
