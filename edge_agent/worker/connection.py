@@ -10,6 +10,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final, Protocol
 
+from edge_agent.frames import FIRST_BYTE
 from edge_agent.worker.http import (
     CONTINUE,
     BadRequestError,
@@ -22,6 +23,7 @@ from edge_agent.worker.http import (
 )
 from edge_agent.worker.limits import LINGER_BYTES_MAX, RECEIVE_BYTES, SEND_PARTS_MAX, WorkerLimits
 
+_FRAME: Final = bytes((FIRST_BYTE,))
 _AGAIN: Final = (BlockingIOError, InterruptedError)
 
 
@@ -51,6 +53,10 @@ class Host(Protocol):
 
     def reserve(self, byte_count: int) -> bool:
         """Ask for room for bytes of a body (negative: give it back)."""
+        ...
+
+    def speaks_frames(self, connection: "Connection") -> bool:
+        """Told of a connection that begins a request with the first byte of a frame; true when it is taken away."""
         ...
 
     def between_requests(self, connection: "Connection") -> bool:
@@ -148,6 +154,11 @@ class Connection:
                     return
                 if self.is_idle:
                     self.since = time.monotonic()
+                    if data[:1] == _FRAME:
+                        self._received += data
+                        if self._host.speaks_frames(self):
+                            return
+                        data = b""
                 self._received += data
         except _AGAIN:
             return

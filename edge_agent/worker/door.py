@@ -8,19 +8,27 @@ No request is swallowed, because nothing that was received is dropped. All on th
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Final
 
+from edge_agent.worker.budget import Budget
 from edge_agent.worker.connection import Connection, Respond, Stage
+from edge_agent.worker.frames import FrameModels
 from edge_agent.worker.http import Request, Response
-from edge_agent.worker.limits import ACCEPT_BURST_MAX, WorkerLimits
+from edge_agent.worker.lane import FrameConnection, FrameLane
+from edge_agent.worker.limits import ACCEPT_BURST_MAX, LEAVE_MS_MAX, WorkerLimits
 
 Handler = Callable[[Request, Respond], None]
 Refuser = Callable[[HTTPStatus, str], Response]
 HandOver = Callable[[int, str, bytes], None]
 """Takes a connection's descriptor (and closes it), its kind, and bytes received on it that nobody has answered."""
+
+FRAMES: Final = "frames"
+"""The kind of a connection to the unix socket that speaks frames."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +42,14 @@ class Door:
         accepted: Connections accepted or taken over so far.
     """
 
-    def __init__(self, handler: Handler, refuser: Refuser, limits: WorkerLimits, common_headers: str = "") -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        refuser: Refuser,
+        limits: WorkerLimits,
+        common_headers: str = "",
+        frames: FrameModels | None = None,
+    ) -> None:
         """Make a door that is shut.
 
         Args:
@@ -42,6 +57,7 @@ class Door:
             refuser: Makes the answer to a request that cannot be read.
             limits: Bounds.
             common_headers: Header lines for every answer, each ending in CR LF.
+            frames: Answers clients of the unix socket that speak frames; none when HTTP alone is spoken.
         """
         self.limits = limits
         self.common_headers = common_headers
@@ -53,21 +69,30 @@ class Door:
         self._is_open = False
         self._is_accepting = False
         self._connections: set[Connection] = set()
-        self._receiving_bytes = 0
+        self._budget = Budget(limits.receiving_bytes_max)
+        self._lane: FrameLane | None = None
+        if frames is not None:
+            call = self._loop.call_soon_threadsafe
+            self._lane = FrameLane(frames, limits, self._budget, call, self._depart_frames, self._forget_frames)
         self._is_draining = False
         self._hand_over: HandOver | None = None
         self._has_emptied = asyncio.Event()
-        self._sweeper = self._loop.call_later(limits.sweep_ms / 1000, self._sweep)
+        self._sweeper: asyncio.TimerHandle | None = None
 
     @property
     def connections(self) -> int:
         """Open connections."""
-        return len(self._connections)
+        return len(self._connections) + self.frame_connections
+
+    @property
+    def frame_connections(self) -> int:
+        """Of them those that speak frames."""
+        return 0 if self._lane is None else len(self._lane.connections)
 
     @property
     def receiving_bytes(self) -> int:
         """Bytes of request bodies being received or answered."""
-        return self._receiving_bytes
+        return self._budget.used
 
     # --- coming in
 
@@ -89,7 +114,9 @@ class Door:
         self._is_open = True
         self._is_draining = False
         self._hand_over = None
-        self._set_accepting(len(self._connections) < self.limits.connections_max)
+        if self._lane is not None:
+            self._lane.resume()
+        self._set_accepting(self.connections < self.limits.connections_max)
 
     def shut(self) -> None:
         """Accept no more."""
@@ -108,7 +135,7 @@ class Door:
 
     def _accept(self, kind: str, listener: socket.socket) -> None:
         for _ in range(ACCEPT_BURST_MAX):
-            if len(self._connections) >= self.limits.connections_max:
+            if self.connections >= self.limits.connections_max:
                 self._set_accepting(False)
                 return
             try:
@@ -118,6 +145,7 @@ class Door:
             except OSError as error:  # out of descriptors or memory: try again at the next sweep
                 _log.warning("cannot accept: %s", error)
                 self._set_accepting(False)
+                self._watch_time()
                 return
             self._admit(sock, kind, b"")
 
@@ -126,18 +154,24 @@ class Door:
 
         Args:
             fd: Its descriptor, owned from now on.
-            kind: `unix` or `tcp`.
+            kind: `unix`, `tcp` or `frames`.
             pending: Bytes of a request that the other worker received and did not answer.
         """
-        self._admit(socket.socket(fileno=fd), kind, pending)
+        sock = socket.socket(fileno=fd)
+        if kind != FRAMES:
+            self._admit(sock, kind, pending)
+        elif self._lane is None:
+            sock.close()
+        elif self._lane.admit(sock, pending):
+            self.accepted += 1
 
     def _admit(self, sock: socket.socket, kind: str, pending: bytes) -> None:
+        self._watch_time()
         sock.setblocking(False)
         if kind == "tcp":
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(self, sock, kind, pending)
         self._connections.add(connection)
-        self._has_emptied.clear()
         self.accepted += 1
         connection.start()
 
@@ -157,9 +191,14 @@ class Door:
 
     def reserve(self, byte_count: int) -> bool:
         """See `Host`."""
-        if byte_count > 0 and self._receiving_bytes + byte_count > self.limits.receiving_bytes_max:
+        return self._budget.take(byte_count)
+
+    def speaks_frames(self, connection: Connection) -> bool:
+        """See `Host`."""
+        if self._lane is None or connection.kind != "unix":
             return False
-        self._receiving_bytes += byte_count
+        fd, pending = connection.release()
+        self._lane.admit(socket.socket(fileno=fd), pending)
         return True
 
     def between_requests(self, connection: Connection) -> bool:
@@ -172,15 +211,58 @@ class Door:
     def forget(self, connection: Connection) -> None:
         """See `Host`."""
         self._connections.discard(connection)
-        if not self._connections:
+        self._note_fewer()
+
+    def _note_fewer(self) -> None:
+        if not self.connections:
             self._has_emptied.set()
-        if self._is_open and not self._is_accepting and len(self._connections) < self.limits.connections_max:
+        if self._is_open and not self._is_accepting and self.connections < self.limits.connections_max:
             self._set_accepting(True)
+
+    # --- frames
+
+    def _depart_frames(self, connection: FrameConnection) -> None:
+        """A connection waits to be given away, its thread is done with it."""
+        assert self._lane is not None
+        self._lane.connections.discard(connection)
+        fd, pending = connection.release()
+        if not self._is_draining:
+            self._lane.admit(socket.socket(fileno=fd), pending)  # the drain was called off meanwhile
+        elif self._hand_over is not None:
+            self._hand_over(fd, FRAMES, pending)
+        else:
+            os.close(fd)
+        self._note_fewer()
+
+    def _forget_frames(self, connection: FrameConnection) -> None:
+        assert self._lane is not None
+        self._lane.connections.discard(connection)
+        self._note_fewer()
+
+    def _take_frames(self) -> None:
+        """At the end of a drain's time: give away what is being computed, end what is being written."""
+        for connection in list(self._lane.connections if self._lane is not None else ()):
+            taken = connection.take()
+            if taken is None:
+                connection.cut_writing()
+                continue
+            assert self._lane is not None
+            self._lane.connections.discard(connection)
+            fd, pending = taken
+            if self._hand_over is not None:
+                self._hand_over(fd, FRAMES, pending)
+            else:
+                self._lane.refuse(socket.socket(fileno=fd), "the worker is being stopped")
 
     # --- time
 
+    def _watch_time(self) -> None:
+        """Look at the connections' times from now on; with none there is nothing to wake up for."""
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self.limits.sweep_ms / 1000, self._sweep)
+
     def _sweep(self) -> None:
-        self._sweeper = self._loop.call_later(self.limits.sweep_ms / 1000, self._sweep)
+        self._sweeper = None
         now, limits = time.monotonic(), self.limits
         for connection in list(self._connections):
             age_ms = (now - connection.since) * 1000
@@ -196,8 +278,10 @@ class Door:
                 connection.stage is Stage.LINGERING and age_ms > limits.linger_ms
             ):
                 connection.close()
-        if self._is_open and len(self._connections) < limits.connections_max:
+        if self._is_open and self.connections < limits.connections_max:
             self._set_accepting(True)
+        if self._connections or (self._is_open and not self._is_accepting):
+            self._watch_time()
 
     # --- leaving
 
@@ -225,9 +309,16 @@ class Door:
         for connection in list(self._connections):
             if connection.stage is Stage.READING and (hand_over is not None or connection.is_idle):
                 self._send_away(connection)
+        if self._lane is not None:
+            self._lane.drain()
         await self._empty(deadline_ms - parting_ms)
         for connection in list(self._connections):
             self._send_away(connection)
+        self._take_frames()
+        await self._empty(LEAVE_MS_MAX)
+        if self._lane is not None:
+            for frames in self._lane.connections:
+                frames.cut()
 
     def _stop_listening(self) -> None:
         """Take in what the kernel has queued, for it was not refused, and let it refuse whoever comes from now on."""
@@ -240,10 +331,12 @@ class Door:
 
     async def _empty(self, timeout_ms: int) -> None:
         """Wait until no connection is left, or time is up."""
-        if self._connections and timeout_ms > 0:
+        end = self._loop.time() + timeout_ms / 1000
+        # More than once: a connection that turns out to speak frames leaves one lane for the other.
+        while self.connections and (left_s := end - self._loop.time()) > 0:
             self._has_emptied.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._has_emptied.wait(), timeout_ms / 1000)
+                await asyncio.wait_for(self._has_emptied.wait(), left_s)
 
     def _send_away(self, connection: Connection) -> None:
         if connection.stage is Stage.RUNNING and self._hand_over is None:
@@ -258,6 +351,10 @@ class Door:
     def close(self) -> None:
         """Shut, and end every connection."""
         self.shut()
-        self._sweeper.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         for connection in list(self._connections):
             connection.close()
+        if self._lane is not None:
+            for frames in self._lane.connections:
+                frames.cut()

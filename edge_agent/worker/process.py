@@ -6,15 +6,18 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.worker.bundle import LoadedBundle, load_bundle, prove_bundle
+from edge_agent.worker.bundle import LoadedBundle, load_bundle, prove_bundle, read_allowance
+from edge_agent.worker.compiling import Compiler
 from edge_agent.worker.control import Control, watch_agent
 from edge_agent.worker.door import Door
 from edge_agent.worker.engines import Engine
+from edge_agent.worker.frames import FrameModels
 from edge_agent.worker.limits import WorkerLimits
 from edge_agent.worker.metrics import Metrics
 from edge_agent.worker.priority import Priority, give_memory_back, peak_bytes
@@ -99,14 +102,16 @@ class WorkerProcess:
 
     # --- prove
 
-    def _prove(self, _message: JsonObject, _fds: list[int]) -> None:
+    def _prove(self, message: JsonObject, _fds: list[int]) -> None:
         if self._proving is None:
-            self._proving = self._loop.create_task(self._load_and_prove())
+            self._proving = self._loop.create_task(self._load_and_prove(read_allowance(message)))
 
-    async def _load_and_prove(self) -> None:
+    async def _load_and_prove(self, allowance: Allowance) -> None:
         start = time.monotonic_ns()
         try:
-            bundle = await self._loop.run_in_executor(None, load_bundle, self._arguments.slot)
+            bundle = await self._loop.run_in_executor(
+                None, load_bundle, self._arguments.slot, allowance, leave_out_device
+            )
             load_ms = (time.monotonic_ns() - start) // 1_000_000
             self._control.send(
                 {"event": "loaded", "manifest": str(bundle.manifest), "peak_bytes": peak_bytes(), "load_ms": load_ms}
@@ -139,7 +144,8 @@ class WorkerProcess:
         self._metrics = Metrics(bundle.members)
         service = Service(self._arguments.module, bundle, self._metrics, self._sampler, self._limits)
         self._rerun = GoldenRerun(bundle, service, self._limits)
-        self._door = Door(service.handle, service.refuse, self._limits, service.common_headers)
+        frames = FrameModels(self._arguments.module, bundle, service.compute, self._limits)
+        self._door = Door(service.handle, service.refuse, self._limits, service.common_headers, frames)
         service.connections = lambda: self._door.connections
         service.samples_lost = lambda: self._control.dropped
         for kind, sock in self._listeners.items():
@@ -170,6 +176,16 @@ class WorkerProcess:
         self._priority.restore()
         self._door.open()
         self._control.send({"event": "serving"})
+        self._loop.call_later(COMPILE_AFTER_MS / 1000, self._compile)
+
+    def _compile(self) -> None:
+        bundle = self._bundle
+        if bundle is None or self._draining is not None or bundle.allowance.compiled is None:
+            return
+        if members := bundle.worth_compiling():
+            compiler = Compiler(self._arguments.slot, bundle.allowance.compiled, members)
+            # A thread that nothing waits for: the process that compiles ends with this one.
+            threading.Thread(target=compiler.run, name="compiler", daemon=True).start()
 
     def _adopt(self, message: JsonObject, fds: list[int]) -> None:
         self._require_proved()

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from edge_agent.worker.bundle import LoadedBundle, LoadedMember
 from edge_agent.worker.door import Door
-from edge_agent.worker.engines import Engine
+from edge_agent.worker.engines import Engine, Place
+from edge_agent.worker.frames import FrameModels
 from edge_agent.worker.limits import WorkerLimits
 from edge_agent.worker.metrics import Metrics
 from edge_agent.worker.sampler import Sampler
@@ -112,7 +113,7 @@ def running_worker(
     members = engines if isinstance(engines, Mapping) else {"m": engines}
     runtime = Runtime("digits", 3, tuple(Member(member, "onnx", "model.onnx") for member in members))
     loaded = {member: LoadedMember(member, engine, run_us=1.0, input_bytes=8) for member, engine in members.items()}
-    bundle = LoadedBundle(MANIFEST, runtime, loaded, folder)
+    bundle = LoadedBundle(MANIFEST, runtime, loaded, Place(folder, folder))
     limits = limits or WorkerLimits()
     path = folder / f"{name}.sock"
     loop = asyncio.new_event_loop()
@@ -130,7 +131,8 @@ def running_worker(
             worker.metrics = Metrics(members)
             worker.sampler = Sampler("line", "digits", 3, MANIFEST, worker.samples.extend)
             service = Service("line", bundle, worker.metrics, worker.sampler, limits)
-            worker.door = Door(service.handle, service.refuse, limits, service.common_headers)
+            frames = FrameModels("line", bundle, service.compute, limits)
+            worker.door = Door(service.handle, service.refuse, limits, service.common_headers, frames)
             worker.door.listen("unix", unix)
             worker.door.listen("tcp", tcp)
             worker.door.open()
