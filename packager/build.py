@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edge_contract.bindings import check_bindings
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
@@ -159,6 +160,12 @@ def prepare(spec: Spec, reporter: Reporter, stack: ExitStack) -> Material:
         members=tuple(with_extra_files(member, fact) for member, fact in zip(spec.members, facts, strict=True)),
     )
     members = tuple(_member(member, fact) for member, fact in zip(spec.members, facts, strict=True))
+    check_bindings(
+        spec.bindings,
+        {member.name: (member.inputs, member.outputs) for member in members},
+        "config.invalid",
+        takes_json=[member.name for member in members if member.engine == "script" and not member.inputs],
+    )
     wheels = _wheels(spec, reporter, stack)
     material = Material(spec, facts, members, wheels, None, {}, None, None)
     return _prove(material, reporter)
@@ -270,6 +277,7 @@ def _runtime(material: Material) -> Runtime:
         sampling_ratio=serving.sampling_ratio,
         allow_pickle=serving.allow_pickle,
         config=dict(serving.config),
+        bindings=spec.bindings,
     )
 
 

@@ -74,6 +74,7 @@ def _runtime(runtime: Runtime) -> JsonObject:
         "load_peak_bytes": runtime.load_peak_bytes,
         "allow_pickle": runtime.allow_pickle,
         "config": runtime.config,
+        "bindings": [binding.to_json() for binding in runtime.bindings],
     }
 
 
@@ -98,6 +99,9 @@ def render(facts: JsonObject) -> list[str]:
         lines.append(f"member {member['name']} ({member['engine']}, {member['entry']})")
         for side in ("inputs", "outputs"):
             lines += [f"  {side[:-1]:6} {_tensor(tensor)}" for tensor in member[side]]
+    for binding in runtime["bindings"]:
+        topics = f"{binding['input_topic']} -> {binding['output_topic']}"
+        lines.append(f"binding {binding['name']}: {topics} ({binding['form']}, asks {binding['member']})")
     golden = runtime["golden"]
     tolerance = f"rtol {golden['rtol']:g}, atol {golden['atol']:g}" if golden else "none"
     lines.append(f"golden vectors: {tolerance}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from edge_contract.bindings import Binding
 from edge_contract.limits import PROBATION_MS_DEFAULT
 from edge_contract.tensors import TensorSpec
 
@@ -140,6 +141,7 @@ class Spec:
         dependencies: Python packages.
         serving: Deployment configuration.
         about: For people.
+        bindings: MQTT topics that feed the models.
         origin: The file it was read from, for messages; empty when from flags alone.
     """
 
@@ -154,6 +156,7 @@ class Spec:
     dependencies: Dependencies = Dependencies()
     serving: Serving = Serving()
     about: About = About()
+    bindings: tuple[Binding, ...] = ()
     origin: str = ""
 
 
@@ -161,7 +164,8 @@ class Spec:
 class Flags:
     """What the command line says; none or empty leaves the word to the file.
 
-    `members` are `(name, path)`; a name may be empty for the only model. Other fields are as in `Spec` and its parts.
+    `members` are `(name, path)`; a name may be empty for the only model. `bindings` are `(input topic, output topic)`
+    of JSON messages for the only model. Other fields are as in `Spec` and its parts.
     """
 
     name: str = ""
@@ -184,6 +188,7 @@ class Flags:
     sampling_ratio: float | None = None
     is_peak_measured: bool | None = None
     config: dict[str, str] = field(default_factory=dict)
+    bindings: tuple[tuple[str, str], ...] = ()
     docs: tuple[Path, ...] = ()
     description: str = ""
     tags: dict[str, str] = field(default_factory=dict)

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
+from edge_contract.bindings import Binding, read_binding
 from edge_contract.engines import ENGINES
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import Fields
 from edge_contract.limits import (
+    BINDINGS_MAX,
     MANIFEST_LAYERS_MAX,
     MEMBERS_MAX,
     PROBATION_MS_DEFAULT,
@@ -109,6 +111,7 @@ class _SpecFile:
             dependencies=self._dependencies(top.take("dependencies", {})),
             serving=self._serving(top.take("serving", {})),
             about=about,
+            bindings=self._bindings(top.items("bindings", BINDINGS_MAX), tuple(members)),
             origin=str(self._file),
         )
         model.close()
@@ -255,6 +258,24 @@ class _SpecFile:
         if not 0 < len(found) <= GLOB_FILES_MAX:
             raise self._fail(key, f"{pattern!r} matches {len(found)} files, 1 to {GLOB_FILES_MAX} are allowed")
         return [self._regular(key, str(path.relative_to(self._folder))) for path in found]
+
+    def _bindings(self, items: list[Any], members: tuple[str, ...]) -> tuple[Binding, ...]:
+        """The tables [[bindings]]; an only member need not be named, and an only binding is called like its member."""
+        result = []
+        for number, item in enumerate(items, 1):
+            key = f"bindings[{number}]"
+            if not isinstance(item, dict):
+                raise self._fail(key, "has to be a table, [[bindings]]")
+            item = {**item}
+            if len(members) == 1:
+                item.setdefault("member", members[0])
+            if len(items) == 1:
+                item.setdefault("name", item.get("member"))
+            try:
+                result.append(read_binding(item, "config.invalid"))
+            except ContractError as error:
+                raise self._fail(key, error.detail, error.hint) from None
+        return tuple(result)
 
     def _serving(self, value: Any) -> Serving:
         fields = self._fields(value, "serving")

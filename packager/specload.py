@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from edge_contract.bindings import Binding, read_binding
 from edge_contract.engines import ENGINES
 from edge_contract.errors import EdgeError
 from edge_contract.names import model_name, platform_name, relative_path, tags
@@ -80,6 +81,8 @@ def _with_flags(base: Spec | None, flags: Flags) -> Spec:
             docs=tuple(SourceFile(_flag_file("--doc", item), item.name) for item in flags.docs) or None,
         ),
     )
+    if flags.bindings:
+        spec = replace(spec, bindings=_bindings_of_flags(spec.members, flags.bindings))
     if flags.engine:
         spec = replace(spec, members=tuple(replace(member, engine=flags.engine) for member in spec.members))
     return spec
@@ -121,6 +124,26 @@ def _members_of_flags(flags: Flags) -> tuple[MemberSpec, ...]:
         extra = tuple(SourceFile(_flag_file("--extra-file", item), item.name) for item in flags.extra_files)
         result[0] = replace(result[0], files=extra)
     return tuple(result)
+
+
+def _bindings_of_flags(members: tuple[MemberSpec, ...], topics: tuple[tuple[str, str], ...]) -> tuple[Binding, ...]:
+    if len(members) != 1:
+        raise EdgeError(
+            "config.invalid", "--bind is for a bundle with one model", "Write [[bindings]] in a description file."
+        )
+    name = members[0].name
+    return tuple(
+        read_binding(
+            {
+                "name": name if len(topics) == 1 else f"{name}-{number}",
+                "member": name,
+                "input_topic": source,
+                "output_topic": target,
+            },
+            "config.invalid",
+        )
+        for number, (source, target) in enumerate(topics, 1)
+    )
 
 
 def _golden_of_flags(base: GoldenSpec | None, flags: Flags) -> GoldenSpec | None:

@@ -49,6 +49,9 @@ bundle_options = stacked(
     click.option("--probation-ms", type=click.IntRange(0), help="How long a device watches a fresh activation."),
     click.option("--sampling-ratio", type=click.FloatRange(0, 1), help="Share of requests whose data are collected."),
     click.option("--config", "config", multiple=True, metavar="K=V", help="Environment of scripts on the device."),
+    click.option(
+        "--bind", "bindings", multiple=True, metavar="IN=OUT", help="MQTT topics of the model's inputs and predictions."
+    ),
     click.option("--doc", "docs", type=FILE, multiple=True, help="Licence, model card or other document."),
 )
 
@@ -92,6 +95,7 @@ def flags_from(options: dict[str, Any], name: str, version: int, files: Sequence
         sampling_ratio=options.pop("sampling_ratio", None),
         is_peak_measured=options.pop("measure_load_peak", None),
         config=pairs(options.pop("config", ()), "--config"),
+        bindings=tuple(pairs(options.pop("bindings", ()), "--bind").items()),
         docs=tuple(options.pop("docs", ())),
         description=options.pop("description", ""),
         tags=pairs(options.pop("tags", ()), "--tag"),
