@@ -16,6 +16,7 @@ from packager.commands.iotedge import iotedge
 from packager.commands.keys import keys
 from packager.commands.pipeline import ci
 from packager.commands.publish import deploy, push, register, ship
+from packager.commands.service import service
 
 _INTERRUPTED = 130
 
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for _command in (keys, register, build, inspect, verify, push, deploy, ship, ci, iotedge):
+for _command in (keys, register, build, inspect, verify, push, deploy, ship, ci, iotedge, service):
     cli.add_command(_command)
 
 

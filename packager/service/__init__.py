@@ -1,0 +1,1 @@
+"""Files that deploy a bundle as a web service: Kubernetes manifests and Compose files (ADR 29)."""
