@@ -1,6 +1,7 @@
 """The agent's configuration: a TOML file, overridden by flags. Every mistake is named with its key and file."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ SYSTEM_FILE: Final = Path("/etc/lighterman/edge-agent.toml")
 """Read when no file is named and it exists."""
 
 DATA_DEFAULT: Final = Path("/var/lib/lighterman")
+_PROVIDER: Final = re.compile(r"[A-Za-z]{1,48}ExecutionProvider")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -40,10 +42,12 @@ class ServeConfig:
     Attributes:
         host: Address to listen on; anything but loopback lets the network ask for predictions.
         ports: TCP port by module; a module that is not named gets any free port.
+        providers: Execution providers of onnxruntime that bundles may ask for; the CPU's always may.
     """
 
     host: str = "127.0.0.1"
     ports: Mapping[str, int] = field(default_factory=dict)
+    providers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,7 @@ def parse_config(text: str, file: Path) -> AgentConfig:
         report_ms=table.integer("report_ms", PERIOD_MS_MIN, PERIOD_MS_MAX, REPORT_MS_DEFAULT),
         spool_bytes_max=table.integer("spool_bytes_max", SPOOL_BYTES_MIN, BLOB_BYTES_MAX, SPOOL_BYTES_DEFAULT),
         reserve_bytes=table.integer("reserve_bytes", 0, BLOB_BYTES_MAX, RESERVE_BYTES_DEFAULT),
-        serve=ServeConfig(host=serve.text("host", "127.0.0.1"), ports=_ports(serve.table("ports"))),
+        serve=ServeConfig(serve.text("host", "127.0.0.1"), _ports(serve.table("ports")), _providers(serve)),
         mqtt=MqttConfig(
             host=mqtt.text("host", "") or None,
             port=mqtt.integer("port", 1, PORT_MAX, 0) or None,
@@ -244,6 +248,14 @@ def _ports(table: "_Table") -> dict[str, int]:
     if len(set(result.values())) != len(result):
         raise table.error(next(reversed(result)), "has the same port as another module")
     return result
+
+
+def _providers(serve: "_Table") -> tuple[str, ...]:
+    value = serve.take("providers")
+    names = [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and _PROVIDER.fullmatch(name) for name in names):
+        raise serve.error("providers", "has to be an array of names like 'CUDAExecutionProvider'")
+    return tuple(names)
 
 
 class _Table:

@@ -74,7 +74,7 @@ OPTIONS: Final[dict[str, dict[str, Option]]] = {
     },
     "script": {
         ALLOW_NONFINITE: _NONFINITE,
-        "packages": _choice(
+        "imports": _choice(
             "bundle", "device", summary="Whose Python packages it may import: the bundle's, or the device's as well."
         ),
     },

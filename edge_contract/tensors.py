@@ -135,3 +135,26 @@ def read_safetensors_header(data: bytes | memoryview) -> tuple[dict[str, TensorE
     if place != len(data):
         raise bad("bytes follow the last tensor or are missing")
     return entries, metadata
+
+
+def bytes_mark(shape: tuple[int, ...]) -> str:
+    """What the metadata of a safetensors file say of a tensor of BYTES, under the tensor's name.
+
+    The format knows no text: the file holds the elements as UINT8 of one dimension, in their binary form of the Open
+    Inference Protocol (each a four-byte little-endian length and its bytes), and the metadata the shape they have.
+    """
+    return "BYTES " + "x".join(map(str, shape))
+
+
+def read_bytes_mark(text: str | None, name: str) -> tuple[int, ...] | None:
+    """The shape that `bytes_mark` wrote; none when there is no mark.
+
+    Raises:
+        ContractError: `artifact.golden-invalid`.
+    """
+    if text is None or not text.startswith("BYTES "):
+        return None
+    sizes = [size for size in text.removeprefix("BYTES ").split("x") if size]
+    if len(sizes) > TENSOR_RANK_MAX or not all(size.isascii() and size.isdecimal() and len(size) < 8 for size in sizes):
+        raise ContractError("artifact.golden-invalid", f"tensor {name!r} is BYTES of a shape that is none")
+    return tuple(map(int, sizes))

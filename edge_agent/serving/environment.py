@@ -12,6 +12,8 @@ _KEPT: Final = frozenset({"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "
 _KEPT_STARTS: Final = ("LC_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON")
 
 _SET: Final = {
+    # What a person installed for themselves is no part of a worker.
+    "PYTHONNOUSERSITE": "1",
     # onnxruntime >= 1.29 phones home unless told otherwise before it is imported.
     "ORT_DISABLE_TELEMETRY": "1",
     # Large blocks come from the kernel and go back to it, so dropping a tensor shrinks the process.

@@ -5,10 +5,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from edge_agent.ports import Attestation, Health, MemoryGauge
 from edge_agent.serving.asking import ask_who_answers
@@ -59,6 +59,8 @@ class WorkerSupervisor:
         memory: MemoryGauge | None = None,
         make_log: Callable[[Path], BoundedLog] = BoundedLog,
         unix_paths: Mapping[str, Path] = _NO_PATHS,
+        compiled_dir: Path | None = None,
+        providers: Sequence[str] = (),
     ) -> None:
         """Make a supervisor without workers.
 
@@ -71,6 +73,8 @@ class WorkerSupervisor:
             limits: Bounds of time; the defaults when none.
             memory: How much is free for a candidate; the system's own figures when none.
             unix_paths: Path of the unix socket by module; in `run_dir` for modules that are not named.
+            compiled_dir: Where workers keep compiled models, or none: they keep none (ADR 26).
+            providers: Execution providers that bundles may ask for.
             make_log: Makes what takes a module's output, from the path of its file; a file of bounded size.
         """
         self._run_dir = run_dir
@@ -82,6 +86,10 @@ class WorkerSupervisor:
         self._memory = memory or SystemMemory()
         self._make_log = make_log
         self._unix_paths = dict(unix_paths)
+        self._offered: dict[str, Any] = {
+            "compiled": None if compiled_dir is None else str(compiled_dir),
+            "providers": list(providers),
+        }
         self._lock = threading.Lock()  # guards _live, _silent_since_ns and the moment a worker becomes live
         self._live: dict[str, WorkerProcess] = {}
         self._candidates: dict[str, WorkerProcess] = {}
@@ -112,7 +120,7 @@ class WorkerSupervisor:
         )
         self._candidates[module] = candidate
         try:
-            candidate.command("prove", allow_pickle=policy.allow_pickle)
+            candidate.command("prove", allow_pickle=policy.allow_pickle, **self._offered)
             loaded = candidate.expect("loaded", self._limits.load_ms, "to load the model")
             if loaded.get("manifest") != str(manifest):
                 raise EdgeError("internal.bug", f"the slot {slot} holds {loaded.get('manifest')}, not {manifest}")

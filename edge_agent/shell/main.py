@@ -83,6 +83,8 @@ class _Process:
             on_exit=self._worker_exited,
             ports=config.serve.ports,
             host=config.serve.host,
+            compiled_dir=config.data / "compiled",
+            providers=config.serve.providers,
         )
         blobs = FileBlobStore(config.data, config.reserve_bytes)
         floor = TimeFloor(config.data / "trust" / "time.json")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from edge_agent.worker.process import Arguments, run_worker
+from edge_agent.worker.imports import put_bundle_first
 
 
 def main() -> None:
@@ -15,6 +15,10 @@ def main() -> None:
     parser.add_argument("--unix-fd", type=int, required=True, help="inherited listening unix socket")
     parser.add_argument("--tcp-fd", type=int, required=True, help="inherited listening TCP socket")
     arguments = parser.parse_args()
+    # Before numpy is: a bundle's own is the one to be used.
+    put_bundle_first(arguments.slot.absolute() / "site")
+    from edge_agent.worker.process import Arguments, run_worker
+
     run_worker(
         Arguments(
             arguments.slot.absolute(), arguments.module, arguments.control_fd, arguments.unix_fd, arguments.tcp_fd

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.worker.arrays import DTYPES, Array, split_rows, to_bytes
+from edge_agent.worker.arrays import DTYPES, Array, from_bytes, split_rows, to_bytes
 from edge_agent.worker.engines import Engine
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.limits import GOLDEN_BYTES_MAX
-from edge_contract.runtime import Golden
-from edge_contract.tensors import read_safetensors_header
+from edge_contract.runtime import Golden, Runtime
+from edge_contract.tensors import read_bytes_mark, read_safetensors_header
 
 
 @dataclass(slots=True)
@@ -59,6 +59,15 @@ def read_golden(path: Path) -> bytes:
         raise EdgeError("artifact.golden-invalid", f"the golden file cannot be read: {error.strerror}") from error
 
 
+def read_golden_of(runtime: Runtime, files: Path) -> dict[str, Vectors]:
+    """The golden vectors of a bundle by member; empty when it has none.
+
+    Raises:
+        EdgeError: `artifact.golden-invalid` and other `artifact.` codes.
+    """
+    return {} if runtime.golden is None else parse_vectors(read_golden(files / runtime.golden.path))
+
+
 def parse_vectors(data: bytes) -> dict[str, Vectors]:
     """Take a golden file apart.
 
@@ -68,7 +77,7 @@ def parse_vectors(data: bytes) -> dict[str, Vectors]:
     Raises:
         EdgeError: `artifact.golden-invalid` and other `artifact.` codes.
     """
-    entries, _metadata = read_safetensors_header(data)
+    entries, metadata = read_safetensors_header(data)
     members: dict[str, Vectors] = {}
     for name, entry in entries.items():
         member, _, rest = name.partition("/")
@@ -77,12 +86,23 @@ def parse_vectors(data: bytes) -> dict[str, Vectors]:
             raise EdgeError(
                 "artifact.golden-invalid", f"{name!r} is not <member>/input/<name> or <member>/output/<name>"
             )
-        raw = np.frombuffer(data, dtype=np.uint8, count=entry.end - entry.start, offset=entry.start)
-        # A copy, because tensors in the file need not be aligned.
-        array: Array = raw.copy().view(DTYPES[entry.datatype]).reshape(entry.shape)
+        shape = read_bytes_mark(metadata.get(name), name)
+        if shape is not None:
+            array = _read_bytes(name, shape, memoryview(data)[entry.start : entry.end])
+        else:
+            raw = np.frombuffer(data, dtype=np.uint8, count=entry.end - entry.start, offset=entry.start)
+            # A copy, because tensors in the file need not be aligned.
+            array = raw.copy().view(DTYPES[entry.datatype]).reshape(entry.shape)
         vectors = members.setdefault(member, Vectors())
         (vectors.inputs if role == "input" else vectors.outputs)[tensor] = array
     return members
+
+
+def _read_bytes(name: str, shape: tuple[int, ...], data: memoryview) -> Array:
+    try:
+        return from_bytes(name, "BYTES", shape, data)
+    except EdgeError as error:
+        raise EdgeError("artifact.golden-invalid", error.detail) from None
 
 
 def run_vectors(member: str, engine: Engine, vectors: Vectors) -> dict[str, Array]:
@@ -102,14 +122,19 @@ def run_vectors(member: str, engine: Engine, vectors: Vectors) -> dict[str, Arra
         raise EdgeError(
             "artifact.golden-invalid", f"the golden vectors name the output {unknown[0]!r}, {member!r} has none"
         )
-    pieces = _pieces(member, engine, vectors)
+    pieces = pieces_of(member, engine, vectors)
     results = [engine.run(piece, wanted) for piece in pieces]
     if len(results) == 1:
         return results[0]
     return {name: np.concatenate([result[name] for result in results], axis=0) for name in wanted}
 
 
-def _pieces(member: str, engine: Engine, vectors: Vectors) -> list[dict[str, Array]]:
+def pieces_of(member: str, engine: Engine, vectors: Vectors) -> list[dict[str, Array]]:
+    """The golden inputs of a member, whole or, where its batch is fixed, in pieces of that size.
+
+    Raises:
+        EdgeError: `artifact.golden-invalid` when they do not fit the model.
+    """
     inputs = vectors.inputs
     specs = {spec.name: spec for spec in engine.inputs}
     if not specs or all(specs[name].fits(specs[name].datatype, array.shape) for name, array in inputs.items()):
@@ -152,8 +177,8 @@ def compare(member: str, name: str, got: Array, want: Array, golden: Golden) -> 
         raise EdgeError(
             "model.golden-mismatch", f"{label} has the shape {list(got.shape)}, golden is {list(want.shape)}"
         )
-    if "O" in (got.dtype.kind, want.dtype.kind) or got.dtype.kind in "SU":
-        raise EdgeError("artifact.golden-invalid", f"{label} is text, which golden vectors cannot hold")
+    if "O" in (got.dtype.kind, want.dtype.kind):
+        return _compare_bytes(label, got, want)
     if got.dtype.kind != "f" and want.dtype.kind != "f":
         is_wrong = np.not_equal(got, want)
         errors = np.abs(got.astype(np.float64) - want.astype(np.float64))
@@ -177,6 +202,19 @@ def compare(member: str, name: str, got: Array, want: Array, golden: Golden) -> 
             "The model, or the runtime on this device, does not compute what the author saw.",
         )
     return error_max
+
+
+def _compare_bytes(label: str, got: Array, want: Array) -> float:
+    wrong = [place for place, pair in enumerate(zip(got.ravel(), want.ravel(), strict=True)) if pair[0] != pair[1]]
+    if wrong:
+        place = wrong[0]
+        raise EdgeError(
+            "model.golden-mismatch",
+            f"{label} differs from golden in {len(wrong)} of {want.size} elements (element {place}: got "
+            f"{str(got.ravel()[place])[:60]}, golden {str(want.ravel()[place])[:60]})",
+            "The model, or the runtime on this device, does not compute what the author saw.",
+        )
+    return 0.0
 
 
 def prove_members(engines: Mapping[str, Engine], vectors: Mapping[str, Vectors], golden: Golden) -> Proof:

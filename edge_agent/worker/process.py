@@ -16,9 +16,10 @@ from edge_agent.worker.bundle import LoadedBundle, load_bundle, prove_bundle, re
 from edge_agent.worker.compiling import Compiler
 from edge_agent.worker.control import Control, watch_agent
 from edge_agent.worker.door import Door
-from edge_agent.worker.engines import Engine
+from edge_agent.worker.engines import Allowance, Engine
 from edge_agent.worker.frames import FrameModels
-from edge_agent.worker.limits import WorkerLimits
+from edge_agent.worker.imports import leave_out_device
+from edge_agent.worker.limits import COMPILE_AFTER_MS, WorkerLimits
 from edge_agent.worker.metrics import Metrics
 from edge_agent.worker.priority import Priority, give_memory_back, peak_bytes
 from edge_agent.worker.rerun import GoldenRerun

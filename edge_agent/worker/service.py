@@ -59,6 +59,17 @@ _RETRY_AFTER: Final = ("Retry-After: 1",)
 _EWMA_SHARE: Final = 1 / 16
 
 
+def _own_version() -> str:
+    try:
+        return metadata.version("lighterman")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+_OWN_VERSION: Final = _own_version()
+"""Asked early: a script may have the folder that knows it taken off the path."""
+
+
 @dataclass(slots=True)
 class _Served:
     """One model and how it is run."""
@@ -286,11 +297,7 @@ class Service:
     # --- what is here
 
     def _server(self) -> JsonObject:
-        try:
-            version = metadata.version("lighterman")
-        except metadata.PackageNotFoundError:
-            version = "unknown"
-        return {"name": "lighterman", "version": version, "extensions": ["binary_tensor_data"]}
+        return {"name": "lighterman", "version": _OWN_VERSION, "extensions": ["binary_tensor_data"]}
 
     def _index(self) -> list[JsonObject]:
         return [{"name": name, "version": self._version, "state": "READY", "reason": ""} for name in self._served]

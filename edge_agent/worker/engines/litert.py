@@ -10,23 +10,29 @@ from typing import Any, Final
 import numpy as np
 
 from edge_agent.worker.arrays import DTYPES, Array
-from edge_agent.worker.engines import ALLOW_NONFINITE, Place, merge_signature, positive_option, require_options
+from edge_agent.worker.engines import (
+    Place,
+    check_inputs,
+    check_wanted,
+    merge_signature,
+    number_option,
+    option,
+)
 from edge_agent.worker.limits import CORES_USED_MAX
 from edge_contract.errors import EdgeError
 from edge_contract.runtime import Member
 from edge_contract.tensors import TensorSpec
 
-OPTIONS: Final = frozenset({ALLOW_NONFINITE, "threads"})
-_THREADS_MAX: Final = 64
 _DATATYPES: Final = {dtype: name for name, dtype in DTYPES.items() if name != "BYTES"}
 
 
-def _interpreter_class() -> Any:
+def _runtime() -> Any:
+    """The interpreter's module."""
     try:
-        return import_module("ai_edge_litert.interpreter").Interpreter
+        return import_module("ai_edge_litert.interpreter")
     except ImportError:
         try:
-            return import_module("tflite_runtime.interpreter").Interpreter
+            return import_module("tflite_runtime.interpreter")
         except ImportError:
             raise ImportError("neither ai_edge_litert nor tflite_runtime is installed") from None
 
@@ -49,14 +55,19 @@ class LiteRtEngine:
             EdgeError: `model.load-failed`.
             ImportError: When there is no runtime.
         """
-        require_options(member, OPTIONS)
         self._name = member.name
         self._lock = Lock()
         path = place.file(member.entry)
-        threads = positive_option(member, "threads", min(CORES_USED_MAX, len(os.sched_getaffinity(0))), _THREADS_MAX)
-        interpreter_class = _interpreter_class()
+        threads = number_option(member, "threads", min(CORES_USED_MAX, len(os.sched_getaffinity(0))))
+        runtime = _runtime()
+        # The only delegate that comes by default is XNNPACK.
+        kind = "AUTO" if option(member, "xnnpack") == "on" else "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
         try:
-            self._interpreter = interpreter_class(model_path=str(path), num_threads=threads)
+            self._interpreter = runtime.Interpreter(
+                model_path=str(path),
+                num_threads=threads,
+                experimental_op_resolver_type=getattr(runtime.OpResolverType, kind),
+            )
             self._interpreter.allocate_tensors()
             inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
             names_in, names_out = self._names(member, inputs, outputs)
@@ -70,7 +81,9 @@ class LiteRtEngine:
         found_out = [_spec(member, name, detail) for name, detail in zip(names_out, outputs, strict=True)]
         self.inputs = merge_signature("input", member, member.inputs, found_in)
         self.outputs = merge_signature("output", member, member.outputs, found_out)
+        self._shapes: dict[str, tuple[int, ...] | None]
         self._shapes = {name: tuple(int(n) for n in d["shape"]) for name, d in zip(names_in, inputs, strict=True)}
+        self._texts = frozenset(spec.name for spec in found_out if spec.datatype == "BYTES")
 
     def _names(
         self, member: Member, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -95,26 +108,42 @@ class LiteRtEngine:
     def run(self, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         """Compute; see `Engine`. Any thread; callers wait for each other."""
         names = list(wanted) or [spec.name for spec in self.outputs]
-        interpreter = self._interpreter
+        check_wanted(self._name, self.outputs, names)
+        # Checked here, because the interpreter would bend the model to a wrong shape.
+        check_inputs(self._name, self.inputs, inputs)
         with self._lock:
             try:
-                if any(self._shapes[name] != array.shape for name, array in inputs.items()):
-                    for name, array in inputs.items():
-                        interpreter.resize_tensor_input(self._inputs[name], list(array.shape))
-                        self._shapes[name] = ()  # unknown until all of them are allocated
-                    interpreter.allocate_tensors()
-                    self._shapes = {name: array.shape for name, array in inputs.items()}
-                for name, array in inputs.items():
-                    interpreter.set_tensor(self._inputs[name], np.ascontiguousarray(array))
-                interpreter.invoke()
-                return {name: interpreter.get_tensor(self._outputs[name]) for name in names}
-            except (RuntimeError, ValueError) as error:
-                self._shapes = dict.fromkeys(self._shapes, ())
+                return self._compute(inputs, names)
+            except (RuntimeError, ValueError, TypeError) as error:
+                self._shapes = dict.fromkeys(self._shapes, None)
                 raise EdgeError("model.inference-failed", f"{self._name!r} failed on this input: {error}") from error
+
+    def _compute(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+        interpreter = self._interpreter
+        if any(self._shapes[name] != array.shape for name, array in inputs.items()):
+            for name, array in inputs.items():
+                interpreter.resize_tensor_input(self._inputs[name], list(array.shape))
+                self._shapes[name] = None  # unknown until all of them are allocated
+            interpreter.allocate_tensors()
+            self._shapes = {name: array.shape for name, array in inputs.items()}
+        for name, array in inputs.items():
+            # A scalar would become an array of one number.
+            interpreter.set_tensor(self._inputs[name], np.ascontiguousarray(array).reshape(array.shape))
+        interpreter.invoke()
+        outputs = {name: interpreter.get_tensor(self._outputs[name]) for name in names}
+        return {name: _bytes(array) if name in self._texts else array for name, array in outputs.items()}
+
+
+def _bytes(array: Array) -> Array:
+    """Text as the runtime gives it, as the objects that the port promises."""
+    result = np.empty(array.size, dtype=object)
+    result[:] = [item if isinstance(item, bytes) else str(item).encode("utf-8") for item in array.ravel().tolist()]
+    return result.reshape(array.shape)
 
 
 def _spec(member: Member, name: str, detail: Mapping[str, Any]) -> TensorSpec:
-    datatype = _DATATYPES.get(np.dtype(detail["dtype"]))
+    dtype = np.dtype(detail["dtype"])
+    datatype = "BYTES" if dtype.kind in "SO" else _DATATYPES.get(dtype)
     if datatype is None:
         raise EdgeError("model.load-failed", f"{member.name!r}: the tensor {name!r} has a type that cannot be served")
     shape = detail.get("shape_signature")

@@ -1,9 +1,12 @@
 """The script engine: the author's own Python, a module with `init()` and `run(data)` like a scoring script of Azure ML,
-with the bundle's unpacked dependencies on `sys.path`.
+with the bundle's unpacked dependencies on `sys.path` (`edge_agent.worker.imports`).
 
 `init()` is called once. `run(data)` gets numpy arrays by input name when the descriptor declares inputs, and whatever
 JSON the client sent when it does not. It returns arrays, numbers, lists or a mapping of them by output name; without
 declared inputs, anything that JSON can say, numpy values included. One call at a time, always in the same thread.
+
+An exception of `run` is the script's failure, unless it has a true attribute `is_input_invalid`: then it is the
+client's input that is wrong, and the client is told so.
 """
 
 import importlib.util
@@ -17,12 +20,12 @@ from typing import Any, Final
 import numpy as np
 
 from edge_agent.worker.arrays import DTYPES, Array, datatype_of
-from edge_agent.worker.engines import ALLOW_NONFINITE, Place, require_options
+from edge_agent.worker.engines import Allowance, Place, check_inputs
+from edge_agent.worker.imports import add_bundle
 from edge_contract.errors import EdgeError
 from edge_contract.runtime import Member, Runtime
 from edge_contract.tensors import TensorSpec
 
-OPTIONS: Final = frozenset({ALLOW_NONFINITE})
 _KEPT_VARIABLES: Final = frozenset({"ORT_DISABLE_TELEMETRY"})
 
 
@@ -46,7 +49,7 @@ def _refuse_pickles() -> None:
 
     def watch(event: str, _arguments: tuple[Any, ...]) -> None:
         if event == "pickle.find_class":
-            raise PickleRefusedError("the bundle does not allow pickles (allow_pickle in its runtime descriptor)")
+            raise PickleRefusedError("its bundle does not say that it loads pickles (allow_pickle)")
 
     sys.addaudithook(watch)
 
@@ -58,13 +61,19 @@ class ScriptEngine:
     is_concurrent = False
     is_quick = False
 
-    def __init__(self, member: Member, place: Place, runtime: Runtime) -> None:
+    def __init__(self, member: Member, place: Place, runtime: Runtime, allowance: Allowance) -> None:
         """Import the script and call its `init()`.
 
         Raises:
-            EdgeError: `model.load-failed`.
+            EdgeError: `model.load-failed`; `model.pickle-refused` when the bundle says that it loads pickles and the
+                signed policy does not permit it, and when the script loads one although its bundle does not say so.
         """
-        require_options(member, OPTIONS)
+        if runtime.allow_pickle and not allowance.allow_pickle:
+            raise EdgeError(
+                "model.pickle-refused",
+                f"the bundle of {member.name!r} wants to load pickles, and the deployment does not permit it",
+                "Deploy it with the permit (allow_pickle in the policy), or save the model in another form.",
+            )
         self._name = member.name
         self.inputs: tuple[TensorSpec, ...] = member.inputs
         self.outputs: tuple[TensorSpec, ...] = member.outputs
@@ -77,9 +86,7 @@ class ScriptEngine:
         if not runtime.allow_pickle:
             _refuse_pickles()
         sys.dont_write_bytecode = True  # a slot stays what was verified
-        for folder in (str(place.site), str(place.files), str(path.parent)):  # the last one comes first
-            if folder not in sys.path:
-                sys.path.insert(0, folder)
+        add_bundle([path.parent, place.files, place.site])
         for name, value in runtime.config.items():
             if name not in _KEPT_VARIABLES:
                 os.environ[name] = value
@@ -109,7 +116,12 @@ class ScriptEngine:
             return self._thread.submit(function, *arguments).result()
         except (EdgeError, MemoryError):
             raise
+        except PickleRefusedError as error:
+            hint = "Whoever signs the bundle has to say that it loads pickles, and whoever deploys it to permit it."
+            raise EdgeError("model.pickle-refused", f"{self._name!r}: {error}", hint) from error
         except BaseException as error:  # a script may call sys.exit(); the worker goes on all the same
+            if getattr(error, "is_input_invalid", False) is True:
+                raise EdgeError("model.input-invalid", f"{self._name!r} cannot take this input: {error}") from error
             raise EdgeError(code, f"{self._name!r} failed while {what}: {type(error).__name__}: {error}") from error
 
     def run_json(self, data: Any) -> Any:
@@ -118,6 +130,7 @@ class ScriptEngine:
 
     def run(self, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         """Compute from arrays; see `Engine`. Any thread; callers wait for each other."""
+        check_inputs(self._name, self.inputs, inputs)
         result = self._call("running", self._function, dict(inputs))
         arrays = self._arrays(result)
         if missing := [name for name in wanted if name not in arrays]:
@@ -153,7 +166,10 @@ class ScriptEngine:
             array: Array = np.asarray(value)
             if array.dtype.kind == "O" and not all(isinstance(item, bytes | str) for item in array.ravel()):
                 raise TypeError("neither numbers nor text")
-            return array if datatype_of(array) == (datatype or datatype_of(array)) else _cast(array, str(datatype))
+            found = datatype_of(array)
+            if found == "BYTES" and datatype in (None, "BYTES"):
+                return _bytes(array)
+            return array if found == (datatype or found) else _cast(array, str(datatype))
         except (TypeError, ValueError, OverflowError) as error:
             raise EdgeError("model.output-invalid", f"{self._name!r} returned an unusable {name!r}: {error}") from error
 
@@ -172,3 +188,10 @@ def _cast(array: Array, datatype: str) -> Array:
         if np.array_equal(cast, array):
             return cast
     raise TypeError(f"values of type {array.dtype} do not fit {datatype}")
+
+
+def _bytes(array: Array) -> Array:
+    """Text and bytes as the objects that the port promises."""
+    result = np.empty(array.size, dtype=object)
+    result[:] = [item if isinstance(item, bytes) else str(item).encode("utf-8") for item in array.ravel().tolist()]
+    return result.reshape(array.shape)

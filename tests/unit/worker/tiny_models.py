@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.worker.engines import Engine, Place, load_engine
+from edge_agent.worker.engines import NOTHING_SPECIAL, Allowance, Engine, Place, load_engine
 from edge_contract.runtime import Member, Runtime
 from edge_contract.tensors import TensorSpec
 from tests.support.slots import adder
@@ -133,7 +133,13 @@ KINDS = (
 
 
 def load(
-    folder: Path, member: Member, files: Mapping[str, bytes], *, site: Mapping[str, bytes] | None = None, **runtime: Any
+    folder: Path,
+    member: Member,
+    files: Mapping[str, bytes],
+    *,
+    site: Mapping[str, bytes] | None = None,
+    allowance: Allowance = NOTHING_SPECIAL,
+    **runtime: Any,
 ) -> Engine:
     """Load a member from files written for it."""
     for base, contents in (("files", files), ("site", site or {})):
@@ -141,4 +147,5 @@ def load(
             (folder / base / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / base / path).write_bytes(data)
     (folder / "files").mkdir(exist_ok=True)
-    return load_engine(member, Place(folder / "files", folder / "site"), Runtime("digits", 1, (member,), **runtime))
+    place = Place(folder / "files", folder / "site")
+    return load_engine(member, place, Runtime("digits", 1, (member,), **runtime), allowance)
