@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from cloud_registry.client import RegistryClient
@@ -13,10 +14,12 @@ from edge_contract.names import alias_name, model_name
 from edge_contract.phases import Outcome
 from packager.limits import WAIT_FAILURES_MAX, WAIT_POLL_S
 from packager.progress import Reporter
+from packager.terms import terms_of
 
 _OPEN: Final = ("pending", "in_progress")
 _PASSING: Final = ("network.unreachable", "network.timeout", "network.cut", "cloud.unavailable")
 _VERSION_DIGITS_MAX: Final = 15
+_NO_TERMS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def parse_reference(reference: str) -> tuple[str, int | str]:
@@ -39,6 +42,7 @@ def policy_of(
     allow_release_rollback: bool,
     windows: Sequence[str] = (),
     activation: str | None = None,
+    terms: Mapping[str, Any] = _NO_TERMS,
 ) -> Mapping[str, Any]:
     """The policy of a deployment; what is none is left to the bundle.
 
@@ -48,6 +52,7 @@ def policy_of(
         allow_release_rollback: Permit to go back to an older release.
         windows: Maintenance windows as `cloud_registry.client.windows.parse_window` reads them.
         activation: A value of `ActivationMode`.
+        terms: Options of `packager.commands.terms` by name.
 
     Raises:
         EdgeError: `config.invalid` for what is no window, or too many.
@@ -61,7 +66,7 @@ def policy_of(
         "windows": [parse_window(text).to_json() for text in windows] or None,
         "activation": None if activation is None else str(activation),
     }
-    return {key: value for key, value in policy.items() if value is not None}
+    return {key: value for key, value in policy.items() if value is not None} | terms_of(terms)
 
 
 def wait(client: RegistryClient, deployment: str, timeout_s: float, reporter: Reporter) -> JsonObject:

@@ -21,7 +21,16 @@ from cloud_registry.limits import (
     PRIORITY_MAX,
 )
 from edge_contract.deployment import DAY_MINUTES, ActivationMode, Policy, Window
-from edge_contract.limits import PROBATION_MS_MAX, WINDOWS_MAX
+from edge_contract.limits import (
+    CPUS_MAX,
+    NICE_MAX,
+    PREDICTIONS_MAX,
+    PROBATION_MS_MAX,
+    TRIAL_MS_MAX,
+    WINDOWS_MAX,
+    WORKER_BYTES_MAX,
+)
+from edge_contract.terms import PERMILLE, PPM, Resources, Trial
 
 _TIME: Final = "2026-03-01T12:00:00.250Z"
 _DIGEST: Final = "sha256:" + "5f" * 32
@@ -189,6 +198,35 @@ class WindowShape(Ask):
         return Window(self.start_minute, self.length_minutes, tuple(sorted(set(self.days))))
 
 
+class ResourcesShape(Ask):
+    """What a worker may use of a device; 0 and empty mean no bound."""
+
+    memory_bytes_max: int = Field(0, ge=0, le=WORKER_BYTES_MAX)
+    cpu_permille_max: int = Field(0, ge=0, le=CPUS_MAX * PERMILLE, description="thousandths of one core")
+    cpus: list[int] = Field(default=[], max_length=CPUS_MAX, description="numbers of logical processors")
+    nice: int = Field(0, ge=0, le=NICE_MAX)
+
+
+class TrialShape(Ask):
+    """What a candidate has to show beside the live model before it is activated."""
+
+    window_ms: int = Field(ge=1, le=TRIAL_MS_MAX)
+    sampling_ppm: int = Field(PPM, ge=1, le=PPM)
+    predictions_min: int = Field(20, ge=1, le=PREDICTIONS_MAX)
+    predictions_max: int = Field(1_000, ge=1, le=PREDICTIONS_MAX)
+    cpu_permille_max: int = Field(250, ge=1, le=CPUS_MAX * PERMILLE)
+    memory_bytes_max: int = Field(0, ge=0, le=WORKER_BYTES_MAX)
+    top1_ppm_min: int = Field(0, ge=0, le=PPM)
+    distance_ppm_max: int = Field(0, ge=0, le=PPM * PERMILLE)
+    latency_permille_max: int = Field(0, ge=0, le=PERMILLE * PERMILLE)
+    gate: bool = Field(False, description="whether the trial decides, or is only reported")
+
+    def trial(self) -> Trial:
+        """What it describes; so many as are needed are never more than are enough."""
+        told = self.model_dump()
+        return Trial.from_json(told | {"predictions_max": max(self.predictions_min, self.predictions_max)})
+
+
 class PolicyShape(Ask):
     """Device policy of a deployment; what is left out is as the bundle says."""
 
@@ -202,15 +240,30 @@ class PolicyShape(Ask):
         "auto", description="whether the live worker answers until the candidate is proved, or ends before it loads"
     )
 
+    allow_pickle: bool = Field(False, description="permit to load pickles; the bundle has to ask for it, too")
+    resources: ResourcesShape | None = None
+    trial: TrialShape | None = Field(None, description="compute beside the live model before activation")
+    latency_permille_max: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="roll back when so much slower than the model before, in thousandths",
+    )
+
     @classmethod
     def of(cls, policy: Policy) -> "PolicyShape":
         """The shape of a policy."""
+        resources, trial = policy.resources.to_json(), policy.trial
         return cls(
             sampling_ratio=policy.sampling_ratio,
             probation_ms=policy.probation_ms,
             allow_release_rollback=policy.allow_release_rollback,
             windows=[WindowShape.of(window) for window in policy.windows],
             activation=policy.activation.value,
+            allow_pickle=policy.allow_pickle,
+            resources=ResourcesShape(**resources) if resources else None,
+            trial=None if trial is None else TrialShape(**trial.to_json()),
+            latency_permille_max=policy.latency_permille_max,
         )
 
     def policy(self) -> Policy:
@@ -221,6 +274,10 @@ class PolicyShape(Ask):
             self.allow_release_rollback,
             tuple(item.window() for item in self.windows),
             ActivationMode(self.activation),
+            self.allow_pickle,
+            Resources() if self.resources is None else Resources.from_json(self.resources.model_dump()),
+            None if self.trial is None else self.trial.trial(),
+            self.latency_permille_max,
         )
 
 

@@ -9,9 +9,15 @@ from cloud_registry.cli.options import json_option, pairs, remote
 from cloud_registry.cli.output import print_fields, print_json, print_table
 from cloud_registry.core.roles import Role, parse_role
 from edge_contract.deployment import ActivationMode
+from edge_contract.errors import ContractError, EdgeError
+from edge_contract.jsonio import JsonObject, parse_object
+from edge_contract.limits import KIB
 
 if TYPE_CHECKING:
     from cloud_registry.client import RegistryClient
+
+
+POLICY_BYTES_MAX: Final = 64 * KIB
 
 
 @click.group()
@@ -233,6 +239,12 @@ def deployment_devices(deployment: str, client: "RegistryClient", as_json: bool)
     type=click.Choice([mode.value for mode in ActivationMode]),
     help="How to change over; auto unless given.",
 )
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON file with more of the policy: resources, trial, allow_pickle, latency_permille_max.",
+)
 @remote
 def create_deployment(
     model: str,
@@ -246,6 +258,7 @@ def create_deployment(
     allow_release_rollback: bool,
     windows: tuple[str, ...],
     activation: str | None,
+    policy_file: Path | None,
     client: "RegistryClient",
     as_json: bool,
 ) -> None:
@@ -257,11 +270,21 @@ def create_deployment(
     policy |= {} if probation_ms is None else {"probation_ms": probation_ms}
     policy |= {"windows": [parse_window(text).to_json() for text in windows]} if windows else {}
     policy |= {"activation": str(activation)} if activation else {}
+    policy |= {} if policy_file is None else _read_policy(policy_file)
     record = client.create_deployment(model, version, condition, module, policy, name, priority)
     if as_json:
         print_json(record)
     else:
         click.echo(f"{record['id']}: {record['model']} version {record['version']} for {record['devices']} devices")
+
+
+def _read_policy(file: Path) -> JsonObject:
+    try:
+        return parse_object(file.read_bytes(), str(file), POLICY_BYTES_MAX)
+    except OSError as error:
+        raise EdgeError("config.file-missing", f"cannot read {file}: {error.strerror}") from None
+    except ContractError as error:
+        raise EdgeError("config.invalid", error.detail, "Write a JSON object.") from None
 
 
 @deployments.command("preview")

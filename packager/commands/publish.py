@@ -25,6 +25,7 @@ from packager.commands.common import (
     stacked,
 )
 from packager.commands.describe import about_options, bundle_options, flags_from, spec_from, spec_options
+from packager.commands.terms import term_options
 from packager.limits import WAIT_SECONDS_DEFAULT
 
 _NOT_CONFIRMED = 1
@@ -45,6 +46,7 @@ deployment_options = stacked(
         type=click.Choice([mode.value for mode in ActivationMode]),
         help="Whether the live model answers until the new one is proved (overlap), or ends before (stop_first).",
     ),
+    term_options,
     click.option("--timeout-s", type=click.FloatRange(0), default=WAIT_SECONDS_DEFAULT, show_default=True),
 )
 
@@ -131,6 +133,7 @@ def deploy(reference: str, condition: str, is_waiting: bool, as_json: bool, **op
         options["allow_release_rollback"],
         options["windows"],
         options["activation"],
+        options,
     )
     reporter = make_reporter(as_json)
     with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
@@ -188,7 +191,9 @@ def ship(
         condition=condition,
         module=options["module"],
         # Probation and sampling are in the bundle; the deployment has nothing to override.
-        policy=policy_of(None, None, options["allow_release_rollback"], options["windows"], options["activation"]),
+        policy=policy_of(
+            None, None, options["allow_release_rollback"], options["windows"], options["activation"], options
+        ),
         name=options["deployment_name"],
         priority=options["priority"],
         wait_s=options["timeout_s"] if is_waiting else None,
