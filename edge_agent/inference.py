@@ -1,24 +1,32 @@
-"""A small client for the inference endpoint of a module, on its unix socket or its TCP port. Standard library only.
+"""A small client for the inference endpoint of a module, on its unix socket or its TCP port. Standard library only;
+numpy where arrays are asked for.
 
-Speaks the Open Inference Protocol v2, with tensors as JSON or as bytes, over one connection that is kept alive.
-Inference is pure, so a request whose connection was reset is repeated once: the agent keeps the listening sockets, and
-a worker that crashed is replaced.
+On the unix socket tensors travel as frames (docs/frames.md), anywhere else, and where frames are not spoken, by the
+Open Inference Protocol v2 over HTTP; connections are kept alive. Inference is pure, so a request whose connection was
+reset is repeated once: the agent keeps the listening sockets, and a worker that crashed is replaced.
 """
 
 import http.client
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from edge_agent.frame_client import Answer, CutError, Encoded, FrameClient, NoFramesError, Signature
+from edge_agent.frames import DEADLINE_MS_MAX
+from edge_agent.plain_tensors import pack_elements, unpack_elements
 from edge_contract.codes import CODES
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
+
+if TYPE_CHECKING:
+    from edge_agent.inference_arrays import Outputs
 
 TIMEOUT_S_DEFAULT: Final = 60.0
 _ATTEMPTS: Final = 2
@@ -82,7 +90,8 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class InferenceClient:
-    """Asks the models of one module. Used by one thread at a time."""
+    """Asks the models of one module. Used by one thread at a time; for several there is
+    `edge_agent.inference_pool.InferencePool`."""
 
     def __init__(self, address: Path | tuple[str, int], timeout_s: float = TIMEOUT_S_DEFAULT) -> None:
         """Make a client; it connects with the first request.
@@ -93,8 +102,11 @@ class InferenceClient:
         """
         self._address = address
         self._connection: http.client.HTTPConnection
+        self._frames: FrameClient | None = None
+        self._inputs: dict[str, list[Any]] = {}  # by model, where HTTP is spoken
         if isinstance(address, Path):
             self._connection = _UnixConnection(address, timeout_s)
+            self._frames = FrameClient(address, timeout_s)
         else:
             self._connection = http.client.HTTPConnection(address[0], address[1], timeout=timeout_s)
 
@@ -111,6 +123,82 @@ class InferenceClient:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+        if self._frames is not None:
+            self._frames.close()
+
+    def infer_arrays(
+        self,
+        inputs: Mapping[str, Any],
+        model: str,
+        outputs: Sequence[str] = (),
+        request_id: str = "",
+        deadline_ms: int = 0,
+    ) -> "Outputs":
+        """Have a model compute on numpy arrays.
+
+        Args:
+            inputs: An array for each input of the model, of its type and a shape that fits; what is no array is made
+                one. Elements of BYTES are bytes or text, in an array of objects.
+            model: Name of the model; the module's name will do when it has one model only.
+            outputs: Names of the outputs that are wanted; all when empty.
+            request_id: For the records of telemetry.
+            deadline_ms: After which the answer is of no use; the worker does not begin it then. 0 for none. HTTP does
+                not know it.
+
+        Returns:
+            Arrays by output name; `manifest` and `version` say which bundle computed them.
+
+        Raises:
+            EdgeError: `model.*` as the worker answers, `network.*`.
+        """
+        from edge_agent.inference_arrays import as_tensors, decode_arrays, encode_arrays, from_prediction
+
+        encode = partial(encode_arrays, inputs)
+        answer = self._ask_frames(model, encode, outputs, request_id, deadline_ms)
+        if answer is not None:
+            return decode_arrays(answer)
+        for _ in range(_ATTEMPTS):
+            known = self._inputs.get(model)
+            signature = known or self.metadata(model).get("inputs") or []
+            self._inputs[model] = signature
+            try:
+                return from_prediction(
+                    self._infer_http(model, as_tensors(inputs, signature), outputs, True, request_id)
+                )
+            except EdgeError as error:
+                del self._inputs[model]  # the model may be another one by now
+                if known is None or error.code != "model.input-invalid":
+                    raise
+        raise EdgeError("internal.bug", "a request was neither answered nor refused")
+
+    def _ask_frames(
+        self,
+        model: str,
+        encode: Callable[[Signature], Encoded],
+        outputs: Sequence[str],
+        request_id: str,
+        deadline_ms: int,
+    ) -> Answer | None:
+        """Ask by frames; none when that cannot be and HTTP has to do."""
+        frames = self._frames
+        if frames is None:
+            return None
+        if not 0 <= deadline_ms <= DEADLINE_MS_MAX:
+            raise EdgeError("model.input-invalid", f"a deadline is 0 to {DEADLINE_MS_MAX} ms away")
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return frames.infer(model, encode, tuple(outputs), request_id, deadline_ms)
+            except NoFramesError:
+                self._frames = None
+                return None
+            except CutError as error:
+                if attempt == _ATTEMPTS:
+                    raise EdgeError("network.cut", f"the connection to {self._place} was cut") from error
+            except TimeoutError as error:
+                raise EdgeError("network.timeout", f"no answer from {self._place} in time") from error
+            except OSError as error:
+                raise self._unreachable(error) from error
+        return None
 
     def infer(
         self,
@@ -126,12 +214,20 @@ class InferenceClient:
             model: Name of the model; the module's name will do when it has one model only.
             inputs: All inputs of the model.
             outputs: Names of the outputs that are wanted; all when empty.
-            is_binary: Whether outputs come back as bytes.
+            is_binary: Whether outputs come back as bytes; else as flat lists.
             request_id: Comes back in the answer.
 
         Raises:
             EdgeError: `model.*` as the worker answers, `network.*`.
         """
+        answer = self._ask_frames(model, partial(_encode_tensors, inputs), outputs, request_id, 0)
+        if answer is None:
+            return self._infer_http(model, inputs, outputs, is_binary, request_id)
+        return _from_frames(answer, is_binary, request_id)
+
+    def _infer_http(
+        self, model: str, inputs: Sequence[Tensor], outputs: Sequence[str], is_binary: bool, request_id: str
+    ) -> Prediction:
         document: JsonObject = {"inputs": []}
         binary: list[bytes] = []
         for tensor in inputs:
@@ -152,8 +248,8 @@ class InferenceClient:
         headers = {"Content-Type": "application/json"}
         if binary:
             headers = {"Content-Type": "application/octet-stream", _INFERENCE_LENGTH: str(len(head))}
-        answer, body = self._exchange("POST", f"/v2/models/{model}/infer", b"".join((head, *binary)), headers)
-        return _prediction(answer, body)
+        reply, body = self._exchange("POST", f"/v2/models/{model}/infer", b"".join((head, *binary)), headers)
+        return _prediction(reply, body)
 
     def infer_json(self, model: str, document: Any) -> Prediction:
         """Send any JSON: a whole request of the protocol, or the data of a script without tensor signature.
@@ -198,20 +294,69 @@ class InferenceClient:
                 raise EdgeError("network.timeout", f"no answer from {self._place} in time") from error
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
-                raise EdgeError(
-                    "network.unreachable",
-                    f"nothing answers at {self._place}: {error}",
-                    "Is the agent running, and does the module serve a model? `edge-agent status` says so.",
-                ) from error
+                raise self._unreachable(error) from error
         else:
             raise EdgeError("internal.bug", "a request was neither answered nor refused")
         if answer.status >= http.client.BAD_REQUEST:
             raise _error(answer.status, content)
         return answer, content
 
+    def _unreachable(self, error: Exception) -> EdgeError:
+        return EdgeError(
+            "network.unreachable",
+            f"nothing answers at {self._place}: {error}",
+            "Is the agent running, and does the module serve a model? `edge-agent status` says so.",
+        )
+
     @property
     def _place(self) -> str:
         return str(self._address) if isinstance(self._address, Path) else f"{self._address[0]}:{self._address[1]}"
+
+
+def _encode_tensors(tensors: Sequence[Tensor], signature: Signature) -> Encoded:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    names = signature.inputs.names
+    if len(by_name) != len(tensors) or set(by_name) != set(names):
+        raise EdgeError(
+            "model.input-invalid",
+            f"the inputs given are {[tensor.name for tensor in tensors]}",
+            f"The model's inputs are: {', '.join(names)}.",
+        )
+    parts: list[bytes | memoryview] = []
+    lengths: list[int] = []
+    for spec in signature.inputs.specs:
+        tensor = by_name[spec.name]
+        if not spec.fits(tensor.datatype, tensor.shape):
+            raise EdgeError(
+                "model.input-invalid",
+                f"the input {spec.name!r} came as {tensor.datatype} {list(tensor.shape)}",
+                f"Wanted: {spec.datatype} {list(spec.shape)}.",
+            )
+        data = tensor.data
+        raw = data if isinstance(data, bytes) else pack_elements(spec.name, spec.datatype, tensor.shape, data)
+        parts.append(raw)
+        if spec.datatype == "BYTES":
+            lengths.append(len(raw))
+    plan = signature.inputs.make(tuple(by_name[name].shape for name in names), lengths)
+    for place, part in zip(plan.places, parts, strict=True):
+        if len(part) != place.end - place.start:
+            raise EdgeError(
+                "model.input-invalid", f"{place.name!r} wants {place.end - place.start} bytes, {len(part)} came"
+            )
+    return plan.join(parts), plan.size
+
+
+def _from_frames(answer: Answer, is_binary: bool, request_id: str) -> Prediction:
+    outputs: dict[str, Tensor] = {}
+    for place in answer.places:
+        raw = bytes(answer.payload[place.start : place.end])
+        try:
+            data = raw if is_binary else unpack_elements(place.datatype, place.count, raw)
+        except ValueError as error:
+            raise EdgeError("network.cut", f"the output {place.name!r} is {error}") from None
+        outputs[place.name] = Tensor(place.name, place.datatype, place.shape, data)
+    manifest = Digest.from_hex(answer.manifest.hex())
+    return Prediction(manifest, answer.model, answer.version, request_id, outputs)
 
 
 def _encode(document: Any) -> bytes:

@@ -118,7 +118,9 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
     HeavyLibrary("onnxruntime", ("edge_agent/worker/**", "packager/**", "device_sim/**")),
     HeavyLibrary("ai_edge_litert", ("edge_agent/worker/**", "packager/**", "device_sim/**")),
     HeavyLibrary(
-        "numpy", ("edge_agent/worker/**", "packager/**", "device_sim/**"), files_max=ANY
+        "numpy",
+        ("edge_agent/worker/**", "edge_agent/inference_arrays.py", "packager/**", "device_sim/**"),
+        files_max=ANY,
     ),  # the data plane's common tongue
     HeavyLibrary("onnx", ("packager/**", "device_sim/**"), files_max=2),
     HeavyLibrary("safetensors", ("device_sim/**",)),

@@ -199,7 +199,8 @@ def test_a_candidate_that_dies_in_the_gap_gives_way_to_the_old_model(tmp_path: P
 def _socket_after_asking(client: InferenceClient, manifest: Digest) -> Any:
     """The connection on which this bundle has just answered."""
     assert client.infer("digits", [X]).manifest == manifest
-    return client._connection.sock
+    frames = client._frames
+    return client._connection.sock if frames is None else frames._sock
 
 
 def _candidate_pid(supervisor: WorkerSupervisor) -> int:

@@ -42,8 +42,8 @@ def test_a_refusal_keeps_its_code(tmp_path: Path) -> None:
             with pytest.raises(EdgeError) as caught:
                 client.infer(model, [tensor])
             assert caught.value.code == code
-        with pytest.raises(EdgeError) as caught:
-            client.infer("m", [Tensor("x", "FP32", (1, 2), [float("nan"), 1])])
+        with InferenceClient(("127.0.0.1", worker.port)) as over_http, pytest.raises(EdgeError) as caught:
+            over_http.infer("m", [Tensor("x", "FP32", (1, 2), [float("nan"), 1])])
         assert caught.value.code == "model.input-invalid"
         assert client.infer("m", [X]).outputs["y"].data == [2.0, 3.0]
 
@@ -95,17 +95,17 @@ _GOOD = (
 
 def test_a_cut_connection_is_tried_once_more_and_not_twice(tmp_path: Path) -> None:
     with _odd_server(tmp_path, [b"", _GOOD, b"", b""]) as path, InferenceClient(path) as client:
-        assert client.infer("m", [X]).version == 3
+        assert client.infer_json("m", {}).version == 3
         client.close()
         with pytest.raises(EdgeError) as caught:
-            client.infer("m", [X])
+            client.infer_json("m", {})
         assert caught.value.code == "network.cut"
 
 
 def test_silence_is_a_timeout(tmp_path: Path) -> None:
     with _odd_server(tmp_path, [None]) as path, InferenceClient(path, timeout_s=0.05) as client:
         with pytest.raises(EdgeError) as caught:
-            client.infer("m", [X])
+            client.infer_json("m", {})
         assert caught.value.code == "network.timeout"
 
 
@@ -121,5 +121,5 @@ def test_silence_is_a_timeout(tmp_path: Path) -> None:
 def test_an_answer_of_something_else_is_not_believed(tmp_path: Path, answer: bytes, code: str) -> None:
     with _odd_server(tmp_path, [answer]) as path, InferenceClient(path) as client:
         with pytest.raises(EdgeError) as caught:
-            client.infer("m", [X])
+            client.infer_json("m", {})
         assert caught.value.code == code
