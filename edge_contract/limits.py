@@ -62,6 +62,7 @@ WINDOWS_MAX: Final = 14  # maintenance windows of a policy
 CPUS_MAX: Final = 1_024  # logical processors of a device
 NICE_MAX: Final = 19
 WORKER_BYTES_MAX: Final = 4 * 1_024 * GIB
+RATIO_MAX: Final = 1_000.0  # of latencies, and of drifts in deviations, that a policy may name
 PREDICTIONS_MAX: Final = 1_000_000  # compared in one trial
 TRIAL_MS_MAX: Final = 24 * 3600 * 1000
 

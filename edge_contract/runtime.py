@@ -16,6 +16,7 @@ from edge_contract.limits import (
     MEMBERS_MAX,
     PROBATION_MS_DEFAULT,
     PROBATION_MS_MAX,
+    RATIO_MAX,
     RUNTIME_BYTES_MAX,
     STEPS_MAX,
     TENSORS_MAX,
@@ -257,8 +258,8 @@ def _probation(value: Any) -> Probation:
         window_ms=fields.integer("window_ms", high=PROBATION_MS_MAX),
         failure_ratio_max=fields.number("failure_ratio_max", high=1.0),
         nonfinite_ratio_max=fields.number("nonfinite_ratio_max", 0.01, high=1.0),
-        latency_ratio_max=fields.number("latency_ratio_max", 0.0, high=1_000.0),
-        drift_max=fields.number("drift_max", 0.0, high=1_000.0),
+        latency_ratio_max=fields.number("latency_ratio_max", 0.0, high=RATIO_MAX),
+        drift_max=fields.number("drift_max", 0.0, high=RATIO_MAX),
     )
     fields.close()
     return probation

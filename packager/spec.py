@@ -93,6 +93,9 @@ class Serving:
     Attributes:
         probation_ms: How long a fresh activation is watched.
         failure_ratio_max: Share of failed requests above which it is rolled back.
+        nonfinite_ratio_max: Share of answers with NaN or infinity for finite inputs above which it is.
+        latency_ratio_max: How many times slower than its predecessor it may be; 0 when that is not judged.
+        drift_max: How many deviations its outputs may lie from the golden ones; 0 when that is not judged.
         sampling_ratio: Share of requests whose data are collected.
         load_peak_bytes: Memory that loading takes; 0 unknown.
         is_peak_measured: Whether to measure it here (such a bundle is reproducible only as far as the figure is).
@@ -102,6 +105,9 @@ class Serving:
 
     probation_ms: int = PROBATION_MS_DEFAULT
     failure_ratio_max: float = 0.05
+    nonfinite_ratio_max: float = 0.01
+    latency_ratio_max: float = 0.0
+    drift_max: float = 0.0
     sampling_ratio: float = 1.0
     load_peak_bytes: int = 0
     is_peak_measured: bool = False

@@ -15,6 +15,7 @@ from edge_contract.limits import (
     MEMBERS_MAX,
     PROBATION_MS_DEFAULT,
     PROBATION_MS_MAX,
+    RATIO_MAX,
     TAGS_MAX,
     TENSORS_MAX,
 )
@@ -284,6 +285,9 @@ class _SpecFile:
         result = Serving(
             probation_ms=fields.integer("probation_ms", PROBATION_MS_DEFAULT, high=PROBATION_MS_MAX),
             failure_ratio_max=fields.number("failure_ratio_max", 0.05, high=1.0),
+            nonfinite_ratio_max=fields.number("nonfinite_ratio_max", 0.01, high=1.0),
+            latency_ratio_max=fields.number("latency_ratio_max", 0.0, high=RATIO_MAX),
+            drift_max=fields.number("drift_max", 0.0, high=RATIO_MAX),
             sampling_ratio=fields.number("sampling_ratio", 1.0, high=1.0),
             load_peak_bytes=0 if is_measured else fields.integer("load_peak_bytes", 0),
             is_peak_measured=is_measured,
