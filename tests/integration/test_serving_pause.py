@@ -199,6 +199,10 @@ def test_a_candidate_that_dies_in_the_gap_gives_way_to_the_old_model(tmp_path: P
 def _socket_after_asking(client: InferenceClient, manifest: Digest) -> Any:
     """The connection on which this bundle has just answered."""
     assert client.infer("digits", [X]).manifest == manifest
+    return _socket(client)
+
+
+def _socket(client: InferenceClient) -> Any:
     frames = client._frames
     return client._connection.sock if frames is None else frames._sock
 
@@ -282,7 +286,7 @@ def test_connections_of_all_modules_share_one_bound(tmp_path: Path, monkeypatch:
             for _ in range(2):
                 clients.append(state.client(module=module))
                 clients[-1].infer("digits", [X])
-        before = [client._connection.sock for client in clients]
+        before = [_socket(client) for client in clients]
         for module in ("left", "right"):
             state.supervisor.pause(module)
         for module in ("left", "right"):
