@@ -13,6 +13,7 @@ from edge_agent.tuf import tuf
 from edge_agent.web.command import serve
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
+from edge_contract.terms import PPM
 
 if TYPE_CHECKING:
     from edge_agent.config import AgentConfig
@@ -454,6 +455,11 @@ def _module_lines(name: str, module: JsonObject) -> list[str]:
         lines.append(f"  another bundle answers: {_short(answering)}")
     if module.get("gap_ms"):
         lines.append(f"  the last activation left {module['gap_ms']} ms without an answer")
+    if trial := module.get("trial"):
+        lines.append(
+            f"  trial: {trial['compared']} predictions compared, {trial['failed']} failed, "
+            f"{trial['top1_ppm'] / PPM:.1%} with the same largest output, distance {trial['distance_ppm'] / PPM:.4f}"
+        )
     for what in ("deployment", "refused"):
         deployment = module.get(what)
         if deployment and deployment.get("error"):

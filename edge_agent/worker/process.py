@@ -29,6 +29,7 @@ from edge_agent.worker.trial import ShowingEngine, TrialRun, TrialSource
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.limits import DETAIL_CHARS_MAX
+from edge_contract.terms import Agreement
 
 _log = logging.getLogger(__name__)
 
@@ -275,9 +276,8 @@ class WorkerProcess:
         self._control.send({"event": "trial", "id": message.get("id")})
 
     def _agreement(self, message: JsonObject, _fds: list[int]) -> None:
-        if self._trial is None:
-            raise EdgeError("internal.bug", "the agent asks for a trial that never began")
-        self._control.send({"event": "agreement", "id": message.get("id"), **self._trial.agreement.to_json()})
+        found = Agreement() if self._trial is None else self._trial.agreement
+        self._control.send({"event": "agreement", "id": message.get("id"), **found.to_json()})
 
     def _sampling(self, message: JsonObject, _fds: list[int]) -> None:
         self._require_proved()
