@@ -70,7 +70,7 @@ def choose(asked: Asked, content: Content, platform: str, folder: Path) -> Chose
     if notes.get(PLATFORM) != platform:
         what = f"the manifest {digest.short} is for {notes.get(PLATFORM)!r}, this machine is {platform}"
         raise EdgeError("artifact.platform-mismatch", what, "Build the bundle for this platform.")
-    model, version = model_name(notes.get(MODEL, "")), _number(notes.get(VERSION, ""))
+    model, version = _name(notes.get(MODEL, "")), _number(notes.get(VERSION, ""))
     wanted = (asked.model or model, asked.version or version)
     if (model, version) != wanted:
         what = f"the bundle is {model}:{version}, {wanted[0]}:{wanted[1]} was asked for"
@@ -200,6 +200,13 @@ def _read_root(path: Path) -> bytes:
     if len(data) > ROOT_BYTES_MAX:
         raise EdgeError("trust.metadata-too-large", f"--root {path} is longer than {ROOT_BYTES_MAX} bytes")
     return data
+
+
+def _name(text: str) -> str:
+    try:
+        return model_name(text)
+    except ContractError as error:
+        raise EdgeError("artifact.manifest-invalid", f"the manifest names no model: {error.detail}") from None
 
 
 def _number(text: str) -> int:

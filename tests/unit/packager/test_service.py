@@ -249,10 +249,11 @@ def test_the_network_policy_lets_out_what_pulling_needs_and_nothing_else() -> No
 def test_the_arguments_are_those_of_the_command() -> None:
     from edge_agent.web.command import serve
 
-    for request in (PLAIN, FULL):
-        context = serve.make_context("serve", request.arguments())
-        assert context.params["digest"] == str(FACTS.index)
-    assert context.params["root"] == Path("/etc/lighterman/image.root.json")
+    plain, full = (serve.make_context("serve", request.arguments()).params for request in (PLAIN, FULL))
+    assert plain["digest"] == full["digest"] == str(FACTS.index)
+    assert (plain["bundle"], plain["root"]) == (Path("/bundle"), None)
+    assert full["root"] == Path("/etc/lighterman/image.root.json")
+    assert full["allow_pickle"]
 
 
 # --- wishes that cannot be met
