@@ -271,16 +271,14 @@ class FrameClient:
             raise
 
     def _receive(self, sock: socket.socket, number: int) -> tuple[tuple[Any, ...], bytearray]:
-        buffer, view = self._buffer, self._view
-        have = 0
-        while have < _HEAD_BYTES:
-            try:
-                count = sock.recv_into(view[have:])
-            except (ConnectionResetError, BrokenPipeError):
-                count = 0
-            if not count:
-                raise NoFramesError if have else CutError
+        buffer = self._buffer
+        have = _receive_some(sock, buffer)
+        while 0 < have < _HEAD_BYTES:
+            if not (count := _receive_some(sock, self._view[have:])):
+                raise NoFramesError
             have += count
+        if not have:
+            raise CutError
         head = ANSWER.unpack_from(buffer)
         if head[0] != PREFIX:
             raise NoFramesError
@@ -293,7 +291,7 @@ class FrameClient:
         else:
             payload = bytearray(size)
             rest = memoryview(payload)
-            rest[: have - _HEAD_BYTES] = view[_HEAD_BYTES:have]
+            rest[: have - _HEAD_BYTES] = self._view[_HEAD_BYTES:have]
             filled = have - _HEAD_BYTES
             while filled < size:
                 count = sock.recv_into(rest[filled:])
@@ -322,6 +320,14 @@ class FrameClient:
     def _odd(self) -> EdgeError:
         self.close()
         return EdgeError("network.cut", f"what came from {self._path} is not an answer of frames")
+
+
+def _receive_some(sock: socket.socket, place: bytearray | memoryview) -> int:
+    """Receive into a place; 0 at the end of the stream, however it ended."""
+    try:
+        return sock.recv_into(place)
+    except (ConnectionResetError, BrokenPipeError):
+        return 0
 
 
 def _send_all(sock: socket.socket, parts: list[memoryview]) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from edge_agent.frame_client import Answer, CutError, Encoded, FrameClient, NoFramesError, Signature
 from edge_agent.frames import DEADLINE_MS_MAX
@@ -28,6 +28,7 @@ from edge_contract.jsonio import JsonObject
 if TYPE_CHECKING:
     from edge_agent.inference_arrays import Outputs
 
+_arrays: ModuleType | None = None
 TIMEOUT_S_DEFAULT: Final = 60.0
 _ATTEMPTS: Final = 2
 _INFERENCE_LENGTH: Final = "Inference-Header-Content-Length"
@@ -151,20 +152,19 @@ class InferenceClient:
         Raises:
             EdgeError: `model.*` as the worker answers, `network.*`.
         """
-        from edge_agent.inference_arrays import as_tensors, decode_arrays, encode_arrays, from_prediction
-
-        encode = partial(encode_arrays, inputs)
+        arrays = _arrays or _import_arrays()
+        encode = partial(arrays.encode_arrays, inputs)
         answer = self._ask_frames(model, encode, outputs, request_id, deadline_ms)
         if answer is not None:
-            return decode_arrays(answer)
+            return cast("Outputs", arrays.decode_arrays(answer))
         for _ in range(_ATTEMPTS):
             known = self._inputs.get(model)
             signature = known or self.metadata(model).get("inputs") or []
             self._inputs[model] = signature
             try:
-                return from_prediction(
-                    self._infer_http(model, as_tensors(inputs, signature), outputs, True, request_id)
-                )
+                tensors = arrays.as_tensors(inputs, signature)
+                prediction = self._infer_http(model, tensors, outputs, True, request_id)
+                return cast("Outputs", arrays.from_prediction(prediction))
             except EdgeError as error:
                 del self._inputs[model]  # the model may be another one by now
                 if known is None or error.code != "model.input-invalid":
@@ -311,6 +311,15 @@ class InferenceClient:
     @property
     def _place(self) -> str:
         return str(self._address) if isinstance(self._address, Path) else f"{self._address[0]}:{self._address[1]}"
+
+
+def _import_arrays() -> ModuleType:
+    """Load what needs numpy, when it is needed for the first time."""
+    global _arrays
+    from edge_agent import inference_arrays
+
+    _arrays = inference_arrays
+    return inference_arrays
 
 
 def _encode_tensors(tensors: Sequence[Tensor], signature: Signature) -> Encoded:

@@ -4,6 +4,7 @@ Format and layout are `edge_agent.frames`; connections are `edge_agent.worker.la
 """
 
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -38,6 +39,7 @@ Parts = list[bytes | memoryview]
 """An answer in pieces: its head first."""
 
 _LAYOUTS_MAX: Final = 64
+_IS_LITTLE: Final = sys.byteorder == "little"
 _JOIN_BYTES_MAX: Final = 16 * 1024
 """An answer up to this size is sent as one piece: copying it costs less than a list of pieces."""
 _CHECKED: Final = frozenset({"BOOL", "BYTES"})
@@ -249,7 +251,9 @@ def _raw(array: Array) -> bytes | memoryview:
     """The bytes of a tensor."""
     if array.nbytes > _JOIN_BYTES_MAX or array.dtype.kind in "OSU":
         return to_bytes(array)
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    if array.dtype.isnative and _IS_LITTLE:
+        return array.tobytes()
+    return array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
 def _text(data: bytes | bytearray) -> str:

@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Final
 
 from edge_agent.frames import DESCRIBE, FIRST_BYTE, ID_BYTES_MAX, INFER, LAST, PREFIX, REQUEST, VERSION, invalid
@@ -33,12 +32,12 @@ _AGAIN: Final = (BlockingIOError, InterruptedError)
 _HEAD_BYTES: Final = REQUEST.size
 
 
-class _Stage(Enum):
-    READING = auto()  # waits for a frame, or has received a part of one
-    RUNNING = auto()  # one is being computed
-    WRITING = auto()  # its answer is on its way
-    TAKEN = auto()  # given away in the middle of computing
-    GONE = auto()
+# Where a connection stands. Numbers, because looking up the members of an Enum can be measured here.
+_READING: Final = 0  # waits for a frame, or has received a part of one
+_RUNNING: Final = 1  # one is being computed
+_WRITING: Final = 2  # its answer is on its way
+_TAKEN: Final = 3  # given away in the middle of computing
+_GONE: Final = 4
 
 
 class _LeavingError(Exception):
@@ -65,14 +64,15 @@ class FrameConnection:
         sock.setblocking(False)
         self._limits = lane.limits
         self._models = lane.models
+        self._unchecked_bytes = min(FRAME_BUFFER_BYTES, self._limits.body_bytes_max)
         self._use(pending)
         self._body: bytearray | None = None  # of a payload too large for the buffer
         self._filled = 0
         self._payload: bytes | bytearray = b""
-        self._head_bytes = b""
+        self._head: tuple[int, ...] = ()
         self._reserved = 0
-        self._lock = threading.Lock()  # guards the stage where event loop and thread meet
-        self._stage = _Stage.READING
+        self._lock = threading.Lock()  # decides who has a request whose computing has just ended: thread or event loop
+        self._stage = _READING
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
         self._poller.register(lane.wake_fd, select.POLLIN)
@@ -106,64 +106,66 @@ class FrameConnection:
         """One request and its answer; false when the connection is not this thread's any more."""
         head, payload = self._receive()
         received_ns = time.monotonic_ns()
-        number = head[6]
-        with self._lock:
-            self._stage = _Stage.RUNNING
+        self._stage = _RUNNING
         if head[1] == INFER:
             answer = self._models.infer(head, payload, received_ns, self._is_gone)
         elif head[1] == DESCRIBE:
-            answer = self._models.describe(number)
+            answer = self._models.describe(head[6])
         else:
-            answer = self._models.fail(invalid(f"there is no request of kind {head[1]}"), number)
+            answer = self._models.fail(invalid(f"there is no request of kind {head[1]}"), head[6])
         with self._lock:
-            if self._stage is not _Stage.RUNNING:
+            if self._stage != _RUNNING:
                 return False
-            self._stage = _Stage.WRITING
+            self._stage = _WRITING
         self._send(answer)
-        if self._reserved:
-            self._lane.budget.take(-self._reserved)
-            self._reserved = 0
+        if self._body is not None or len(self._buffer) > FRAME_BUFFER_BYTES:
+            self._tidy()
+        self._stage = _READING
+        return True
+
+    def _tidy(self) -> None:
+        """After a large request: give its room back."""
+        self._lane.budget.take(-self._reserved)
+        self._reserved = 0
         self._body, self._payload = None, b""
         if len(self._buffer) > FRAME_BUFFER_BYTES >= self._have:
-            self._use(bytes(self._view[: self._have]))  # another worker's large request, answered now
-        with self._lock:
-            if self._stage is not _Stage.WRITING:
-                return False
-            self._stage = _Stage.READING
-        return True
+            self._use(bytes(self._view[: self._have]))
 
     def _receive(self) -> tuple[tuple[int, ...], bytes | bytearray]:
         """The next frame: the fields of its head, and its payload."""
+        buffer = self._buffer
         deadline = 0.0  # none before the first byte
-        if self._have:
-            deadline = time.monotonic() + self._limits.request_read_ms / 1000
-        while self._have < _HEAD_BYTES:
-            self._have += self._wait_and_read(self._view[self._have :], deadline)
-            if not deadline and self._have < _HEAD_BYTES:
-                deadline = time.monotonic() + self._limits.request_read_ms / 1000
-            if self._have and self._buffer[0] != FIRST_BYTE:
-                break
-        head = REQUEST.unpack_from(self._buffer)
-        if head[0] != PREFIX or self._have < _HEAD_BYTES:
-            self._refuse_prefix()
-        size = head[4]
-        self._check(head)
-        end = _HEAD_BYTES + size
-        if end <= len(self._buffer):
-            while self._have < end:
-                deadline = deadline or time.monotonic() + self._limits.request_read_ms / 1000
+        if not self._have:
+            self._have = self._wait_and_read(buffer, 0.0)
+        if self._have < _HEAD_BYTES:
+            deadline = self._deadline()
+            while self._have < _HEAD_BYTES and buffer[0] == FIRST_BYTE:
                 self._have += self._wait_and_read(self._view[self._have :], deadline)
-            self._head_bytes = bytes(self._view[:_HEAD_BYTES])
-            self._payload = bytes(self._view[_HEAD_BYTES:end])
-            rest = self._have - end
-            if rest:
-                self._buffer[:rest] = self._buffer[end : self._have]
-            self._have = rest
-            return head, self._payload
-        return head, self._receive_large(head, size, deadline)
+        head = REQUEST.unpack_from(buffer)
+        if head[0] != PREFIX:
+            self._refuse_prefix()
+        size, have = head[4], self._have
+        if head[2] or head[3] or size > self._unchecked_bytes:
+            self._check(head)
+        end = _HEAD_BYTES + size
+        if end > len(buffer):
+            return head, self._receive_large(head, size, deadline or self._deadline())
+        if have < end:
+            deadline = deadline or self._deadline()
+            while self._have < end:
+                self._have += self._wait_and_read(self._view[self._have :], deadline)
+            have = self._have
+        self._head = head
+        self._payload = payload = bytes(self._view[_HEAD_BYTES:end])
+        if have > end:
+            buffer[: have - end] = buffer[end:have]
+        self._have = have - end
+        return head, payload
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._limits.request_read_ms / 1000
 
     def _receive_large(self, head: tuple[int, ...], size: int, deadline: float) -> bytearray:
-        deadline = deadline or time.monotonic() + self._limits.request_read_ms / 1000
         if not self._lane.budget.take(size):
             raise self._refuse(
                 EdgeError("model.overloaded", "too many large requests at once", "Try again later."), head[6]
@@ -173,20 +175,17 @@ class FrameConnection:
         view = memoryview(body)
         self._filled = self._have - _HEAD_BYTES
         view[: self._filled] = self._view[_HEAD_BYTES : self._have]
-        self._head_bytes = bytes(self._view[:_HEAD_BYTES])
+        self._head = head
         self._body, self._have = body, 0
         while self._filled < size:
             self._filled += self._wait_and_read(view[self._filled :], deadline)
         self._payload = body
         return body
 
-    def _wait_and_read(self, place: memoryview, deadline: float) -> int:
+    def _wait_and_read(self, place: bytearray | memoryview, deadline: float) -> int:
         """Receive what is there, waiting for it; `deadline` in monotonic seconds, 0 for that of an idle connection."""
         while True:
-            if deadline:
-                timeout_ms = max(0.0, (deadline - time.monotonic()) * 1000)
-            else:
-                timeout_ms = self._limits.idle_ms
+            timeout_ms = max(0.0, (deadline - time.monotonic()) * 1000) if deadline else self._limits.idle_ms
             ready = self._poller.poll(timeout_ms)
             if not ready:
                 if not deadline:
@@ -194,7 +193,7 @@ class FrameConnection:
                 raise self._refuse(
                     invalid(f"the request did not come whole within {self._limits.request_read_ms} ms"), 0
                 )
-            if (len(ready) > 1 or ready[0][0] != self._fd) and self._lane.is_draining:
+            if self._lane.is_draining:
                 raise _LeavingError
             try:
                 count = self._sock.recv_into(place)
@@ -283,7 +282,7 @@ class FrameConnection:
         """Give the connection away once its thread has left it: its descriptor, and what came and was not answered."""
         unread = bytes(self._view[: self._have])
         if self._body is not None:
-            unread = b"".join((self._head_bytes, memoryview(self._body)[: self._filled], unread))
+            unread = b"".join((REQUEST.pack(*self._head), memoryview(self._body)[: self._filled], unread))
         self._end()
         return self._sock.detach(), unread
 
@@ -294,26 +293,26 @@ class FrameConnection:
             A copy of its descriptor, and what came and was not answered; none when it is not computing.
         """
         with self._lock:
-            if self._stage is not _Stage.RUNNING:
+            if self._stage is not _RUNNING:
                 return None
-            self._stage = _Stage.TAKEN
-            return os.dup(self._fd), b"".join((self._head_bytes, self._payload, self._view[: self._have]))
+            self._stage = _TAKEN
+            return os.dup(self._fd), b"".join((REQUEST.pack(*self._head), self._payload, self._view[: self._have]))
 
     def cut_writing(self) -> None:
         """End it if its client does not take an answer."""
         with self._lock, contextlib.suppress(OSError):
-            if self._stage is _Stage.WRITING:
+            if self._stage is _WRITING:
                 self._sock.shutdown(socket.SHUT_RDWR)
 
     def cut(self) -> None:
         """End it whatever it does."""
         with self._lock, contextlib.suppress(OSError):
-            if self._stage not in (_Stage.GONE, _Stage.TAKEN):
+            if self._stage not in (_GONE, _TAKEN):
                 self._sock.shutdown(socket.SHUT_RDWR)
 
     def _end(self) -> None:
         with self._lock:
-            self._stage = _Stage.GONE
+            self._stage = _GONE
         if self._reserved:
             self._lane.budget.take(-self._reserved)
             self._reserved = 0
