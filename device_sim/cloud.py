@@ -6,11 +6,15 @@ import random
 from dataclasses import dataclass
 
 from device_sim.hardware import Flaw
+from device_sim.rng import stream
 from edge_contract.deployment import Artifact, Assignment, Policy, bundle_repository
 from edge_contract.digest import Digest
+from edge_contract.terms import PPM, Trial
 from edge_contract.twin import Report
 
 _PLATFORM = "linux/amd64"
+_UNTRIED = 0.5
+_GATED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +68,18 @@ class Cloud:
         self._deployments += 1
         deployment = f"dep-{self._deployments}"
         artifact = Artifact(bundle.model, bundle.version, _PLATFORM, self._deployments, bundle_repository(bundle.model))
+        policy = self._policy()
         for device in devices:
-            self.assigned[device][module] = Assignment(module, deployment, bundle.manifest, 1_000, artifact, Policy())
+            self.assigned[device][module] = Assignment(module, deployment, bundle.manifest, 1_000, artifact, policy)
             self.director_versions[device] += 1
         return deployment
+
+    def _policy(self) -> Policy:
+        """Every other deployment asks for a trial, and half of those trials decide."""
+        draw = stream(self._seed, "policy", str(self._deployments))
+        if draw.random() < _UNTRIED:
+            return Policy()
+        return Policy(trial=Trial(draw.randint(1_000, 60_000), top1_ppm_min=PPM // 2, gate=draw.random() < _GATED))
 
     def withdraw(self, module: str, device: str) -> None:
         """Assign nothing to a module any more."""
