@@ -12,9 +12,11 @@ from device_sim.live.models import ModelRoom
 from device_sim.live.server import RoomServer
 from edge_agent.ports import Attestation, ModelServer
 from edge_agent.serving.supervisor import WorkerSupervisor
+from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.runtime import Member
+from edge_contract.terms import Trial
 from tests.integration.serving import PATIENT
 from tests.support.slots import adder, adder_golden, adder_slot, write_slot
 
@@ -22,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 IMPLEMENTATIONS = ("workers", "room")
 LEFT, RIGHT = "left", "right"
+TRIAL = Trial(60_000)
 
 Bundle = tuple[Digest, Path]
 
@@ -206,3 +209,28 @@ def test_closing_ends_everything(rig: Rig) -> None:
     rig.server.close()
     assert not rig.server.health(LEFT).is_alive
     assert rig.server.memory_bytes(LEFT) == 0
+
+
+def test_a_trial_needs_a_live_worker_and_a_candidate(rig: Rig) -> None:
+    with pytest.raises(EdgeError) as caught:
+        rig.server.begin_trial(LEFT, TRIAL)
+    assert _code(caught) == "model.worker-crashed"
+    rig.server.ensure(LEFT, *rig.one)
+    with pytest.raises(EdgeError) as caught:
+        rig.server.begin_trial(LEFT, TRIAL)
+    assert _code(caught) == "model.worker-crashed"
+    with pytest.raises(EdgeError) as caught:
+        rig.server.trial(LEFT)
+    assert _code(caught) == "model.worker-crashed"
+
+
+def test_a_trial_leaves_what_is_live_and_what_is_proved_alone(rig: Rig) -> None:
+    golden = rig.server.ensure(LEFT, *rig.one)
+    rig.server.prove(LEFT, *rig.two, Policy(trial=TRIAL))
+    rig.server.begin_trial(LEFT, TRIAL)
+    rig.server.begin_trial(LEFT, TRIAL)
+    assert rig.server.trial(LEFT).compared == 0, "nobody was asked anything"
+    assert rig.server.attest(LEFT) == Attestation(rig.one[0], golden)
+    assert rig.server.activate(LEFT, rig.two[0]) == 0
+    with pytest.raises(EdgeError):
+        rig.server.trial(LEFT)
