@@ -16,10 +16,13 @@ from collections.abc import Callable
 from typing import Final
 
 from edge_agent.frames import DESCRIBE, FIRST_BYTE, ID_BYTES_MAX, INFER, LAST, PREFIX, REQUEST, VERSION, invalid
+from edge_agent.serving.page import BUSY, FRAMES, IDLE, WRITING
 from edge_agent.worker.budget import Budget
 from edge_agent.worker.frames import FrameModels, Parts
+from edge_agent.worker.ledger import Ledger
 from edge_agent.worker.limits import (
     FRAME_BUFFER_BYTES,
+    FRAME_STACK_BYTES,
     LINGER_BYTES_MAX,
     RECEIVE_BYTES,
     SEND_PARTS_MAX,
@@ -30,6 +33,8 @@ from edge_contract.errors import EdgeError
 _log = logging.getLogger(__name__)
 _AGAIN: Final = (BlockingIOError, InterruptedError)
 _HEAD_BYTES: Final = REQUEST.size
+_FRAME_BUSY: Final = BUSY | FRAMES
+_FRAME_WRITING: Final = WRITING | FRAMES
 
 
 # Where a connection stands. Numbers, because looking up the members of an Enum can be measured here.
@@ -77,6 +82,9 @@ class FrameConnection:
         self._poller.register(sock, select.POLLIN)
         self._poller.register(lane.wake_fd, select.POLLIN)
         self._fd = sock.fileno()
+        self._states = lane.ledger.states  # written in time: it is what the agent finds when this process is killed
+        self._slot = lane.ledger.slot(self._fd)
+        self._states[self._slot] = _FRAME_BUSY if pending else IDLE
 
     def _use(self, received: bytes) -> None:
         """Begin with a fresh buffer that holds these bytes."""
@@ -117,7 +125,9 @@ class FrameConnection:
             if self._stage != _RUNNING:
                 return False
             self._stage = _WRITING
+        self._states[self._slot] = _FRAME_WRITING
         self._send(answer)
+        self._states[self._slot] = _FRAME_BUSY if self._have else IDLE
         if self._body is not None or len(self._buffer) > FRAME_BUFFER_BYTES:
             self._tidy()
         self._stage = _READING
@@ -195,9 +205,12 @@ class FrameConnection:
                 )
             if self._lane.is_draining:
                 raise _LeavingError
+            self._states[self._slot] = _FRAME_BUSY
             try:
                 count = self._sock.recv_into(place)
             except _AGAIN:
+                if not deadline:
+                    self._states[self._slot] = IDLE
                 continue
             if not count:
                 raise _EndedError
@@ -223,6 +236,7 @@ class FrameConnection:
 
     def _refuse(self, error: EdgeError, number: int) -> "_EndedError":
         """Say why, and that nothing more will be said; read on for a while, because a reset can overtake the answer."""
+        self._states[self._slot] = _FRAME_WRITING
         with contextlib.suppress(OSError, _EndedError):
             self._send(self._models.fail(error, number, LAST))
             self._sock.shutdown(socket.SHUT_WR)
@@ -296,6 +310,7 @@ class FrameConnection:
             if self._stage is not _RUNNING:
                 return None
             self._stage = _TAKEN
+            self._lane.ledger.leave(self._fd)
             return os.dup(self._fd), b"".join((REQUEST.pack(*self._head), self._payload, self._view[: self._have]))
 
     def cut_writing(self) -> None:
@@ -310,16 +325,21 @@ class FrameConnection:
             if self._stage not in (_GONE, _TAKEN):
                 self._sock.shutdown(socket.SHUT_RDWR)
 
-    def _end(self) -> None:
+    def _end(self) -> bool:
+        """Note that this connection is not here any more; false when it was taken away before."""
         with self._lock:
+            is_ours = self._stage is not _TAKEN
             self._stage = _GONE
         if self._reserved:
             self._lane.budget.take(-self._reserved)
             self._reserved = 0
+        return is_ours
 
     def _close(self) -> None:
-        self._end()
-        self._sock.close()
+        if self._end():
+            self._lane.ledger.close(self._sock)
+        else:
+            self._sock.close()  # somebody else's by now
         self._lane.forget(self)
 
 
@@ -330,6 +350,7 @@ class FrameLane:
         models: Answers requests.
         limits: Bounds.
         budget: Room for large requests, shared with the other lane.
+        ledger: Where it is noted how each connection stands.
         wake_fd: Readable while the worker drains.
         is_draining: Whether it does.
     """
@@ -339,6 +360,7 @@ class FrameLane:
         models: FrameModels,
         limits: WorkerLimits,
         budget: Budget,
+        ledger: Ledger,
         call: Callable[..., object],
         on_departed: Callable[[FrameConnection], None],
         on_forgotten: Callable[[FrameConnection], None],
@@ -349,6 +371,7 @@ class FrameLane:
             models: Answers requests.
             limits: Bounds.
             budget: Room for large requests.
+            ledger: Where it is noted how each connection stands.
             call: Has the event loop call something; any thread.
             on_departed: Called by it with a connection that waits to be released.
             on_forgotten: Called by it with a connection that has ended.
@@ -356,6 +379,7 @@ class FrameLane:
         self.models = models
         self.limits = limits
         self.budget = budget
+        self.ledger = ledger
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.is_draining = False
         self._call = call
@@ -375,12 +399,21 @@ class FrameLane:
         connection = FrameConnection(self, sock, pending)
         thread = threading.Thread(target=connection.run, name="frames", daemon=True)
         try:
-            thread.start()
+            self._start(thread)
         except RuntimeError:
             self.refuse(sock, "the system gives no more threads")
             return False
         self.connections.add(connection)
         return True
+
+    @staticmethod
+    def _start(thread: threading.Thread) -> None:
+        """Start it with a small stack: where memory is bounded by an rlimit, all of it counts from the first moment."""
+        usual = threading.stack_size(FRAME_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(usual)
 
     def refuse(self, sock: socket.socket, detail: str) -> None:
         """Say why, and close."""
@@ -389,6 +422,7 @@ class FrameLane:
         with contextlib.suppress(OSError):
             sock.send(b"".join(answer))
             sock.shutdown(socket.SHUT_WR)
+        self.ledger.leave(sock.fileno())
         sock.close()
 
     def drain(self) -> None:
@@ -404,8 +438,12 @@ class FrameLane:
 
     def depart(self, connection: FrameConnection) -> None:
         """Called by a thread that leaves its connection."""
-        self._call(self._on_departed, connection)
+        self._post(self._on_departed, connection)
 
     def forget(self, connection: FrameConnection) -> None:
         """Called by a thread that has closed its connection."""
-        self._call(self._on_forgotten, connection)
+        self._post(self._on_forgotten, connection)
+
+    def _post(self, function: Callable[[FrameConnection], None], connection: FrameConnection) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop has ended, and so does the process
+            self._call(function, connection)

@@ -73,6 +73,7 @@ class Worker:
     door: Door = field(init=False)
     sampler: Sampler = field(init=False)
     metrics: Metrics = field(init=False)
+    service: Service = field(init=False)
 
     def call(self, function: Callable[[], T]) -> T:
         """Call something on the worker's event loop."""
@@ -100,7 +101,12 @@ class Worker:
 
 @contextlib.contextmanager
 def running_worker(
-    folder: Path, engines: Mapping[str, Engine] | Engine, limits: WorkerLimits | None = None, name: str = "w"
+    folder: Path,
+    engines: Mapping[str, Engine] | Engine,
+    limits: WorkerLimits | None = None,
+    name: str = "w",
+    *,
+    allow_nonfinite: bool = False,
 ) -> Iterator[Worker]:
     """A worker in this process.
 
@@ -109,10 +115,14 @@ def running_worker(
         engines: By member name; one alone is called `m`.
         limits: Bounds.
         name: Of the socket's file.
+        allow_nonfinite: Whether outputs may be NaN.
     """
     members = engines if isinstance(engines, Mapping) else {"m": engines}
     runtime = Runtime("digits", 3, tuple(Member(member, "onnx", "model.onnx") for member in members))
-    loaded = {member: LoadedMember(member, engine, run_us=1.0, input_bytes=8) for member, engine in members.items()}
+    loaded = {
+        member: LoadedMember(member, engine, allow_nonfinite, run_us=1.0, input_bytes=8)
+        for member, engine in members.items()
+    }
     bundle = LoadedBundle(MANIFEST, runtime, loaded, Place(folder, folder))
     limits = limits or WorkerLimits()
     path = folder / f"{name}.sock"
@@ -130,7 +140,7 @@ def running_worker(
         def start() -> None:
             worker.metrics = Metrics(members)
             worker.sampler = Sampler("line", "digits", 3, MANIFEST, worker.samples.extend)
-            service = Service("line", bundle, worker.metrics, worker.sampler, limits)
+            service = worker.service = Service("line", bundle, worker.metrics, worker.sampler, limits)
             frames = FrameModels("line", bundle, service.compute, limits)
             worker.door = Door(service.handle, service.refuse, limits, service.common_headers, frames)
             worker.door.listen("unix", unix)
