@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Final, Protocol
 
 from edge_agent.frames import FIRST_BYTE
+from edge_agent.serving.page import BUSY, IDLE, WRITING
 from edge_agent.worker.http import (
     CONTINUE,
     BadRequestError,
@@ -21,6 +22,7 @@ from edge_agent.worker.http import (
     find_head,
     too_large,
 )
+from edge_agent.worker.ledger import Ledger
 from edge_agent.worker.limits import LINGER_BYTES_MAX, RECEIVE_BYTES, SEND_PARTS_MAX, WorkerLimits
 
 _FRAME: Final = bytes((FIRST_BYTE,))
@@ -42,6 +44,7 @@ class Host(Protocol):
 
     limits: WorkerLimits
     common_headers: str
+    ledger: Ledger
 
     def handle(self, connection: "Connection", request: Request) -> None:
         """Compute an answer and give it to `connection.respond`, at once or later."""
@@ -91,6 +94,8 @@ class Connection:
         self.since = time.monotonic()
         self._host = host
         self._sock = sock
+        self._states = host.ledger.states  # written in time: it is what the agent finds when this process is killed
+        self._slot = host.ledger.slot(sock.fileno())
         self._loop = asyncio.get_running_loop()
         self._is_read_watched = False
         self._is_advancing = False
@@ -140,6 +145,8 @@ class Connection:
         if self.stage in (Stage.RUNNING, Stage.WRITING):
             self._look_ahead()
             return
+        if self.stage is Stage.READING:
+            self._states[self._slot] = BUSY
         try:
             if self._body is not None and self.stage is Stage.READING:
                 count = self._sock.recv_into(memoryview(self._body)[self._filled :])
@@ -161,6 +168,8 @@ class Connection:
                         data = b""
                 self._received += data
         except _AGAIN:
+            if self.is_idle:
+                self._states[self._slot] = IDLE
             return
         except OSError:
             self.close()
@@ -295,6 +304,7 @@ class Connection:
         if with_body:
             parts += response.parts
         self.stage = Stage.WRITING
+        self._states[self._slot] = WRITING
         self.since = time.monotonic()
         self._out = [memoryview(part) for part in parts if len(part)]
         if self._write():
@@ -334,6 +344,7 @@ class Connection:
                 self.close()
             return
         self.stage = Stage.READING
+        self._states[self._slot] = BUSY if self._received else IDLE
         if self._host.between_requests(self):
             self._watch(True)
             # An answer that came later than its request was read: nobody else goes on.
@@ -374,7 +385,7 @@ class Connection:
             if self._request is not None:
                 self._request.is_gone = True
             self._leave()
-            self._sock.close()
+            self._host.ledger.close(self._sock)
 
     def _leave(self) -> None:
         self._watch(False)

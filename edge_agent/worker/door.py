@@ -8,7 +8,6 @@ No request is swallowed, because nothing that was received is dropped. All on th
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from edge_agent.worker.connection import Connection, Respond, Stage
 from edge_agent.worker.frames import FrameModels
 from edge_agent.worker.http import Request, Response
 from edge_agent.worker.lane import FrameConnection, FrameLane
+from edge_agent.worker.ledger import Ledger
 from edge_agent.worker.limits import ACCEPT_BURST_MAX, LEAVE_MS_MAX, WorkerLimits
 
 Handler = Callable[[Request, Respond], None]
@@ -40,6 +40,7 @@ class Door:
         limits: Bounds in force.
         common_headers: Header lines that every answer has, each with its end.
         accepted: Connections accepted or taken over so far.
+        ledger: Where it is noted how each connection stands.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Door:
         limits: WorkerLimits,
         common_headers: str = "",
         frames: FrameModels | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """Make a door that is shut.
 
@@ -58,10 +60,12 @@ class Door:
             limits: Bounds.
             common_headers: Header lines for every answer, each ending in CR LF.
             frames: Answers clients of the unix socket that speak frames; none when HTTP alone is spoken.
+            ledger: Where it is noted how each connection stands; one that nobody reads when none.
         """
         self.limits = limits
         self.common_headers = common_headers
         self.accepted = 0
+        self.ledger = ledger or Ledger()
         self._handler = handler
         self._refuser = refuser
         self._loop = asyncio.get_running_loop()
@@ -73,7 +77,9 @@ class Door:
         self._lane: FrameLane | None = None
         if frames is not None:
             call = self._loop.call_soon_threadsafe
-            self._lane = FrameLane(frames, limits, self._budget, call, self._depart_frames, self._forget_frames)
+            self._lane = FrameLane(
+                frames, limits, self._budget, self.ledger, call, self._depart_frames, self._forget_frames
+            )
         self._is_draining = False
         self._hand_over: HandOver | None = None
         self._has_emptied = asyncio.Event()
@@ -147,6 +153,7 @@ class Door:
                 self._set_accepting(False)
                 self._watch_time()
                 return
+            self.ledger.enter(sock.fileno(), kind)
             self._admit(sock, kind, b"")
 
     def adopt(self, fd: int, kind: str, pending: bytes) -> None:
@@ -158,10 +165,11 @@ class Door:
             pending: Bytes of a request that the other worker received and did not answer.
         """
         sock = socket.socket(fileno=fd)
+        self.ledger.enter(fd, kind, is_adopted=True, has_begun=bool(pending))
         if kind != FRAMES:
             self._admit(sock, kind, pending)
         elif self._lane is None:
-            sock.close()
+            self.ledger.close(sock)
         elif self._lane.admit(sock, pending):
             self.accepted += 1
 
@@ -231,7 +239,7 @@ class Door:
         elif self._hand_over is not None:
             self._hand_over(fd, FRAMES, pending)
         else:
-            os.close(fd)
+            self.ledger.close(socket.socket(fileno=fd))
         self._note_fewer()
 
     def _forget_frames(self, connection: FrameConnection) -> None:

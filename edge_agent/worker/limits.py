@@ -21,6 +21,8 @@ ACCEPT_BURST_MAX: Final = 64
 # Frames
 FRAME_BUFFER_BYTES: Final = 64 * KIB
 """What a connection receives at once; a larger payload gets a place of its own."""
+FRAME_STACK_BYTES: Final = 1 * MIB
+"""Of the thread of a connection. Scripts compute in threads of their own, with the usual stack."""
 LEAVE_MS_MAX: Final = 2_000
 """For the thread of a connection to notice that the worker drains, once its time is up."""
 
@@ -41,6 +43,9 @@ INLINE_GROWTH_MAX: Final = 8
 LATENCIES_KEPT: Final = 1_024
 RERUN_POLL_MS: Final = 5
 """How often a rerun of the golden vectors looks whether requests still wait."""
+
+BEAT_MS: Final = 5_000
+"""How often a worker that serves says that it is not stuck, unless the agent wants another time."""
 
 # Trials
 TRIAL_WAITING_MAX: Final = 4
@@ -101,6 +106,7 @@ class WorkerLimits:
         flush_ms: At the end, for samples to be made.
         rerun_patience_ms: How long one rerun of the golden vectors lets waiting requests go first, all its pieces
             together.
+        stuck_ms: A model whose threads are busy and finish nothing for so long is stuck; longer than `request_run_ms`.
         hangup_ms: After the agent is gone, before the process ends itself whatever it does.
     """
 
@@ -118,4 +124,5 @@ class WorkerLimits:
     sweep_ms: int = 500
     flush_ms: int = 500
     rerun_patience_ms: int = 2_000
+    stuck_ms: int = 120_000
     hangup_ms: int = 2_000

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.worker.beat import Beat
 from edge_agent.worker.bundle import LoadedBundle, load_bundle, prove_bundle, read_allowance
 from edge_agent.worker.compiling import Compiler
 from edge_agent.worker.control import Control, watch_agent
@@ -19,7 +20,8 @@ from edge_agent.worker.door import Door
 from edge_agent.worker.engines import Allowance, Engine
 from edge_agent.worker.frames import FrameModels
 from edge_agent.worker.imports import leave_out_device
-from edge_agent.worker.limits import COMPILE_AFTER_MS, WorkerLimits
+from edge_agent.worker.ledger import Ledger
+from edge_agent.worker.limits import BEAT_MS, COMPILE_AFTER_MS, WorkerLimits
 from edge_agent.worker.metrics import Metrics
 from edge_agent.worker.priority import Priority, give_memory_back, peak_bytes
 from edge_agent.worker.rerun import GoldenRerun
@@ -76,9 +78,11 @@ class WorkerProcess:
             "tcp": socket.socket(fileno=arguments.tcp_fd),
         }
         self._control = Control(socket.socket(fileno=arguments.control_fd), self._on_message, self._ended.set)
+        self._ledger = Ledger(self._control.send)
         self._operations: dict[str, Callable[[JsonObject, list[int]], None]] = {
             "prove": self._prove,
             "serve": self._serve,
+            "keep": lambda _message, _fds: self._ledger.introduce(),
             "adopt": self._adopt,
             "listen": self._listen,
             "drain": self._drain,
@@ -147,7 +151,8 @@ class WorkerProcess:
         service = Service(self._arguments.module, bundle, self._metrics, self._sampler, self._limits)
         self._rerun = GoldenRerun(bundle, service, self._limits)
         frames = FrameModels(self._arguments.module, bundle, service.compute, self._limits)
-        self._door = Door(service.handle, service.refuse, self._limits, service.common_headers, frames)
+        self._door = Door(service.handle, service.refuse, self._limits, service.common_headers, frames, self._ledger)
+        self._beat = Beat(self._ledger, lambda: service.is_computing, lambda: service.runs, self._limits.stuck_ms)
         service.connections = lambda: self._door.connections
         service.samples_lost = lambda: self._control.dropped
         for kind, sock in self._listeners.items():
@@ -167,7 +172,7 @@ class WorkerProcess:
 
     # --- serve
 
-    def _serve(self, _message: JsonObject, _fds: list[int]) -> None:
+    def _serve(self, message: JsonObject, _fds: list[int]) -> None:
         self._require_proved()
         if self._draining is not None:
             self._draining.cancel()
@@ -176,6 +181,7 @@ class WorkerProcess:
             self._trial.close()  # it has passed, or nobody wants to know any more
             self._trial = None
         self._priority.restore()
+        self._beat.begin(int(message.get("beat_ms", BEAT_MS)))
         self._door.open()
         self._control.send({"event": "serving"})
         self._loop.call_later(COMPILE_AFTER_MS / 1000, self._compile)
@@ -218,6 +224,7 @@ class WorkerProcess:
         self._control.send({"event": "drained"})
 
     def _hand_over(self, fd: int, kind: str, pending: bytes) -> None:
+        self._ledger.gave_away(fd)
         fds = [fd]
         if pending:
             # As long as a whole request, so it does not fit in a message.
@@ -225,7 +232,7 @@ class WorkerProcess:
             with open(memory, "wb", closefd=False) as file:
                 file.write(pending)
             fds.append(memory)
-        self._control.send({"event": "connection", "transport": kind}, fds)
+        self._control.send({"event": "connection", "transport": kind, "slot": fd}, fds)
 
     # --- questions
 

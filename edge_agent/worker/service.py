@@ -79,6 +79,7 @@ class _Served:
     pool: ThreadPoolExecutor
     turns: Turns
     in_pool: int = 0
+    runs: int = 0
 
 
 class Service:
@@ -127,6 +128,16 @@ class Service:
         """Requests running in or waiting for a thread."""
         return self._waiting
 
+    @property
+    def is_computing(self) -> bool:
+        """Whether a model computes in a thread."""
+        return any(served.in_pool or served.turns.is_busy for served in self._served.values())
+
+    @property
+    def runs(self) -> int:
+        """How often a thread has come to an end with a model; stands still while a model is stuck."""
+        return sum(served.runs + served.turns.given for served in self._served.values())
+
     async def run_aside(self, name: str, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         """Run a model in its own threads for somebody else than a client; counted and sampled nowhere.
 
@@ -144,6 +155,7 @@ class Service:
             return await self._loop.run_in_executor(served.pool, served.member.engine.run, inputs, wanted)
         finally:
             served.in_pool -= 1
+            served.runs += 1
 
     def _serve(self, member: LoadedMember) -> _Served:
         engine = member.engine
@@ -383,6 +395,7 @@ class Service:
         if done.cancelled():
             response, outcome = self._failure(EdgeError("model.timeout", "it was cancelled")), "cancelled"
         else:
+            served.runs += 1
             response, outcome = done.result()
         self._deliver(served, request, respond, response, outcome)
 

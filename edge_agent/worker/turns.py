@@ -9,6 +9,9 @@ from edge_contract.errors import EdgeError
 class Turns:
     """The turns of one model. Any thread.
 
+    Attributes:
+        given: How many were given back so far.
+
     A queue of tokens, because the standard library's semaphore is written in Python and costs as much as a tiny model.
     """
 
@@ -17,6 +20,7 @@ class Turns:
         self._places = places
         self._waiting_max = waiting_max
         self._waiting = 0
+        self.given = 0
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(places):
             self._tokens.put(None)
@@ -62,4 +66,5 @@ class Turns:
 
     def give(self) -> None:
         """Give a turn back."""
+        self.given += 1  # not exact between threads either: it is asked whether it moves
         self._tokens.put(None)
