@@ -300,6 +300,7 @@ def test_a_frame_being_computed_is_answered_by_the_old_worker_and_the_next_by_th
         sock.sendall(frame(rows_of((1, 2)), key=key, number=1) + frame(rows_of((2, 2)), key=key, number=2))
         assert engine.started.acquire(timeout=5)
         swap = _begin_swap(old, new)
+        wait_until(lambda: old.door._lane is not None and old.door._lane.is_draining, 5)
         gate.set()
         for number, value in ((1, OLD + 1), (2, NEW + 2)):
             reply = read_frame(sock)
