@@ -37,6 +37,7 @@ from edge_contract.limits import RUNTIME_BYTES_MAX
 from edge_contract.manifest import Role
 from edge_contract.runtime import Runtime
 
+_OWN_SOCKET: Final = "s"  # of the supervisor's own, in a folder whose path may be long
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 _log = logging.getLogger("edge_agent.serve")
 
@@ -76,6 +77,7 @@ def serve(asked: Asked, announce: Callable[[JsonObject], None]) -> None:
         try:
             _require_free(asked)
             with private_folder(asked.work_dir) as folder:
+                _require_short(folder)
                 # What libraries write goes where everything goes that is written.
                 os.environ["TMPDIR"] = str(_new_folder(folder, "tmp"))
                 unpacked = unpack(asked, folder)
@@ -165,6 +167,12 @@ def _require_free(asked: Asked) -> None:
         raise EdgeError("config.invalid", f"another process answers at {asked.unix}", "Choose another --unix.")
 
 
+def _require_short(folder: Path) -> None:
+    if len(os.fsencode(folder / _OWN_SOCKET)) > UNIX_PATH_BYTES_MAX:
+        what = f"the path of {folder} is too long: a unix socket in it may have {UNIX_PATH_BYTES_MAX} bytes"
+        raise EdgeError("config.invalid", what, "Name a folder with a shorter path: --work-dir DIR.")
+
+
 def _new_folder(parent: Path, name: str) -> Path:
     folder = parent / name
     folder.mkdir(mode=0o700)
@@ -249,7 +257,7 @@ class _Service:
             host=asked.host,
             limits=ServingLimits(drain_ms=asked.drain_s * 1000),
             make_log=_StderrLog,
-            unix_paths={} if asked.unix is None else {self._module: asked.unix},
+            unix_paths={self._module: asked.unix or folder / _OWN_SOCKET},
         )
         self._failures = 0
 
