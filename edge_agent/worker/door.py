@@ -14,6 +14,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
+from edge_agent.worker.access import TcpAccess
 from edge_agent.worker.budget import Budget
 from edge_agent.worker.connection import Connection, Respond, Stage
 from edge_agent.worker.frames import FrameModels
@@ -51,6 +52,7 @@ class Door:
         common_headers: str = "",
         frames: FrameModels | None = None,
         ledger: Ledger | None = None,
+        access: TcpAccess | None = None,
     ) -> None:
         """Make a door that is shut.
 
@@ -61,11 +63,13 @@ class Door:
             common_headers: Header lines for every answer, each ending in CR LF.
             frames: Answers clients of the unix socket that speak frames; none when HTTP alone is spoken.
             ledger: Where it is noted how each connection stands; one that nobody reads when none.
+            access: Who may ask over TCP; everybody when none.
         """
         self.limits = limits
         self.common_headers = common_headers
         self.accepted = 0
         self.ledger = ledger or Ledger()
+        self._access = access or TcpAccess("")
         self._handler = handler
         self._refuser = refuser
         self._loop = asyncio.get_running_loop()
@@ -187,6 +191,11 @@ class Door:
 
     def handle(self, connection: Connection, request: Request) -> None:
         """Pass a request on; see `Host`."""
+        if not self._access.permits(connection.kind, request.head):
+            connection.refuse(
+                HTTPStatus.UNAUTHORIZED, "requests over TCP need the header Authorization: Bearer <token>"
+            )
+            return
         try:
             self._handler(request, lambda response: connection.respond(request, response, self._is_closing))
         except Exception:  # noqa: BLE001 - logged; a request without an answer would hold its connection for ever

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.worker.access import TcpAccess
 from edge_agent.worker.beat import Beat
 from edge_agent.worker.bundle import LoadedBundle, load_bundle, prove_bundle, read_allowance
 from edge_agent.worker.compiling import Compiler
@@ -66,6 +67,7 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._bundle: LoadedBundle | None = None
+        self._access = TcpAccess("")
         self._proving: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._rerunning: asyncio.Task[None] | None = None
@@ -110,6 +112,7 @@ class WorkerProcess:
 
     def _prove(self, message: JsonObject, _fds: list[int]) -> None:
         if self._proving is None:
+            self._access = TcpAccess(str(message.get("tcp_token", "")))
             self._proving = self._loop.create_task(self._load_and_prove(read_allowance(message)))
 
     async def _load_and_prove(self, allowance: Allowance) -> None:
@@ -151,7 +154,9 @@ class WorkerProcess:
         service = Service(self._arguments.module, bundle, self._metrics, self._sampler, self._limits)
         self._rerun = GoldenRerun(bundle, service, self._limits)
         frames = FrameModels(self._arguments.module, bundle, service.compute, self._limits)
-        self._door = Door(service.handle, service.refuse, self._limits, service.common_headers, frames, self._ledger)
+        self._door = Door(
+            service.handle, service.refuse, self._limits, service.common_headers, frames, self._ledger, self._access
+        )
         self._beat = Beat(self._ledger, lambda: service.is_computing, lambda: service.runs, self._limits.stuck_ms)
         service.connections = lambda: self._door.connections
         service.samples_lost = lambda: self._control.dropped

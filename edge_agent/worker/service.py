@@ -47,6 +47,7 @@ STATUS_BY_CODE: Final[dict[str, HTTPStatus]] = {
 """HTTP status by error code; any other code is the model's or our fault."""
 
 _CODE_BY_STATUS: Final[dict[HTTPStatus, str]] = {
+    HTTPStatus.UNAUTHORIZED: "cloud.unauthorized",
     HTTPStatus.SERVICE_UNAVAILABLE: "model.overloaded",
     HTTPStatus.INTERNAL_SERVER_ERROR: "internal.bug",
 }
@@ -55,7 +56,10 @@ _OUTCOME_BY_CODE: Final = {
     "model.overloaded": "overloaded",
     "model.timeout": "overloaded",  # of its turn
 }
-_RETRY_AFTER: Final = ("Retry-After: 1",)
+_HEADERS_BY_STATUS: Final[dict[HTTPStatus, tuple[str, ...]]] = {
+    HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After: 1",),
+    HTTPStatus.UNAUTHORIZED: ("WWW-Authenticate: Bearer",),
+}
 _EWMA_SHARE: Final = 1 / 16
 
 
@@ -296,7 +300,7 @@ class Service:
     def _failure(self, error: EdgeError, status: HTTPStatus | None = None) -> Response:
         status = status or STATUS_BY_CODE.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
         text = f"{error.detail} {error.hint}".strip()
-        headers = _RETRY_AFTER if status is HTTPStatus.SERVICE_UNAVAILABLE else ()
+        headers = _HEADERS_BY_STATUS.get(status, ())
         return Response(status, JSON_TYPE, [write_json({"error": text, "code": error.code})], headers)
 
     @staticmethod

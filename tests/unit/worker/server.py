@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.worker.access import TcpAccess
 from edge_agent.worker.bundle import LoadedBundle, LoadedMember
 from edge_agent.worker.door import Door
 from edge_agent.worker.engines import Engine, Place
@@ -107,6 +108,7 @@ def running_worker(
     name: str = "w",
     *,
     allow_nonfinite: bool = False,
+    tcp_token: str = "",
 ) -> Iterator[Worker]:
     """A worker in this process.
 
@@ -116,6 +118,7 @@ def running_worker(
         limits: Bounds.
         name: Of the socket's file.
         allow_nonfinite: Whether outputs may be NaN.
+        tcp_token: What clients over TCP have to know; empty for nothing.
     """
     members = engines if isinstance(engines, Mapping) else {"m": engines}
     runtime = Runtime("digits", 3, tuple(Member(member, "onnx", "model.onnx") for member in members))
@@ -142,7 +145,9 @@ def running_worker(
             worker.sampler = Sampler("line", "digits", 3, MANIFEST, worker.samples.extend)
             service = worker.service = Service("line", bundle, worker.metrics, worker.sampler, limits)
             frames = FrameModels("line", bundle, service.compute, limits)
-            worker.door = Door(service.handle, service.refuse, limits, service.common_headers, frames)
+            worker.door = Door(
+                service.handle, service.refuse, limits, service.common_headers, frames, access=TcpAccess(tcp_token)
+            )
             worker.door.listen("unix", unix)
             worker.door.listen("tcp", tcp)
             worker.door.open()
