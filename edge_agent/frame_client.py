@@ -164,6 +164,12 @@ class FrameClient:
             found = self._signatures.get(model)
         return found
 
+    def _is_old(self, signature: Signature, model: str) -> bool:
+        """Whether the model has another signature by now."""
+        self._signatures = {}
+        found = self.find(model)
+        return found is None or found.key != signature.key
+
     def _learn(self, payload: bytearray) -> None:
         try:
             signatures: dict[str, Signature] = {}
@@ -209,8 +215,14 @@ class FrameClient:
             signature = self._signatures.get(model) or self.find(model)
             if signature is None:
                 return None
-            mask, layout = signature.wanted(outputs)
-            parts, size = encode(signature)
+            try:
+                mask, layout = signature.wanted(outputs)
+                parts, size = encode(signature)
+            except EdgeError:
+                # It may fit a model that has taken this one's place.
+                if not self._is_old(signature, model):
+                    raise
+                continue
             head, payload = self._ask(INFER, signature.key, mask, deadline_ms, parts, size, identity)
             if head[1] == TENSORS:
                 try:
