@@ -1,7 +1,7 @@
 """The life of one service: verify, unpack, prove, serve, restart what crashes, and finish what has begun.
 
 Everything happens on the main thread, which signals interrupt. While something can be given up without harm (a
-download, loading a model) a signal ends it there and then; while the service serves, it is news like any other.
+download, loading a model) a signal ends it there and then; elsewhere it is news like any other.
 """
 
 import contextlib
@@ -80,7 +80,8 @@ def serve(asked: Asked, announce: Callable[[JsonObject], None]) -> None:
                 _require_short(folder)
                 # What libraries write goes where everything goes that is written.
                 os.environ["TMPDIR"] = str(_new_folder(folder, "tmp"))
-                unpacked = unpack(asked, folder)
+                with news.interruptible():
+                    unpacked = unpack(asked, folder)
                 _Service(asked, unpacked, folder, news).run(announce)
         except StoppedError:
             _log.info("stopped by a signal")
@@ -187,7 +188,7 @@ class _News:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Digest | None] = queue.SimpleQueue()
-        self._may_interrupt = True
+        self._may_interrupt = False
         self.is_stopping = False
 
     def worker_ended(self, _module: str, manifest: Digest) -> None:
@@ -200,8 +201,8 @@ class _News:
 
         def handle(_signum: int, _frame: FrameType | None) -> None:
             is_again, self.is_stopping = self.is_stopping, True
+            # The second one is from somebody who will not wait.
             if self._may_interrupt or is_again:
-                self._may_interrupt = False
                 raise StoppedError
             self._queue.put(None)
 
@@ -213,14 +214,19 @@ class _News:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def uninterrupted(self) -> Iterator[None]:
-        """In here a first signal interrupts nothing and is told by `wait`; a second one interrupts all the same."""
-        self._may_interrupt = False
+    def interruptible(self) -> Iterator[None]:
+        """In here a signal ends what is going on there and then; elsewhere `wait` tells of it.
+
+        Raises:
+            StoppedError: When a signal came before or comes now.
+        """
+        self._may_interrupt = True
         try:
+            if self.is_stopping:
+                raise StoppedError
             yield
         finally:
-            # A signal that came in between has been noted, and the next one counts as the second.
-            self._may_interrupt = not self.is_stopping
+            self._may_interrupt = False
 
     def wait(self, timeout_s: float | None = None) -> Digest | None:
         """The next worker that ended; none for a wish to stop, and when time is up."""
@@ -271,18 +277,21 @@ class _Service:
             golden = self._start()
             announce(self._facts(golden))
             while not self._news.is_stopping:
-                with self._news.uninterrupted():
-                    begun, ended = time.monotonic(), self._news.wait()
+                begun, ended = time.monotonic(), self._news.wait()
                 if ended is not None:
                     self._recover((time.monotonic() - begun) * 1000)
-            with self._news.uninterrupted():
-                self._finish()
+            self._finish()
+        except StoppedError:
+            if (pid := self._server.worker_pid(self._module)) is not None:
+                os.kill(pid, signal.SIGKILL)
+            raise
         finally:
             self._server.close()
 
     def _start(self) -> Digest | None:
         chosen, policy = self._unpacked.chosen, self._asked.policy
-        golden = self._server.restart(self._module, chosen.digest, self._unpacked.slot, policy)
+        with self._news.interruptible():
+            golden = self._server.restart(self._module, chosen.digest, self._unpacked.slot, policy)
         self._server.set_sampling(self._module, 0.0)
         return golden
 
@@ -293,8 +302,10 @@ class _Service:
             EdgeError: What the last of too many attempts failed with.
         """
         self._failures = 1 if served_ms > STEADY_MS else self._failures + 1
-        while not self._news.is_stopping:
+        while True:
             self._pause()
+            if self._news.is_stopping:
+                return
             try:
                 self._start()
                 _log.warning("the worker is back, restart %d in a row", self._failures)
@@ -314,8 +325,7 @@ class _Service:
             )
         if self._failures > 1:
             pause_ms = min(RESTART_MS_MAX, RESTART_MS_FIRST * 2 ** (self._failures - 2))
-            with self._news.uninterrupted():
-                self._news.wait(pause_ms / 1000)
+            self._news.wait(pause_ms / 1000)
 
     def _finish(self) -> None:
         """Go on for as long as others may still send clients here, then refuse new ones and finish what has begun."""
