@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Final
 
-from edge_contract.limits import KIB, SAMPLE_BYTES_MAX
+from edge_contract.limits import KIB, MIB, MODULES_MAX, SAMPLE_BYTES_MAX
 
 CONTROL_LINE_BYTES_MAX: Final = SAMPLE_BYTES_MAX + 32 * KIB
 """One message between agent and worker. The largest is a sample: its body and the names around it."""
 
-CONTROL_FDS_MAX: Final = 2
-"""Descriptors beside one message: a connection, and what was received on it."""
+CONTROL_FDS_MAX: Final = 3
+"""Descriptors beside one message: a connection and what was received on it; or what an orphan serves with."""
 
 RECEIVE_BYTES: Final = 64 * KIB
 RECEIVE_FDS_MAX: Final = 32
@@ -30,6 +30,23 @@ CONNECTIONS_PARKED_MAX: Final = 256
 """Connections of all modules that the agent holds between two workers: as many as a worker takes. Each is a descriptor
 or two, and the agent needs some for its own work."""
 
+CONNECTIONS_KEPT_MAX: Final = 512
+"""Duplicates of clients' connections of all modules, against a crash of their workers; more are cut by one. A whole
+module's twice, for the moment of a swap."""
+
+FAREWELL_MS: Final = 2_000
+"""For clients whose request failed with their worker to close their side."""
+
+PIDS_MAX: Final = 512
+"""Processes and threads of one worker, where it has a control group: frames take 128, engines a few."""
+
+DATA_SLACK_BYTES: Final = 192 * MIB
+"""Added to a bound on memory where only an rlimit on data holds it: stacks of threads count in full there, touched or
+not (128 threads of frames, 1 MiB each), and what the allocator has in stock."""
+
+CGROUP_END_MS: Final = 2_000
+"""For the kernel to end what a worker's control group still holds."""
+
 ASK_ANSWER_BYTES_MAX: Final = 16 * KIB
 """Head of the answer of whoever answers a module's socket."""
 
@@ -38,6 +55,18 @@ LOG_BYTES_MAX: Final = 256 * KIB
 
 TRIAL_MS: Final = 10_000
 """A question to a candidate on trial; it computes in a thread of its own and answers beside it."""
+
+ORPHAN_FOLDER: Final = "orphan"
+"""Folder in the run directory where workers without an agent wait for the next one."""
+
+ORPHAN_MS: Final = 3_600_000
+"""A worker without an agent ends after this time: nobody would ever replace it."""
+
+ORPHANS_MAX: Final = 4 * MODULES_MAX
+"""Sockets in that folder that a starting agent looks at: a live worker a module, and some from the middle of a swap."""
+
+HELLO_PROTOCOL: Final = 1
+"""Version of what agent and worker say to each other; a worker that speaks another one is replaced, not adopted."""
 
 MEMORY_SHARE_MAX: Final = 0.9
 """Share of the memory that is free now which a candidate may need for loading beside the live worker."""
@@ -58,6 +87,9 @@ class ServingLimits:
         golden_ms: Until a live worker has computed its golden vectors again, between requests.
         exit_ms: Until a worker that was told to end is gone; then it is killed.
         send_ms: One message to a worker that does not read.
+        stuck_ms: A worker that serves and whose event loop stands still for so long is ended; its stacks go to its log.
+        hello_ms: For all workers that outlived the agent before to answer this one, together.
+        orphan_ms: How long a worker that serves waits for another agent.
     """
 
     load_ms: int = 120_000
@@ -69,6 +101,9 @@ class ServingLimits:
     golden_ms: int = 60_000
     exit_ms: int = 3_000
     send_ms: int = 5_000
+    stuck_ms: int = 30_000
+    hello_ms: int = 5_000
+    orphan_ms: int = ORPHAN_MS
 
     @property
     def drained_ms(self) -> int:

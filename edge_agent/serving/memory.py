@@ -7,6 +7,11 @@ smallest room counts. Sources: proc(5) for `MemAvailable`; the kernel's cgroup-v
 from pathlib import Path
 from typing import Final
 
+from edge_agent.ports import MemoryGauge
+from edge_agent.serving.limits import MEMORY_SHARE_MAX
+from edge_contract.errors import EdgeError
+from edge_contract.runtime import RUNTIME_PATH, Runtime
+
 _PROC: Final = Path("/proc")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _LEVELS_MAX: Final = 32
@@ -95,3 +100,23 @@ def process_own_bytes(pid: int, proc: Path = _PROC) -> int:
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def require_room(memory: MemoryGauge, slot: Path) -> None:
+    """Refuse a bundle that cannot be loaded beside what runs.
+
+    Raises:
+        EdgeError: `device.memory-short`, `artifact.*`, `model.load-failed`.
+    """
+    try:
+        runtime = Runtime.parse((slot / "files" / RUNTIME_PATH).read_bytes())
+    except OSError as error:
+        raise EdgeError("model.load-failed", f"the slot cannot be read: {error.strerror}: {error.filename}") from error
+    available = memory.available_bytes()
+    if available is not None and runtime.load_peak_bytes > available * MEMORY_SHARE_MAX:
+        raise EdgeError(
+            "device.memory-short",
+            f"loading {runtime.model!r} version {runtime.version} needs {runtime.load_peak_bytes} bytes of memory, "
+            f"{available} are free",
+            "Stop other programs, or deploy a smaller model.",
+        )

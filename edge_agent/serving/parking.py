@@ -42,6 +42,11 @@ class Parking:
         self._module = module
         self._connections: list[Connection] = []
 
+    @property
+    def connections(self) -> list[Connection]:
+        """What is held; still owned here."""
+        return list(self._connections)
+
     def __len__(self) -> int:
         """Connections held."""
         return len(self._connections)

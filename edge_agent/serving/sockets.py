@@ -1,17 +1,44 @@
 """The listening sockets of a module. The agent makes and keeps them; workers inherit them and accept on them.
 
-While no worker accepts, the kernel queues connections, so that neither a swap nor a crash refuses one.
+While no worker accepts, the kernel queues connections, so that neither a swap nor a crash refuses one. An agent may get
+them from somebody who had them before: systemd, the agent before it, or a worker that outlived that one.
 """
 
 import contextlib
 import os
 import socket
 import stat
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from edge_agent.serving.limits import LISTEN_BACKLOG, UNIX_PATH_BYTES_MAX
 from edge_contract.errors import EdgeError
+
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Listening sockets that somebody had before, checked; none where there is none.
+
+    Attributes:
+        unix: A unix socket.
+        tcp: A TCP socket.
+        activated: Kinds (`unix`, `tcp`) that systemd made (socket activation): it decides about addresses, and
+            removes files.
+    """
+
+    unix: socket.socket | None = None
+    tcp: socket.socket | None = None
+    activated: frozenset[str] = frozenset()
+
+    def close(self) -> None:
+        """Close both."""
+        for sock in (self.unix, self.tcp):
+            if sock is not None:
+                sock.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +52,7 @@ class Listeners:
         tcp: Listens at `host`:`port`.
         host: Address of the TCP socket.
         port: Its port.
+        activated: Kinds (`unix`, `tcp`) that systemd made; the file of such a unix socket is not ours to remove.
     """
 
     unix: socket.socket
@@ -33,10 +61,13 @@ class Listeners:
     tcp: socket.socket
     host: str
     port: int
+    activated: frozenset[str] = frozenset()
 
     @classmethod
-    def open(cls, module: str, run_dir: Path, host: str, port: int, path: Path | None = None) -> "Listeners":
-        """Bind both and listen.
+    def open(
+        cls, module: str, run_dir: Path, host: str, port: int, path: Path | None = None, given: Given | None = None
+    ) -> "Listeners":
+        """Bind both and listen, or go on with what was given.
 
         Args:
             module: Name of the module; names the unix socket `<run_dir>/<module>.sock`.
@@ -44,28 +75,36 @@ class Listeners:
             host: IPv4 address to listen on.
             port: TCP port, 0 for any that is free.
             path: Another path for the unix socket than that in `run_dir`.
+            given: Sockets to go on with, owned from now on. One whose address is another than the one asked for is
+                closed, unless systemd made it. The file of a unix socket may be gone; see `is_in_place`.
 
         Raises:
             EdgeError: `config.invalid` when the path is too long or an address cannot be had.
         """
+        given = given or Given()
         path = path or run_dir / f"{module}.sock"
-        unix, unix_file = _listen_unix(path)
-        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tcp.bind((host, port))
-            tcp.listen(LISTEN_BACKLOG)
-            tcp.setblocking(False)
-        except OSError as error:
-            tcp.close()
+        unix, tcp = given.unix, given.tcp
+        if unix is not None and "unix" not in given.activated and Path(unix.getsockname()) != path:
             unix.close()
-            path.unlink(missing_ok=True)
-            raise EdgeError(
-                "config.invalid",
-                f"module {module!r} cannot listen on {host}:{port}: {error.strerror or error}",
-                "Choose another port for the module, or leave it out to get any free one.",
-            ) from error
-        return cls(unix, path, unix_file, tcp, host, tcp.getsockname()[1])
+            unix = None
+        if tcp is not None and "tcp" not in given.activated and not _is_at(tcp, host, port):
+            tcp.close()
+            tcp = None
+        activated = given.activated
+        if unix is None:
+            unix, unix_file = _listen_unix(path)
+        else:
+            path = Path(unix.getsockname())
+            unix_file = _take_unix(unix, path)
+        try:
+            tcp = _listen_tcp(module, host, port) if tcp is None else tcp
+        except EdgeError:
+            unix.close()
+            if "unix" not in activated:
+                path.unlink(missing_ok=True)
+            raise
+        host, port = tcp.getsockname()[:2]
+        return cls(unix, path, unix_file, tcp, host, port, activated)
 
     @property
     def is_in_place(self) -> bool:
@@ -80,14 +119,76 @@ class Listeners:
         """
         unix, unix_file = _listen_unix(self.unix_path)
         self.unix.close()
-        return replace(self, unix=unix, unix_file=unix_file)
+        return replace(self, unix=unix, unix_file=unix_file, activated=self.activated - {"unix"})
 
     def close(self) -> None:
         """Stop listening and remove the file of the unix socket."""
         self.unix.close()
         self.tcp.close()
-        with contextlib.suppress(OSError):
-            self.unix_path.unlink()
+        if "unix" not in self.activated:
+            with contextlib.suppress(OSError):
+                self.unix_path.unlink()
+
+
+def is_listening(sock: socket.socket, family: int) -> bool:
+    """Whether this is a stream socket of this family that listens; a unix one has a file as well."""
+    try:
+        if sock.family != family or sock.type != socket.SOCK_STREAM:
+            return False
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return False
+        return family != socket.AF_UNIX or str(sock.getsockname()).startswith("/")
+    except OSError:
+        return False
+
+
+def peer_of(sock: socket.socket) -> tuple[int, int]:
+    """Process id and user id of who made the other end of a connected unix socket, or listened there (unix(7))."""
+    pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid
+
+
+def _is_at(tcp: socket.socket, host: str, port: int) -> bool:
+    found = tcp.getsockname()
+    return found[0] == host and port in (0, found[1])
+
+
+def _listen_tcp(module: str, host: str, port: int) -> socket.socket:
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind((host, port))
+        tcp.listen(LISTEN_BACKLOG)
+        tcp.setblocking(False)
+    except OSError as error:
+        tcp.close()
+        raise EdgeError(
+            "config.invalid",
+            f"module {module!r} cannot listen on {host}:{port}: {error.strerror or error}",
+            "Choose another port for the module, or leave it out to get any free one.",
+        ) from error
+    return tcp
+
+
+def _take_unix(unix: socket.socket, path: Path) -> tuple[int, int]:
+    """Make this process the one that listens, and find the file by which clients reach the socket.
+
+    Returns:
+        Device and inode of the file; (0, 0) when what is at the path leads elsewhere.
+    """
+    # To listen again changes nothing but whom the kernel names as the one who does.
+    unix.listen(LISTEN_BACKLOG)
+    before = _file_of(path)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+            probe.setblocking(False)
+            probe.connect(os.fspath(path))
+            is_ours = peer_of(probe)[0] == os.getpid()
+    except BlockingIOError:
+        is_ours = True  # its queue is full; a stranger is told of by the attestation
+    except OSError:
+        is_ours = False
+    return before if before is not None and is_ours and before == _file_of(path) else (0, 0)
 
 
 def _file_of(path: Path) -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,27 +10,27 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from edge_agent.ports import Attestation, Health, MemoryGauge
+from edge_agent.serving.adoption import Adopted, adopt_orphans
 from edge_agent.serving.asking import ask_who_answers
-from edge_agent.serving.channel import close_fds
-from edge_agent.serving.limits import CONNECTIONS_PARKED_MAX, MEMORY_SHARE_MAX, SAMPLES_WAITING_MAX, ServingLimits
+from edge_agent.serving.handle import can_adopt
+from edge_agent.serving.handover import drain, replace
+from edge_agent.serving.inherited import Inherited, Named, SocketKeeper, name_parked
+from edge_agent.serving.limits import CONNECTIONS_PARKED_MAX, ORPHAN_FOLDER, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
-from edge_agent.serving.memory import SystemMemory, process_own_bytes
+from edge_agent.serving.memory import SystemMemory, process_own_bytes, require_room
 from edge_agent.serving.parking import Parking
+from edge_agent.serving.samples import OnSample, SampleDeliverer
+from edge_agent.serving.shelf import Shelf
 from edge_agent.serving.sockets import Listeners
+from edge_agent.serving.starting import Outliving, start_worker
 from edge_agent.serving.trial import ask_trial, begin_trial, health_of
 from edge_agent.serving.worker_process import WorkerProcess
 from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
-from edge_contract.jsonio import JsonObject
-from edge_contract.names import model_name
-from edge_contract.runtime import RUNTIME_PATH, Runtime
 from edge_contract.terms import Agreement, Trial
 
 _log = logging.getLogger(__name__)
-
-OnSample = Callable[[str, JsonObject], None]
-"""Gets (module, record): a sample's JSON without `seq`. Called on the supervisor's own thread."""
 
 OnExit = Callable[[str, Digest], None]
 """Gets (module, manifest) when a live worker ended by itself. Called on the thread that listened to it; must not block,
@@ -61,6 +60,9 @@ class WorkerSupervisor:
         unix_paths: Mapping[str, Path] = _NO_PATHS,
         compiled_dir: Path | None = None,
         providers: Sequence[str] = (),
+        is_outlived: bool = False,
+        inherited: Inherited | None = None,
+        keeper: SocketKeeper | None = None,
     ) -> None:
         """Make a supervisor without workers.
 
@@ -76,16 +78,17 @@ class WorkerSupervisor:
             compiled_dir: Where workers keep compiled models, or none: they keep none (ADR 26).
             providers: Execution providers that bundles may ask for.
             make_log: Makes what takes a module's output, from the path of its file; a file of bounded size.
+            is_outlived: Whether workers that serve go on serving when this process ends without a word, for an `adopt`
+                of the next one; then `run_dir` stays where it is. Otherwise they end with it.
+            inherited: Descriptors that this process was started with; owned from now on.
+            keeper: Keeps the listening sockets for the next agent, or none.
         """
         self._run_dir = run_dir
         self._on_sample = on_sample
         self._on_exit = on_exit
-        self._ports = dict(ports)
-        self._host = host
         self._limits = limits or ServingLimits()
         self._memory = memory or SystemMemory()
         self._make_log = make_log
-        self._unix_paths = dict(unix_paths)
         self._offered: dict[str, Any] = {
             "compiled": None if compiled_dir is None else str(compiled_dir),
             "providers": list(providers),
@@ -95,29 +98,77 @@ class WorkerSupervisor:
         self._candidates: dict[str, WorkerProcess] = {}
         self._silent_since_ns: dict[str, int] = {}  # by module that served and whose clients wait now
         self._parkings: dict[str, Parking] = {}
-        self._listeners: dict[str, Listeners] = {}
+        self._spares: dict[str, list[WorkerProcess]] = {}  # by module, adopted beside the live worker; they serve too
         self._logs: dict[str, BoundedLog] = {}
-        self._samples: queue.Queue[tuple[str, JsonObject] | None] = queue.Queue(SAMPLES_WAITING_MAX)
-        self._samples_dropped = 0
-        self._deliverer = threading.Thread(target=self._deliver_samples, name="samples", daemon=True)
-        self._deliverer.start()
+        self._shelf = Shelf(run_dir, host, ports, unix_paths, inherited or Inherited(), keeper)
+        self._samples = SampleDeliverer(on_sample)
+        self._orphans: Path | None = None
+        if is_outlived and can_adopt():
+            self._orphans = run_dir / ORPHAN_FOLDER
+            self._orphans.mkdir(mode=0o700, exist_ok=True)
+
+    # --- after a start
+
+    def adopt(self) -> None:
+        """Take over the workers that outlived the agent before this one, and what was passed on by it.
+
+        Called once, before anything else, by an agent that is sure to be the only one here. They go on serving; the
+        next `ensure` of a module decides about its worker.
+        """
+        for module in self._shelf.parked_modules:
+            self._parkings[module] = Parking(module, CONNECTIONS_PARKED_MAX)
+            self._silent_since_ns[module] = time.monotonic_ns()
+        if self._orphans is None:
+            return
+        found: Adopted = adopt_orphans(
+            self._orphans, self._shelf, self._limits, self._log_of, self._samples.take, self._worker_ended
+        )
+        with self._lock:
+            self._live.update(found.live)
+            self._spares.update(found.spares)
+            for module in found.live:
+                self._silent_since_ns.pop(module, None)
+        for worker in found.live.values():
+            if worker.has_ended:
+                self._worker_ended(worker)
+        for module in self._shelf.parked_modules:
+            parking = self._parkings[module]
+            for connection in found.without_served(self._shelf.take_parked(module)):
+                parking.adopt(connection)
+            if (live := self._live.get(module)) is not None:
+                with contextlib.suppress(EdgeError):  # it ended this moment; they wait for the next one
+                    parking.leave_to(live)
+
+    def release(self) -> list[Named]:
+        """Let go of everything, so that the next program in this process adopts it; for a re-execution.
+
+        Workers that serve are left alone, candidates end. May be called while another thread is still in a method.
+
+        Returns:
+            Descriptors to pass on, each with its name: listening sockets and connections of waiting clients.
+        """
+        for module in list(self._candidates):
+            self.discard(module)
+        named = self._shelf.name_all()
+        for module, parking in self._parkings.items():
+            named += name_parked(module, parking.connections)
+        return named
 
     # --- ports.ModelServer
 
     def prove(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Start a candidate and prove it; see `ModelServer`."""
         self.discard(module)
-        self._require_memory(module, slot)
+        if module not in self._silent_since_ns:
+            require_room(self._memory, slot)
+        log = self._log_of(module)
+        outliving = None
+        if self._orphans is not None:
+            outliving = Outliving(self._orphans, log.path, self._limits.orphan_ms)
+        running = start_worker(module, slot, self._listen(module), outliving)
         candidate = WorkerProcess(
-            module,
-            manifest,
-            slot,
-            self._listen(module),
-            self._logs.setdefault(module, self._make_log(self._run_dir / f"{module}.log")),
-            self._limits,
-            self._take_sample,
-            self._worker_ended,
-        )
+            module, manifest, running, log, self._limits, self._samples.take, self._worker_ended
+        )  # fmt: skip
         self._candidates[module] = candidate
         try:
             candidate.command("prove", allow_pickle=policy.allow_pickle, **self._offered)
@@ -143,6 +194,7 @@ class WorkerSupervisor:
             Milliseconds for which nobody answered this module's clients; 0 when the old worker answered until the new
             one did, and for a module that did not serve before.
         """
+        self._settle_on(module, None)
         live, candidate = self._live.get(module), self._candidates.get(module)
         if candidate is None or candidate.manifest != manifest:
             if live is not None and live.manifest == manifest and not live.has_ended:
@@ -171,7 +223,9 @@ class WorkerSupervisor:
         """Make this bundle what serves; see `ModelServer`.
 
         Where the file of the unix socket has gone or is somebody else's, the live worker gets a new one in its place.
+        Of several workers that were adopted the one with this bundle becomes the live one.
         """
+        self._settle_on(module, manifest)
         live = self._live.get(module)
         if live is not None and live.manifest == manifest:
             begun_ns = time.monotonic_ns()
@@ -200,7 +254,7 @@ class WorkerSupervisor:
             EdgeError: As `ModelServer.attest`, `device.answers-otherwise` when a stranger claims to be the live bundle,
                 `device.disk-corrupt` when the golden vectors in the slot are no longer those it was proved with.
         """
-        live, listeners = self._live.get(module), self._listeners.get(module)
+        live, listeners = self._live.get(module), self._shelf.get(module)
         if live is None or listeners is None:
             raise EdgeError("model.not-serving", f"module {module!r} serves nothing")
         try:
@@ -232,6 +286,7 @@ class WorkerSupervisor:
 
         Nobody is refused: what clients send waits until the next worker reads it, on open connections as on new ones.
         """
+        self._settle_on(module, None)
         with self._lock:
             live = self._live.pop(module, None)
             if live is not None:
@@ -242,7 +297,7 @@ class WorkerSupervisor:
             others = sum(len(other) for other in self._parkings.values() if other is not parking)
             parking.connections_max = CONNECTIONS_PARKED_MAX - others
             live.successor = parking
-            self._drain([live], is_handed_over=True)
+            drain([live], self._limits, is_handed_over=True)
 
     def memory_bytes(self, module: str) -> int:
         """Resident memory of the live worker; see `ModelServer`.
@@ -283,22 +338,11 @@ class WorkerSupervisor:
         with self._lock:
             live = self._live.pop(module, None)
             self._silent_since_ns.pop(module, None)
-        if (listeners := self._listeners.pop(module, None)) is not None:
-            listeners.close()
+        self._shelf.close(module)
         if (parking := self._parkings.pop(module, None)) is not None:
             parking.close()
-        self._drain([] if live is None else [live], is_handed_over=False)
-
-    def _drain(self, workers: list[WorkerProcess], is_handed_over: bool) -> None:
-        """Let workers finish what they have begun, and end them."""
-        for worker in workers:
-            worker.is_expected_to_end = True
-            with contextlib.suppress(EdgeError):
-                worker.command("drain", deadline_ms=self._limits.drain_ms, hand_over=is_handed_over)
-        for worker in workers:
-            with contextlib.suppress(EdgeError):
-                worker.expect("drained", self._limits.drained_ms, "to finish")
-            worker.stop()
+        workers = [*self._spares.pop(module, []), *([] if live is None else [live])]
+        drain(workers, self._limits, is_handed_over=False)
 
     def close(self) -> None:
         """Drain and end all workers; see `ModelServer`."""
@@ -306,15 +350,14 @@ class WorkerSupervisor:
             self.discard(module)
         with self._lock:
             workers, self._live = list(self._live.values()), {}
-        self._drain(workers, is_handed_over=False)
+        workers += [spare for spares in self._spares.values() for spare in spares]
+        self._spares.clear()
+        drain(workers, self._limits, is_handed_over=False)
         for parking in self._parkings.values():
             parking.close()
-        for listeners in self._listeners.values():
-            listeners.close()
         self._parkings.clear()
-        self._listeners.clear()
-        self._samples.put(None)
-        self._deliverer.join(self._limits.exit_ms / 1000)
+        self._shelf.close_all()
+        self._samples.close(self._limits.exit_ms / 1000)
 
     # --- more than the port
 
@@ -324,7 +367,7 @@ class WorkerSupervisor:
         Raises:
             EdgeError: `model.not-serving` before the first bundle of the module was proved.
         """
-        listeners = self._listeners.get(module)
+        listeners = self._shelf.get(module)
         if listeners is None:
             raise EdgeError("model.not-serving", f"module {module!r} has never served anything here")
         return listeners.unix_path, listeners.host, listeners.port
@@ -334,92 +377,65 @@ class WorkerSupervisor:
         live = self._live.get(module)
         return None if live is None or live.has_ended else live.pid
 
+    def live_manifests(self) -> dict[str, Digest | None]:
+        """The bundle of each live worker by module; none for a module between two workers. Any thread."""
+        with self._lock:
+            live = {module: worker.manifest for module, worker in self._live.items()}
+        return dict.fromkeys(self._shelf.modules) | live
+
     @property
     def samples_dropped(self) -> int:
         """Samples dropped because the agent's callback was slower than the workers."""
-        return self._samples_dropped
+        return self._samples.dropped
 
     # --- parts
 
-    def _require_memory(self, module: str, slot: Path) -> None:
-        """Refuse what cannot be loaded beside what runs. A module whose clients wait is not refused: it is tried.
-
-        Raises:
-            EdgeError: `device.memory-short`, `artifact.*`, `model.load-failed`.
-        """
-        if module in self._silent_since_ns:
-            return
-        try:
-            runtime = Runtime.parse((slot / "files" / RUNTIME_PATH).read_bytes())
-        except OSError as error:
-            raise EdgeError(
-                "model.load-failed", f"the slot cannot be read: {error.strerror}: {error.filename}"
-            ) from error
-        available = self._memory.available_bytes()
-        if available is not None and runtime.load_peak_bytes > available * MEMORY_SHARE_MAX:
-            raise EdgeError(
-                "device.memory-short",
-                f"loading {runtime.model!r} version {runtime.version} needs {runtime.load_peak_bytes} bytes of memory, "
-                f"{available} are free",
-                "Stop other programs, or deploy a smaller model.",
-            )
+    def _log_of(self, module: str) -> BoundedLog:
+        return self._logs.setdefault(module, self._make_log(self._run_dir / f"{module}.log"))
 
     def _listen(self, module: str) -> Listeners:
-        listeners = self._listeners.get(module)
-        if listeners is None:
-            model_name(module)  # it becomes a file name
-            port, path = self._ports.get(module, 0), self._unix_paths.get(module)
-            listeners = Listeners.open(module, self._run_dir, self._host, port, path)
-        elif not listeners.is_in_place:
-            _log.error("module %s: %s is not the agent's socket any more; made anew", module, listeners.unix_path)
-            listeners = listeners.with_new_unix()
-            for worker in (self._live.get(module), self._candidates.get(module)):
-                with contextlib.suppress(EdgeError):  # it crashed this moment; the next worker inherits the socket
-                    if worker is not None:
-                        worker.command("listen", [listeners.unix.fileno()])
-        self._listeners[module] = listeners
-        return listeners
+        def workers() -> list[WorkerProcess]:
+            found = [self._live.get(module), self._candidates.get(module), *self._spares.get(module, [])]
+            return [worker for worker in found if worker is not None]
+
+        return self._shelf.listen(module, workers)
+
+    def _settle_on(self, module: str, manifest: Digest | None) -> None:
+        """Of several adopted workers make one the live one, and move the clients of the others to it.
+
+        Args:
+            module: Name of the module.
+            manifest: The bundle that is wanted; the newest worker when none has it.
+        """
+        spares = self._spares.pop(module, None)
+        if spares is None:
+            return
+        live = self._live.get(module)
+        workers = [worker for worker in (live, *spares) if worker is not None and not worker.has_ended]
+        if not workers:
+            return
+        chosen = next((worker for worker in workers if worker.manifest == manifest), workers[0])
+        for worker in workers:
+            if worker is not chosen:
+                try:
+                    replace(worker, chosen, self._limits)
+                except EdgeError as error:
+                    _log.error("module %s: %s", module, error)
+                    chosen = worker  # it serves on, or has ended; what comes next finds out
+        with self._lock:
+            self._live[module] = chosen
+            self._silent_since_ns.pop(module, None)
+            is_gone = chosen.has_ended
+        if is_gone:
+            self._worker_ended(chosen)
 
     def _replace(self, live: WorkerProcess, candidate: WorkerProcess) -> None:
-        """Move every connection from the live worker to the candidate, which accepts already, and end the live one.
-
-        Raises:
-            EdgeError: `model.worker-crashed` when the candidate died or got stuck; the live worker serves on.
-        """
-        live.is_expected_to_end = True
-        live.successor = candidate
         try:
-            live.command("drain", deadline_ms=self._limits.drain_ms, hand_over=True)
-            live.expect("drained", self._limits.drained_ms, "to finish what it had begun")
-        except EdgeError as error:
-            _log.warning("module %s: the worker that is replaced: %s", live.module, error)
-        if candidate.has_ended or live.undelivered:
-            candidate.kill()
-            self._restore(live)
-            raise EdgeError(
-                "model.worker-crashed",
-                f"the new worker of {live.module!r} ended, or got stuck, while it took over the connections",
-            )
-        live.stop()
-
-    def _restore(self, live: WorkerProcess) -> None:
-        """Let the worker that was to be replaced go on."""
-        live.successor = None
-        connections, live.undelivered = live.undelivered, []
-        try:
-            live.command("serve")
-            live.expect("serving", self._limits.serve_ms, "to go on serving")
-            while connections:
-                live.adopt(connections[0])
-                connections.pop(0)
-            live.is_expected_to_end = False
-        except EdgeError as error:
-            _log.error("module %s: %s", live.module, error)
-            live.kill()
-            live.is_expected_to_end = False
-            self._worker_ended(live)
-        for _transport, fds in connections:
-            close_fds(fds)
+            replace(live, candidate, self._limits)
+        except EdgeError:
+            if live.has_ended:
+                self._worker_ended(live)
+            raise
 
     def _worker_ended(self, worker: WorkerProcess) -> None:
         with self._lock:
@@ -430,17 +446,3 @@ class WorkerSupervisor:
         if is_news:
             _log.error("module %s: its worker ended by itself", worker.module)
             self._on_exit(worker.module, worker.manifest)
-
-    def _take_sample(self, module: str, record: JsonObject) -> None:
-        try:
-            self._samples.put_nowait((module, record))
-        except queue.Full:
-            self._samples_dropped += 1
-
-    def _deliver_samples(self) -> None:
-        while (item := self._samples.get()) is not None:
-            try:
-                self._on_sample(*item)
-            except EdgeError as error:  # a full disk, for example; telemetry gives way
-                self._samples_dropped += 1
-                _log.warning("a sample of module %s was dropped: %s", item[0], error)

@@ -1,4 +1,4 @@
-"""One worker process as the agent sees it: started, spoken to, listened to by a thread of its own, ended by its id."""
+"""One worker process as the agent sees it: spoken to, listened to by a thread of its own, and ended."""
 
 import contextlib
 import logging
@@ -7,18 +7,17 @@ import queue
 import selectors
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from edge_agent.serving.channel import MessageReader, close_fds, encode_message, receive, send_message
-from edge_agent.serving.environment import worker_command, worker_environment
+from edge_agent.serving.guard import Guard
+from edge_agent.serving.handle import UNKNOWN_EXIT
 from edge_agent.serving.limits import EVENTS_WAITING_MAX, RECEIVE_BYTES, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.parking import Adopter, Connection
-from edge_agent.serving.sockets import Listeners
+from edge_agent.serving.starting import Running
 from edge_contract.codes import CODES
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -48,33 +47,29 @@ class WorkerProcess:
         successor: Gets the connections that this worker gives away.
         undelivered: Connections it gave away that the successor did not take; the owner closes them or gives them back.
         is_expected_to_end: Whether its end is no news.
+        guard: Against its crash, its hanging and its appetite.
     """
 
     def __init__(
         self,
         module: str,
         manifest: Digest,
-        slot: Path,
-        listeners: Listeners,
+        running: Running,
         log: BoundedLog,
         limits: ServingLimits,
         on_sample: Callable[[str, JsonObject], None],
         on_end: Callable[["WorkerProcess"], None],
     ) -> None:
-        """Start the process.
+        """Listen to a process that was started, or adopted.
 
         Args:
             module: Name of the module.
             manifest: Digest of the bundle's manifest.
-            slot: The bundle's slot.
-            listeners: Sockets it inherits.
+            running: The process and what connects it with the agent; owned from now on.
             log: Gets what it prints.
             limits: Bounds.
             on_sample: Gets (module, record), on this worker's thread; must not block.
             on_end: Called once on this worker's thread when the process is gone.
-
-        Raises:
-            EdgeError: `device.memory-short` when the system cannot start a process.
         """
         self.module = module
         self.manifest = manifest
@@ -82,6 +77,7 @@ class WorkerProcess:
         self.successor: Adopter | None = None
         self.undelivered: list[Connection] = []
         self.is_expected_to_end = False
+        self.guard = Guard(module, limits)
         self._limits = limits
         self._log = log
         self._on_sample = on_sample
@@ -90,31 +86,14 @@ class WorkerProcess:
         self._question = 0
         self._has_ended = threading.Event()
         self._send_lock = threading.Lock()
-        self._control, theirs = socket.socketpair()
-        self._output, output_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(output_in, True)
-        fds = (theirs.fileno(), listeners.unix.fileno(), listeners.tcp.fileno())
-        try:
-            self._process = subprocess.Popen(
-                worker_command(module, slot, *fds),
-                stdin=subprocess.DEVNULL,
-                stdout=output_in,
-                stderr=output_in,
-                env=worker_environment(os.environ),
-                cwd=slot / "files",
-                pass_fds=fds,
-                start_new_session=True,  # a Ctrl-C at the agent's terminal is the agent's to handle
-            )
-        except OSError as error:
-            self._control.close()
-            os.close(self._output)
-            raise EdgeError("device.memory-short", f"no worker could be started: {error.strerror or error}") from error
-        finally:
-            theirs.close()
-            os.close(output_in)
+        self._process = running.process
+        self._control = running.control
+        self._output = running.output
         self._control.settimeout(limits.send_ms / 1000)
         self._thread = threading.Thread(target=self._listen, name=f"worker-{module}", daemon=True)
         self._thread.start()
+        with contextlib.suppress(EdgeError):  # whoever wants something of it is told
+            self.command("keep")
 
     @property
     def pid(self) -> int:
@@ -134,14 +113,17 @@ class WorkerProcess:
         Raises:
             EdgeError: `model.worker-crashed` when nobody reads it.
         """
+        try:
+            self._send(op, fds, **fields)
+        except OSError as error:
+            raise self._crash(f"it was told to {op}") from error
+
+    def _send(self, op: str, fds: Sequence[int] = (), **fields: object) -> None:
         line = memoryview(encode_message({"op": op, **fields}, len(fds)))
         with self._send_lock:
-            try:
-                while line:
-                    sent = send_message(self._control, line, fds)
-                    line, fds = line[sent:], ()
-            except OSError as error:
-                raise self._crash(f"it was told to {op}") from error
+            while line:
+                sent = send_message(self._control, line, fds)
+                line, fds = line[sent:], ()
 
     def expect(self, event: str, timeout_ms: int, doing: str, question: int | None = None) -> JsonObject:
         """Wait for an event (the answer to a question); others that come meanwhile are old news.
@@ -210,20 +192,20 @@ class WorkerProcess:
         return self.expect(op, timeout_ms, doing, self._question)
 
     def adopt(self, connection: Connection) -> None:
-        """Give the worker a client's connection, and close our copies of it.
+        """Give the worker a client's connection; our copies of it are kept against its crash.
 
         Raises:
             EdgeError: `model.worker-crashed`; the descriptors are still open then.
         """
-        transport, fds = connection
-        self.command("adopt", fds, transport=transport)
-        close_fds(fds)
+        self.guard.send(connection, lambda sent: self.command("adopt", sent[1], transport=sent[0]))
 
     def _crash(self, doing: str) -> EdgeError:
         self._has_ended.wait(self._limits.exit_ms / 1000)
         code = self._process.poll()
         if code is None:
             reason = "does not read its commands"
+        elif code == UNKNOWN_EXIT:
+            reason = "ended"
         elif code < 0:
             reason = f"ended by {signal.Signals(-code).name}"
         else:
@@ -241,9 +223,30 @@ class WorkerProcess:
     def stop(self) -> None:
         """Let it end, and kill it when it does not. Returns when it is gone."""
         self.is_expected_to_end = True
+        # Said, because a worker that serves takes the end of the channel alone for the end of its agent.
+        with contextlib.suppress(OSError):
+            self._send("stop")
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         self._thread.join((self._limits.exit_ms + self._limits.send_ms) / 1000)
+        self.guard.keeping.close()
+
+    def fail(self) -> None:
+        """End it at once as if it had ended by itself, for one that is of no use any more. Returns when it is gone."""
+        self._process.kill()
+        self._has_ended.wait((self._limits.exit_ms + self._limits.send_ms) / 1000)
+
+    def rescue(self) -> list[Connection]:
+        """Take what its clients can go on with from a worker that ended by itself, and fail their requests under way.
+
+        Returns:
+            Connections that the next worker is to adopt; the caller owns them.
+        """
+        self.fail()
+        found = self.guard.keeping.salvage(str(self._crash("it computed").detail) + ".")
+        found += self.undelivered
+        self.undelivered = []
+        return found
 
     def kill(self) -> None:
         """End it at once. Returns when it is gone."""
@@ -260,12 +263,20 @@ class WorkerProcess:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._control, selectors.EVENT_READ)
                 selector.register(self._output, selectors.EVENT_READ)
+                if self._process.end_fd is not None:
+                    selector.register(self._process.end_fd, selectors.EVENT_READ)
                 while True:
-                    ready = {key.fd for key, _events in selector.select()}
+                    ready = {key.fd for key, _events in selector.select(self.guard.wait_s)}
+                    if self.guard.verdict():
+                        self.guard.end_with_traces(self._process)
+                        break
                     if self._output in ready and not self._copy_output():
                         selector.unregister(self._output)
-                    if self._control.fileno() in ready and not self._take_messages(reader):
-                        break
+                    if self._control.fileno() in ready:
+                        if not self._take_messages(reader):
+                            break
+                    elif self._process.end_fd in ready:
+                        break  # gone, and everything that it said was read
         except (OSError, EdgeError, ValueError, queue.Full) as error:
             # A channel that broke is as good as one that ended.
             _log.error("module %s: its worker cannot be understood: %s", self.module, error)
@@ -287,10 +298,13 @@ class WorkerProcess:
             close_fds(received)
             return False
         for message, fds in reader.feed(data, received):
+            if self.guard.hear(message, fds):
+                continue
             name = message.get("event")
             if name == "sample":
                 self._on_sample(self.module, message.get("record") or {})
             elif name == "connection":
+                self.guard.keeping.gave_away(message)
                 self._pass_on((str(message.get("transport")), fds))
             else:
                 close_fds(fds)
@@ -311,11 +325,11 @@ class WorkerProcess:
         self.undelivered.append(connection)
 
     def _reap(self) -> None:
-        try:
-            self._process.wait(self._limits.exit_ms / 1000)
-        except subprocess.TimeoutExpired:
+        if not self._process.wait(self._limits.exit_ms / 1000):
             self._process.kill()
-            self._process.wait()
+            while not self._process.wait(self._limits.exit_ms / 1000):
+                _log.error("module %s: process %d was killed and is still there", self.module, self.pid)
+        self.guard.ended()
         with contextlib.suppress(OSError):
             while self._copy_output_rest():
                 pass
@@ -324,6 +338,7 @@ class WorkerProcess:
         self._on_end(self)
         with self._send_lock:
             self._control.close()
+        self._process.close()
 
     def _copy_output_rest(self) -> bool:
         """What was printed last; the pipe may be held open by what a script started, so only what is there."""

@@ -14,6 +14,10 @@ def main() -> None:
     parser.add_argument("--control-fd", type=int, required=True, help="inherited control socket")
     parser.add_argument("--unix-fd", type=int, required=True, help="inherited listening unix socket")
     parser.add_argument("--tcp-fd", type=int, required=True, help="inherited listening TCP socket")
+    parser.add_argument("--output-fd", type=int, help="inherited reading end of the standard output")
+    parser.add_argument("--log", type=Path, help="file for the output while there is no agent")
+    parser.add_argument("--orphans", type=Path, help="folder in which to wait for the next agent")
+    parser.add_argument("--orphan-ms", type=int, default=0, help="how long to wait there")
     arguments = parser.parse_args()
     # Before numpy is: a bundle's own is the one to be used.
     put_bundle_first(arguments.slot.absolute() / "site")
@@ -21,7 +25,15 @@ def main() -> None:
 
     run_worker(
         Arguments(
-            arguments.slot.absolute(), arguments.module, arguments.control_fd, arguments.unix_fd, arguments.tcp_fd
+            arguments.slot.absolute(),
+            arguments.module,
+            arguments.control_fd,
+            arguments.unix_fd,
+            arguments.tcp_fd,
+            arguments.output_fd,
+            arguments.log,
+            arguments.orphans,
+            arguments.orphan_ms,
         )
     )
 

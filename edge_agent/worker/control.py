@@ -1,12 +1,8 @@
-"""The worker's end of the control channel. Runs on the event loop."""
+"""The worker's end of the control channel, which may outlast one agent. Runs on the event loop."""
 
 import asyncio
 import logging
-import os
-import select
 import socket
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -21,6 +17,8 @@ _log = logging.getLogger(__name__)
 class Control:
     """Sends events to the agent without ever blocking, and passes its commands on.
 
+    Without an agent events are lost; samples wait for the next one within the bound that they always have.
+
     Attributes:
         dropped: Samples dropped because the agent did not read.
     """
@@ -31,37 +29,74 @@ class Control:
         Args:
             sock: The worker's end of the pair; owned from now on.
             on_message: Gets each command and owns its descriptors.
-            on_end: Called once when the agent is gone or talks nonsense.
+            on_end: Called when the agent is gone or talks nonsense; once for each `attach`.
         """
         self.dropped = 0
-        self._sock = sock
         self._on_message = on_message
         self._on_end = on_end
         self._reader = MessageReader()
         self._out: deque[tuple[memoryview, list[int]]] = deque()
         self._out_bytes = 0
+        self._samples: deque[bytes] = deque()
+        self._samples_bytes = 0
         self._is_ended = False
         self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self.attach(sock)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is an agent, as far as is known."""
+        return not self._is_ended
+
+    def fileno(self) -> int:
+        """The descriptor of the control socket."""
+        return self._sock.fileno()
+
+    def attach(self, sock: socket.socket) -> None:
+        """Speak with another agent from now on; the one before is gone.
+
+        Args:
+            sock: Connected with it; owned from now on.
+        """
+        if sock is not self._sock:
+            self._sock.close()
+        self._sock = sock
+        self._reader = MessageReader()
+        self._is_ended = False
         sock.setblocking(False)
         self._loop.add_reader(sock, self._on_readable)
 
-    def _on_readable(self) -> None:
+    def look(self) -> None:
+        """Take what has come at once, the end of the agent above all."""
+        while not self._is_ended and self._on_readable():
+            pass
+
+    def _on_readable(self) -> bool:
+        """Take what has come; false when that was nothing."""
         try:
             data, fds = receive(self._sock)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             self._end()
-            return
+            return False
         if not data:
             close_fds(fds)
             self._end()
-            return
+            return False
         try:
             for message in self._reader.feed(data, fds):
                 self._on_message(message)
         except (EdgeError, KeyError, TypeError, ValueError) as error:
             _log.error("the control channel is of no use any more: %s", error)
+            self._end()
+        return True
+
+    def _break_off(self, sock: socket.socket) -> None:
+        """End what cannot be written to, after what the agent said before its end."""
+        if sock is self._sock:
+            self.look()
             self._end()
 
     def _end(self) -> None:
@@ -72,6 +107,8 @@ class Control:
             self._reader.close()
             for _line, fds in self._out:
                 close_fds(fds)
+            self._out.clear()
+            self._out_bytes = 0
             self._on_end()
 
     def send(self, event: JsonObject, fds: Sequence[int] = ()) -> None:
@@ -81,10 +118,21 @@ class Control:
     def offer_samples(self, records: Sequence[JsonObject]) -> None:
         """Send samples if the agent keeps up, else drop them."""
         for record in records:
-            if self._out_bytes > CONTROL_WAITING_BYTES_MAX:
+            if self._out_bytes + self._samples_bytes > CONTROL_WAITING_BYTES_MAX:
                 self.dropped += 1
                 continue
-            self._queue(encode_message({"event": "sample", "record": record}), [])
+            line = encode_message({"event": "sample", "record": record})
+            if self._is_ended:
+                self._samples.append(line)
+                self._samples_bytes += len(line)
+            else:
+                self._queue(line, [])
+
+    def send_waiting(self) -> None:
+        """Send the samples that waited for another agent."""
+        self._samples_bytes = 0
+        while self._samples:
+            self._queue(self._samples.popleft(), [])
 
     def _queue(self, line: bytes, fds: list[int]) -> None:
         if self._is_ended:
@@ -104,7 +152,8 @@ class Control:
                 self._loop.add_writer(self._sock, self._flush)
                 return
             except OSError:
-                self._end()
+                self._loop.remove_writer(self._sock)
+                self._loop.call_soon(self._break_off, self._sock)
                 return
             close_fds(fds)
             self._out_bytes -= sent
@@ -113,22 +162,3 @@ class Control:
             else:
                 self._out[0] = (line[sent:], [])
         self._loop.remove_writer(self._sock)
-
-
-def watch_agent(fd: int, grace_ms: int) -> None:
-    """End this process when the agent is gone, even while the event loop is stuck in a model.
-
-    Args:
-        fd: The control socket; only polled.
-        grace_ms: How long the process may take to end by itself.
-    """
-
-    def watch() -> None:
-        poller = select.poll()
-        poller.register(fd, 0)  # hang-up is always reported
-        while not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _fd, event in poller.poll()):
-            pass
-        time.sleep(grace_ms / 1000)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="agent-watch", daemon=True).start()

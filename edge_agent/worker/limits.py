@@ -81,6 +81,14 @@ SAMPLE_ELEMENTS_MAX: Final = 1_024
 SAMPLE_TEXT_BYTES_MAX: Final = 1_024
 """Bytes kept of one BYTES element."""
 SAMPLE_FLUSH_MS: Final = 20
+ORPHAN_LOOK_MS: Final = 1_000
+"""How often a worker without an agent looks whether the next one can still find it."""
+SUITOR_MS: Final = 1_000
+"""For the end of one agent to become known, when the next one was quicker."""
+RETIRE_MS: Final = 10_000
+"""For a worker that no agent will come for to answer what it has begun."""
+ADOPTED_KEPT: Final = 1_024
+"""Connections got from other workers that are remembered, the newest: many more than one worker has at a time."""
 CONTROL_WAITING_BYTES_MAX: Final = 1 * MIB
 """Samples that wait for the agent to read; newer ones are dropped and counted."""
 

@@ -16,14 +16,17 @@ from edge_agent.worker.access import TcpAccess
 from edge_agent.worker.beat import Beat
 from edge_agent.worker.bundle import LoadedBundle, load_bundle, prove_bundle, read_allowance
 from edge_agent.worker.compiling import Compiler
-from edge_agent.worker.control import Control, watch_agent
+from edge_agent.worker.control import Control
 from edge_agent.worker.door import Door
 from edge_agent.worker.engines import Allowance, Engine
 from edge_agent.worker.frames import FrameModels
 from edge_agent.worker.imports import leave_out_device
 from edge_agent.worker.ledger import Ledger
-from edge_agent.worker.limits import BEAT_MS, COMPILE_AFTER_MS, WorkerLimits
+from edge_agent.worker.lifeline import Lifeline
+from edge_agent.worker.limits import BEAT_MS, COMPILE_AFTER_MS, RETIRE_MS, WorkerLimits
 from edge_agent.worker.metrics import Metrics
+from edge_agent.worker.outliving import Outliving
+from edge_agent.worker.passing import PassedOn
 from edge_agent.worker.priority import Priority, give_memory_back, peak_bytes
 from edge_agent.worker.rerun import GoldenRerun
 from edge_agent.worker.sampler import Sampler
@@ -47,6 +50,10 @@ class Arguments:
         control_fd: The worker's end of the control channel.
         unix_fd: Listening unix socket.
         tcp_fd: Listening TCP socket.
+        output_fd: Reads what this process prints; none when it ends with its agent.
+        log: File that gets that while there is no agent.
+        orphans: Folder in which to wait for the next agent, or none.
+        orphan_ms: How long to wait there.
     """
 
     slot: Path
@@ -54,12 +61,16 @@ class Arguments:
     control_fd: int
     unix_fd: int
     tcp_fd: int
+    output_fd: int | None = None
+    log: Path | None = None
+    orphans: Path | None = None
+    orphan_ms: int = 0
 
 
 class WorkerProcess:
     """One worker. Everything but loading and proving runs on the event loop."""
 
-    def __init__(self, arguments: Arguments, limits: WorkerLimits) -> None:
+    def __init__(self, arguments: Arguments, limits: WorkerLimits, lifeline: Lifeline) -> None:
         """Connect to the agent; must be called on the event loop."""
         self._arguments = arguments
         self._limits = limits
@@ -79,7 +90,7 @@ class WorkerProcess:
             "unix": socket.socket(fileno=arguments.unix_fd),
             "tcp": socket.socket(fileno=arguments.tcp_fd),
         }
-        self._control = Control(socket.socket(fileno=arguments.control_fd), self._on_message, self._ended.set)
+        self._control = Control(socket.socket(fileno=arguments.control_fd), self._on_message, self._on_lost)
         self._ledger = Ledger(self._control.send)
         self._operations: dict[str, Callable[[JsonObject, list[int]], None]] = {
             "prove": self._prove,
@@ -88,6 +99,9 @@ class WorkerProcess:
             "adopt": self._adopt,
             "listen": self._listen,
             "drain": self._drain,
+            "stop": self._stop,
+            "retire": self._retire,
+            "welcome": self._welcome,
             "stats": self._stats,
             "golden": self._golden,
             "sampling": self._sampling,
@@ -95,9 +109,24 @@ class WorkerProcess:
             "trial": self._begin_trial,
             "agreement": self._agreement,
         }
+        self._golden_digest: str | None = None
+        self._serving_since = 0.0
+        self._is_retiring = False
+        self._passed_on = PassedOn()
+        self._outliving: Outliving | None = None
+        if arguments.orphans is not None and arguments.output_fd is not None:
+            self._outliving = Outliving(
+                arguments.orphans,
+                arguments.module,
+                arguments.orphan_ms,
+                self._control,
+                lifeline,
+                self._hello,
+                self._end_alone,
+            )
 
     async def run(self) -> None:
-        """Live until the agent closes the control channel."""
+        """Live until the agent says so, or is gone and no other one comes."""
         await self._ended.wait()
 
     def _on_message(self, message: tuple[JsonObject, list[int]]) -> None:
@@ -132,10 +161,11 @@ class WorkerProcess:
         give_memory_back()
         self._bundle = bundle
         self._open_door(bundle)
+        self._golden_digest = None if proof is None else str(proof.digest)
         self._control.send(
             {
                 "event": "proved",
-                "golden": None if proof is None else str(proof.digest),
+                "golden": self._golden_digest,
                 "max_error": 0.0 if proof is None else proof.error_max,
             }
         )
@@ -186,6 +216,10 @@ class WorkerProcess:
             self._trial.close()  # it has passed, or nobody wants to know any more
             self._trial = None
         self._priority.restore()
+        self._passed_on.forget()
+        if self._outliving is not None and not self._outliving.is_prepared:
+            self._serving_since = time.monotonic()
+            self._outliving.prepare()
         self._beat.begin(int(message.get("beat_ms", BEAT_MS)))
         self._door.open()
         self._control.send({"event": "serving"})
@@ -207,12 +241,14 @@ class WorkerProcess:
             with open(fds[1], "rb") as file:
                 file.seek(0)
                 pending = file.read()
+        self._passed_on.came(fds[0])
         self._door.adopt(fds[0], str(message.get("transport")), pending)
 
-    def _listen(self, _message: JsonObject, fds: list[int]) -> None:
+    def _listen(self, message: JsonObject, fds: list[int]) -> None:
         self._require_proved()
-        old, self._listeners["unix"] = self._listeners["unix"], socket.socket(fileno=fds[0])
-        self._door.listen("unix", self._listeners["unix"])
+        kind = "tcp" if message.get("kind") == "tcp" else "unix"
+        old, self._listeners[kind] = self._listeners[kind], socket.socket(fileno=fds[0])
+        self._door.listen(kind, self._listeners[kind])
         old.close()
 
     # --- drain
@@ -221,6 +257,8 @@ class WorkerProcess:
         self._require_proved()
         if self._draining is None:
             deadline_ms, is_handed_over = int(message["deadline_ms"]), bool(message["hand_over"])
+            if not is_handed_over and self._outliving is not None:
+                self._outliving.give_up()  # this is the end, whoever sees it
             self._draining = self._loop.create_task(self._drain_and_say(deadline_ms, is_handed_over))
 
     async def _drain_and_say(self, deadline_ms: int, is_handed_over: bool) -> None:
@@ -230,6 +268,7 @@ class WorkerProcess:
 
     def _hand_over(self, fd: int, kind: str, pending: bytes) -> None:
         self._ledger.gave_away(fd)
+        self._passed_on.gave_away(fd, kind, pending)
         fds = [fd]
         if pending:
             # As long as a whole request, so it does not fit in a message.
@@ -238,6 +277,64 @@ class WorkerProcess:
                 file.write(pending)
             fds.append(memory)
         self._control.send({"event": "connection", "transport": kind, "slot": fd}, fds)
+
+    # --- the end, and another agent
+
+    def _stop(self, _message: JsonObject, _fds: list[int]) -> None:
+        if self._outliving is not None:
+            self._outliving.give_up()
+
+    def _on_lost(self) -> None:
+        if self._is_retiring:
+            return
+        if self._outliving is None or not self._outliving.is_prepared:
+            self._ended.set()
+            return
+        if self._draining is not None:
+            # Nobody knows how much of what was given away has arrived; what has not is taken back when one knows.
+            self._draining.cancel()
+            self._draining = None
+            self._door.open()
+        self._outliving.lost()
+
+    def _hello(self) -> tuple[JsonObject, list[int]]:
+        arguments = self._arguments
+        assert arguments.output_fd is not None
+        facts: JsonObject = {
+            "module": arguments.module,
+            "manifest": str(self._proved().manifest),
+            "golden": self._golden_digest,
+            "serving_ms": int((time.monotonic() - self._serving_since) * 1000),
+            "limbo": self._passed_on.limbo,
+            "adopted": self._passed_on.adopted,
+        }
+        return facts, [self._listeners["unix"].fileno(), self._listeners["tcp"].fileno(), arguments.output_fd]
+
+    def _welcome(self, message: JsonObject, _fds: list[int]) -> None:
+        if self._outliving is None:
+            raise EdgeError("internal.bug", "an agent adopts a worker that never outlived one")
+        self._outliving.welcomed()
+        for fd, kind, pending in self._passed_on.take_back({int(number) for number in message["gone"]}):
+            self._door.adopt(fd, kind, pending)
+        self._ledger.introduce()
+        self._control.send_waiting()
+
+    def _retire(self, _message: JsonObject, _fds: list[int]) -> None:
+        self._end_alone("the agent that came is of another version")
+
+    def _end_alone(self, reason: str) -> None:
+        """Finish what was begun, and end."""
+        if not self._is_retiring:
+            self._is_retiring = True
+            _log.warning("this worker finishes what it has begun, and ends: %s", reason)
+            if self._outliving is not None:
+                self._outliving.shut()
+            self._retiring = self._loop.create_task(self._finish_and_end())
+
+    async def _finish_and_end(self) -> None:
+        await self._door.drain(RETIRE_MS, None)
+        await self._loop.run_in_executor(None, self._sampler.flush, self._limits.flush_ms)
+        self._ended.set()
 
     # --- questions
 
@@ -312,12 +409,12 @@ def run_worker(arguments: Arguments, limits: WorkerLimits | None = None) -> None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Stopping the agent's service signals every process of it, but the agent decides when its workers end, by closing
     # the channel. Not SIG_IGN: what a script starts would inherit that.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda _number, _frame: None)
-    watch_agent(arguments.control_fd, limits.hangup_ms)
+    lifeline = Lifeline(arguments.control_fd, limits.hangup_ms, arguments.output_fd, arguments.log)
 
     async def live() -> None:
-        await WorkerProcess(arguments, limits).run()
+        await WorkerProcess(arguments, limits, lifeline).run()
 
     asyncio.new_event_loop().run_until_complete(live())
     # Without waiting for threads: a model may be stuck, and there is nothing to save.

@@ -1,0 +1,66 @@
+"""Ends workers without losing what their clients have begun: by letting them finish, or by moving connections over."""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+
+from edge_agent.serving.channel import close_fds
+from edge_agent.serving.limits import ServingLimits
+from edge_agent.serving.worker_process import WorkerProcess
+from edge_contract.errors import EdgeError
+
+_log = logging.getLogger(__name__)
+
+
+def drain(workers: Sequence[WorkerProcess], limits: ServingLimits, is_handed_over: bool) -> None:
+    """Let workers finish what they have begun, and end them."""
+    for worker in workers:
+        worker.is_expected_to_end = True
+        with contextlib.suppress(EdgeError):
+            worker.command("drain", deadline_ms=limits.drain_ms, hand_over=is_handed_over)
+    for worker in workers:
+        with contextlib.suppress(EdgeError):
+            worker.expect("drained", limits.drained_ms, "to finish")
+        worker.stop()
+
+
+def replace(live: WorkerProcess, candidate: WorkerProcess, limits: ServingLimits) -> None:
+    """Move every connection from one worker to another, which accepts already, and end the first.
+
+    Raises:
+        EdgeError: `model.worker-crashed` when the candidate died or got stuck. It is gone then; the live worker serves
+            on, or has ended, in which case `is_expected_to_end` is false.
+    """
+    live.is_expected_to_end = True
+    live.successor = candidate
+    try:
+        live.command("drain", deadline_ms=limits.drain_ms, hand_over=True)
+        live.expect("drained", limits.drained_ms, "to finish what it had begun")
+    except EdgeError as error:
+        _log.warning("module %s: the worker that is replaced: %s", live.module, error)
+    if candidate.has_ended or live.undelivered:
+        candidate.kill()
+        _restore(live, limits)
+        raise EdgeError(
+            "model.worker-crashed",
+            f"the new worker of {live.module!r} ended, or got stuck, while it took over the connections",
+        )
+    live.stop()
+
+
+def _restore(live: WorkerProcess, limits: ServingLimits) -> None:
+    """Let the worker that was to be replaced go on."""
+    live.successor = None
+    connections, live.undelivered = live.undelivered, []
+    try:
+        live.command("serve")
+        live.expect("serving", limits.serve_ms, "to go on serving")
+        while connections:
+            live.adopt(connections[0])
+            connections.pop(0)
+    except EdgeError as error:
+        _log.error("module %s: %s", live.module, error)
+        live.kill()
+    live.is_expected_to_end = False
+    for _transport, fds in connections:
+        close_fds(fds)
