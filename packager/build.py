@@ -40,6 +40,7 @@ from packager import golden
 from packager.bundle import HARDWARE_IDS, RELEASE_COUNTER
 from packager.layout import LayoutWriter, building
 from packager.modelpack import config_bytes
+from packager.pipelines import make_pipeline
 from packager.progress import Reporter
 from packager.signature import ModelFacts, merged_signature, read_facts
 from packager.spec import MemberSpec, SourceFile, Spec
@@ -159,7 +160,9 @@ def prepare(spec: Spec, reporter: Reporter, stack: ExitStack) -> Material:
         spec,
         members=tuple(with_extra_files(member, fact) for member, fact in zip(spec.members, facts, strict=True)),
     )
-    members = tuple(_member(member, fact) for member, fact in zip(spec.members, facts, strict=True))
+    models = tuple(_member(member, fact) for member, fact in zip(spec.members, facts, strict=True))
+    where = spec.origin or "the command line"
+    members = (*models, *(make_pipeline(pipeline, models, where) for pipeline in spec.pipelines))
     check_bindings(
         spec.bindings,
         {member.name: (member.inputs, member.outputs) for member in members},
@@ -192,7 +195,10 @@ def _member(member: MemberSpec, facts: ModelFacts) -> Member:
             f"{where} the tensor signature cannot be read here",
             "Declare inputs and outputs in lighterman.toml, or install ai-edge-litert.",
         )
-    return Member(member.name, member.engine, member.entry.path, inputs, outputs, dict(member.options))
+    if member.batching and not all(item.shape and item.shape[0] == -1 for item in (*inputs, *outputs)):
+        raise EdgeError("config.invalid", f"{where} it is to be batched, and the first size of its tensors is not free")
+    options = dict(member.options)
+    return Member(member.name, member.engine, member.entry.path, inputs, outputs, options, batching=member.batching)
 
 
 def _wheels(spec: Spec, reporter: Reporter, stack: ExitStack) -> tuple[Wheel, ...]:
@@ -223,7 +229,7 @@ def _prove(material: Material, reporter: Reporter) -> Material:
         return replace(material, golden=golden.to_safetensors(given) if given else None, vectors=_vectors(given))
     with reporter.task("running the model on its golden vectors"):
         trial = run_trial(
-            [(member, each.entry.source) for member, each in zip(material.members, spec.members, strict=True)],
+            _sources(material),
             inputs,
             _staged(spec),
             [wheel.source for wheel in _wheels_here(material.wheels)],
@@ -246,6 +252,12 @@ def _prove(material: Material, reporter: Reporter) -> Material:
 
 def _vectors(tensors: golden.Tensors) -> dict[str, int]:
     return {name.split("/", 1)[0]: (array.shape[0] if array.ndim else 1) for name, array in tensors.items()}
+
+
+def _sources(material: Material) -> list[tuple[Member, Path | None]]:
+    """Members with their model file; a pipeline has none."""
+    sources = {member.name: member.entry.source for member in material.spec.members}
+    return [(member, sources.get(member.name)) for member in material.members]
 
 
 def _staged(spec: Spec) -> list[SourceFile]:

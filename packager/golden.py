@@ -8,6 +8,7 @@ the same numbers give the same bytes (https://github.com/huggingface/safetensors
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,13 @@ from edge_contract.errors import EdgeError
 from edge_contract.jsonio import dump
 from edge_contract.limits import GOLDEN_BYTES_MAX
 from edge_contract.runtime import Member
-from edge_contract.tensors import SAFETENSORS_TYPES, TensorSpec, read_safetensors_header
+from edge_contract.tensors import (
+    SAFETENSORS_TYPES,
+    TensorSpec,
+    bytes_mark,
+    read_bytes_mark,
+    read_safetensors_header,
+)
 from packager.limits import GOLDEN_ROWS_MAX
 
 Array = NDArray[Any]
@@ -29,7 +36,7 @@ NUMPY_BY_TYPE: Final[dict[str, str]] = {
     "BOOL": "|b1", "UINT8": "|u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "|i1", "INT16": "<i2",
     "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
-"""Little-endian numpy type by datatype; BYTES has none and cannot stand in golden vectors."""
+"""Little-endian numpy type by datatype; BYTES has none: it is an array of `bytes` objects."""
 TYPE_BY_NUMPY: Final = {np.dtype(text): name for name, text in NUMPY_BY_TYPE.items()}
 _SAFETENSORS_BY_TYPE: Final = {name: short for short, name in SAFETENSORS_TYPES.items()}
 
@@ -84,7 +91,49 @@ def _load_npz(path: Path) -> Tensors:
         raise EdgeError(_CODE, f"{path} is not a usable npz file: {error}", "Save it with numpy.savez.") from None
 
 
+def bytes_of(array: Array) -> Array:
+    """Text or bytes of any numpy kind as `bytes` objects."""
+    result = np.empty(array.size, dtype=object)
+    result[:] = [item if isinstance(item, bytes) else str(item).encode("utf-8") for item in array.ravel().tolist()]
+    return result.reshape(array.shape)
+
+
+def texts_of(array: Array) -> Array:
+    """`bytes` objects as text, for runtimes that take nothing else.
+
+    Raises:
+        EdgeError: `artifact.golden-invalid`.
+    """
+    result = np.empty(array.size, dtype=object)
+    try:
+        result[:] = [bytes(item).decode("utf-8") for item in array.ravel().tolist()]
+    except (UnicodeDecodeError, TypeError):
+        raise EdgeError(_CODE, "an input of the model is text, and golden has bytes that are no UTF-8") from None
+    return result.reshape(array.shape)
+
+
+def _packed(array: Array) -> Array:
+    """The elements of BYTES as safetensors can hold them; see `edge_contract.tensors.bytes_mark`."""
+    parts = [len(item).to_bytes(4, "little") + item for item in array.ravel().tolist()]
+    return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+
+def _unpacked(name: str, data: bytes, shape: tuple[int, ...]) -> Array:
+    place, items = 0, []
+    while place + 4 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "little")
+        items.append(data[place + 4 : place + 4 + size])
+        place += 4 + size
+    if place != len(data) or len(items) != prod(shape):
+        raise EdgeError(_CODE, f"the BYTES of {name!r} are not {prod(shape)} elements")
+    result = np.empty(len(items), dtype=object)
+    result[:] = items
+    return result.reshape(shape)
+
+
 def _plain(name: str, array: Array) -> Array:
+    if array.dtype.kind in "SU" or (array.dtype.kind == "O" and all(isinstance(item, bytes) for item in array.ravel())):
+        return bytes_of(array)
     little = array.dtype.newbyteorder("<")
     if little not in TYPE_BY_NUMPY:
         raise EdgeError(_CODE, f"tensor {name!r} has the datatype {array.dtype}, which golden vectors cannot have")
@@ -98,24 +147,31 @@ def from_safetensors(data: bytes, what: str = "golden vectors") -> Tensors:
         EdgeError: `artifact.golden-invalid`.
     """
     try:
-        entries, _ = read_safetensors_header(data)
+        entries, metadata = read_safetensors_header(data)
+        shapes = {name: read_bytes_mark(metadata.get(name), name) for name in entries}
     except EdgeError as error:
         raise EdgeError(_CODE, f"{what}: {error.detail}", error.hint) from None
-    return {
-        name: np.frombuffer(data[entry.start : entry.end], NUMPY_BY_TYPE[entry.datatype]).reshape(entry.shape)
-        for name, entry in entries.items()
-    }
+    tensors: Tensors = {}
+    for name, entry in entries.items():
+        part, shape = data[entry.start : entry.end], shapes[name]
+        if shape is not None:
+            tensors[name] = _unpacked(name, part, shape)
+        else:
+            tensors[name] = np.frombuffer(part, NUMPY_BY_TYPE[entry.datatype]).reshape(entry.shape)
+    return tensors
 
 
 def to_safetensors(tensors: Mapping[str, Array]) -> bytes:
-    """Write tensors reproducibly: wide types first so that all are aligned, then by name.
+    """Write tensors reproducibly: wide types first so that all are aligned, then by name. BYTES are marked as such.
 
     Raises:
         EdgeError: `artifact.golden-invalid` for a datatype that has no place in the format, or too many bytes.
     """
     plain = {name: _plain(name, array) for name, array in tensors.items()}
+    marks = {name: bytes_mark(array.shape) for name, array in plain.items() if array.dtype.kind == "O"}
+    plain |= {name: _packed(plain[name]) for name in marks}
     order = sorted(plain, key=lambda name: (-plain[name].dtype.itemsize, name))
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": marks} if marks else {}
     place = 0
     for name in order:
         array = plain[name]
@@ -168,11 +224,19 @@ def fit(tensors: Mapping[str, Array], members: Sequence[Member]) -> Tensors:
     return {name: result[name] for name in sorted(result)}
 
 
+def _main_member(members: Sequence[Member]) -> str:
+    """The member that bare names mean: the only one, or the only pipeline; empty when there is no such."""
+    pipelines = [member.name for member in members if member.engine == "pipeline"]
+    names = pipelines or [member.name for member in members]
+    return names[0] if len(names) == 1 else ""
+
+
 def _whole_name(name: str, members: Sequence[Member], known: Mapping[str, TensorSpec]) -> str:
     if name in known:
         return name
-    candidates = [f"{members[0].name}/{name}"] if len(members) == 1 else []
-    candidates += [whole for whole in known if len(members) == 1 and whole.split("/", 2)[2] == name]
+    main = _main_member(members)
+    candidates = [f"{main}/{name}"] if main else []
+    candidates += [whole for whole in known if main and whole.startswith(f"{main}/") and whole.split("/", 2)[2] == name]
     found = sorted({candidate for candidate in candidates if candidate in known})
     if len(found) == 1:
         return found[0]
@@ -182,8 +246,12 @@ def _whole_name(name: str, members: Sequence[Member], known: Mapping[str, Tensor
 
 
 def _converted(name: str, array: Array, spec: TensorSpec) -> Array:
-    if spec.datatype not in NUMPY_BY_TYPE:
-        raise EdgeError(_CODE, f"{name!r} has the datatype {spec.datatype}, which golden vectors cannot have")
+    if (spec.datatype == "BYTES") != (array.dtype.kind == "O"):
+        raise EdgeError(_CODE, f"{name!r} has the datatype {array.dtype}, the model wants {spec.datatype}")
+    if spec.datatype == "BYTES":
+        if not _fits_shape(array.shape, spec.shape):
+            raise EdgeError(_CODE, f"{name!r} has the shape {list(array.shape)}, the model wants {list(spec.shape)}")
+        return array
     wanted = np.dtype(NUMPY_BY_TYPE[spec.datatype])
     have = array.dtype.newbyteorder("<")
     if have != wanted:
@@ -248,7 +316,6 @@ def compare(want: Mapping[str, Array], got: Mapping[str, Array], rtol: float, at
         EdgeError: `model.golden-mismatch`, `model.output-invalid`.
     """
     worst = 0.0
-    vectors: dict[str, int] = {}
     for name, expected in want.items():
         actual = got.get(name)
         if actual is None:
@@ -258,10 +325,23 @@ def compare(want: Mapping[str, Array], got: Mapping[str, Array], rtol: float, at
                 "model.golden-mismatch",
                 f"the output {name!r} has the shape {list(actual.shape)}, the golden one {list(expected.shape)}",
             )
+        if expected.dtype.kind == "O":
+            _compare_bytes(name, actual, expected)
+            continue
         worst = max(worst, _compare_one(name, actual.astype(np.float64), expected.astype(np.float64), rtol, atol))
-        member = name.split("/", 1)[0]
-        vectors[member] = expected.shape[0] if expected.ndim else 1
+    vectors = {name.split("/", 1)[0]: (array.shape[0] if array.ndim else 1) for name, array in want.items()}
     return Comparison(vectors, worst)
+
+
+def _compare_bytes(name: str, got: Array, want: Array) -> None:
+    wrong = [place for place, pair in enumerate(zip(got.ravel(), want.ravel(), strict=True)) if pair[0] != pair[1]]
+    if wrong:
+        first = wrong[0]
+        raise EdgeError(
+            "model.golden-mismatch",
+            f"{len(wrong)} of {want.size} elements of {name!r} differ from the golden vectors; element {first} is "
+            f"{str(got.ravel()[first])[:60]}, wanted {str(want.ravel()[first])[:60]}",
+        )
 
 
 def _compare_one(name: str, got: Array, want: Array, rtol: float, atol: float) -> float:

@@ -56,17 +56,7 @@ def _layer(layer: Descriptor) -> JsonObject:
 def _runtime(runtime: Runtime) -> JsonObject:
     golden = runtime.golden
     return {
-        "members": [
-            {
-                "name": member.name,
-                "engine": member.engine,
-                "entry": member.entry,
-                "inputs": [item.to_json() for item in member.inputs],
-                "outputs": [item.to_json() for item in member.outputs],
-                "options": member.options,
-            }
-            for member in runtime.members
-        ],
+        "members": [{"entry": "", "steps": [], "batching": None, **member.to_json()} for member in runtime.members],
         "golden": None if golden is None else {"path": golden.path, "rtol": golden.rtol, "atol": golden.atol},
         "probation_ms": runtime.probation.window_ms,
         "failure_ratio_max": runtime.probation.failure_ratio_max,

@@ -9,18 +9,20 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from edge_contract.engines import ENGINES
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject, dump, parse_object
 from edge_contract.limits import KIB, MIB
-from packager.golden import NUMPY_BY_TYPE, Array, Tensors, from_safetensors, to_safetensors
+from packager.golden import NUMPY_BY_TYPE, Array, Tensors, bytes_of, from_safetensors, texts_of, to_safetensors
 
 _JOB_BYTES_MAX: Final = 4 * MIB
+_SITES: Final = ("site-packages", "dist-packages")
 Run = Callable[[Tensors], Tensors]
 Row = tuple[str, str, tuple[int, ...]]
 
@@ -98,7 +100,9 @@ def _load_onnx(entry: Path, options: Mapping[str, str]) -> Run:
     names = [item.name for item in session.get_outputs()]
 
     def run(feed: Tensors) -> Tensors:
-        return dict(zip(names, (np.asarray(item) for item in session.run(names, dict(feed))), strict=True))
+        # The runtime takes text where requests have bytes.
+        given = {name: texts_of(array) if array.dtype.kind == "O" else array for name, array in feed.items()}
+        return dict(zip(names, (np.asarray(item) for item in session.run(names, given)), strict=True))
 
     return run
 
@@ -164,6 +168,42 @@ def _load_script(entry: Path, name: str, outputs: list[str]) -> Run:
     return run
 
 
+def _chain(pipeline: JsonObject, loaded: Mapping[str, Run], specs: Mapping[str, JsonObject]) -> Run:
+    """Steps, which are in an order in which they can run, one after another."""
+
+    def run(feed: Tensors) -> Tensors:
+        tensors = dict(feed)
+        for step in pipeline["steps"]:
+            name = step["member"]
+            made = loaded[name]({key: tensors[tensor] for key, tensor in step["inputs"].items()})
+            declared = {spec["name"]: spec for spec in specs[name]["outputs"]}
+            for key, tensor in step["outputs"].items():
+                if key not in made:
+                    raise EdgeError("model.output-invalid", f"{name} gives no output {key!r}")
+                tensors[tensor] = _cast(made[key], declared[key], name)
+        return {spec["name"]: tensors[spec["name"]] for spec in pipeline["outputs"]}
+
+    return run
+
+
+def _require_own_imports(known: set[str], folders: Sequence[str]) -> None:
+    """Refuse scripts that imported what only this machine happens to have: a device would not find it.
+
+    Raises:
+        EdgeError: `model.load-failed`.
+    """
+    for name, module in sorted(sys.modules.items()):
+        place = getattr(module, "__file__", None) or ""
+        is_installed = any(part in _SITES for part in Path(place).parts)
+        if name.partition(".")[0] in known or not is_installed or any(place.startswith(item) for item in folders):
+            continue
+        raise EdgeError(
+            "model.load-failed",
+            f"a script imports {name.partition('.')[0]!r}, which is on this machine and not in the bundle",
+            'Add its wheel, or set the option imports = "device" of the script where devices have it installed.',
+        )
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300] if text else 'no message'}"
@@ -194,8 +234,6 @@ def _prove(member: JsonObject, run: Run, feed: Tensors) -> Tensors:
     result: Tensors = {}
     for spec in member["outputs"]:
         name = spec["name"]
-        if spec["datatype"] not in NUMPY_BY_TYPE:
-            continue  # text has no place in golden vectors
         missing = [part for part in parts if name not in part]
         if missing:
             raise EdgeError("model.output-invalid", f"{member['name']} gives no output {name!r}")
@@ -206,6 +244,11 @@ def _prove(member: JsonObject, run: Run, feed: Tensors) -> Tensors:
 
 def _cast(array: Array, spec: JsonObject, member: str) -> Array:
     """An output in its declared datatype, as devices do it: nothing but the precision of floats may be lost."""
+    why = f"{member}: {spec['name']!r} has the datatype {array.dtype}, not {spec['datatype']}"
+    if spec["datatype"] == "BYTES":
+        if array.dtype.kind not in "OSU":
+            raise EdgeError("model.output-invalid", why)
+        return bytes_of(array)
     wanted = np.dtype(NUMPY_BY_TYPE[spec["datatype"]])
     if array.dtype == wanted:
         return array
@@ -215,7 +258,6 @@ def _cast(array: Array, spec: JsonObject, member: str) -> Array:
         cast = array.astype(wanted)
         if np.array_equal(cast, array):
             return cast
-    why = f"{member}: {spec['name']!r} has the datatype {array.dtype}, not {spec['datatype']}"
     raise EdgeError("model.output-invalid", why)
 
 
@@ -225,6 +267,31 @@ def peak_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * KIB
     return 0
+
+
+def _load_all(members: Sequence[JsonObject]) -> tuple[dict[str, Run], set[str]]:
+    """Load members in the order that devices load them: runtimes, scripts, pipelines.
+
+    Returns:
+        What runs each, and the names of the packages that were imported before the first script was.
+    """
+    loaded: dict[str, Run] = {}
+    by_engine = {engine: [member for member in members if member["engine"] == engine] for engine in ENGINES}
+    for member in by_engine["onnx"]:
+        loaded[member["name"]] = _load_onnx(Path(member["entry"]), member["options"])
+    for member in by_engine["litert"]:
+        loaded[member["name"]] = _load_litert(Path(member["entry"]), member["options"], _outputs_of(member))
+    known = {name.partition(".")[0] for name in sys.modules}
+    for member in by_engine["script"]:
+        loaded[member["name"]] = _load_script(Path(member["entry"]), member["name"], _outputs_of(member))
+    specs = {member["name"]: member for member in members}
+    for member in by_engine["pipeline"]:
+        loaded[member["name"]] = _chain(member, loaded, specs)
+    return loaded, known
+
+
+def _outputs_of(member: JsonObject) -> list[str]:
+    return [spec["name"] for spec in member["outputs"]]
 
 
 def run_job(folder: Path) -> JsonObject:
@@ -241,17 +308,8 @@ def run_job(folder: Path) -> JsonObject:
     os.environ.update({key: value for key, value in job["config"].items() if key != "ORT_DISABLE_TELEMETRY"})
     os.environ.setdefault("AZUREML_MODEL_DIR", job["import_folders"][0])
     inputs = from_safetensors((folder / "inputs.safetensors").read_bytes()) if job["has_inputs"] else {}
-    outputs_of = {member["name"]: [spec["name"] for spec in member["outputs"]] for member in job["members"]}
     began = time.monotonic()
-    loaded: dict[str, Run] = {}
-    for member in job["members"]:
-        entry = Path(member["entry"])
-        if member["engine"] == "onnx":
-            loaded[member["name"]] = _load_onnx(entry, member["options"])
-        elif member["engine"] == "litert":
-            loaded[member["name"]] = _load_litert(entry, member["options"], outputs_of[member["name"]])
-        else:
-            loaded[member["name"]] = _load_script(entry, member["name"], outputs_of[member["name"]])
+    loaded, known = _load_all(job["members"])
     load_ms = int((time.monotonic() - began) * 1000)
     peak = peak_bytes()
     outputs: Tensors = {}
@@ -260,6 +318,8 @@ def run_job(folder: Path) -> JsonObject:
         feed = {name[len(prefix) :]: array for name, array in inputs.items() if name.startswith(prefix)}
         if feed:
             outputs |= _prove(member, loaded[member["name"]], feed)
+    if any(member["engine"] == "script" and member["options"].get("imports") != "device" for member in job["members"]):
+        _require_own_imports(known, job["import_folders"])
     (folder / "outputs.safetensors").write_bytes(to_safetensors(outputs))
     return {"load_ms": load_ms, "load_peak_bytes": peak}
 

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +14,7 @@ from packager.limits import SCRIPT_BYTES_MAX
 from packager.protoscan import read_skeleton
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     import onnx
 
@@ -27,17 +26,6 @@ _ONNX_TYPES: Final = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES", 9: "BOOL",
     10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64",
 }  # fmt: skip
-OPTIONS_BY_ENGINE: Final = {
-    "onnx": frozenset({"allow_nonfinite", "spinning", "threads"}),
-    "litert": frozenset({"allow_nonfinite", "threads"}),
-    "script": frozenset({"allow_nonfinite"}),
-}
-"""Engine options that devices know; any other makes a device refuse the bundle."""
-_OPTION_FORMS: Final = {
-    "allow_nonfinite": re.compile(r"true|false"),
-    "spinning": re.compile(r"on|off"),
-    "threads": re.compile(r"[1-9]|[1-5][0-9]|6[0-4]"),
-}
 _PRECISIONS: Final = {
     "FP16": "float16", "FP32": "float32", "FP64": "float64", "INT8": "int8", "INT16": "int16", "INT32": "int32",
     "INT64": "int64", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "BOOL": "bool",
@@ -85,27 +73,12 @@ def engine_for(path: Path) -> str:
     return engine
 
 
-def check_options(options: "Mapping[str, str]", engine: str, where: str) -> None:
-    """Refuse engine options that a device would refuse.
-
-    Raises:
-        EdgeError: `config.invalid`.
-    """
-    for key, value in options.items():
-        if key not in OPTIONS_BY_ENGINE[engine]:
-            hint = f"Known: {', '.join(sorted(OPTIONS_BY_ENGINE[engine]))}."
-            raise EdgeError("config.invalid", f"{where}: the {engine} engine has no option {key!r}", hint)
-        if not _OPTION_FORMS[key].fullmatch(value):
-            hint = f"It has to match {_OPTION_FORMS[key].pattern}."
-            raise EdgeError("config.invalid", f"{where}: the option {key} cannot be {value!r}", hint)
-
-
 def read_facts(path: Path, engine: str) -> ModelFacts:
     """Read a model file, without bringing its weights into memory.
 
     Args:
         path: The model file, or the entry script.
-        engine: One of `edge_contract.runtime.ENGINES`.
+        engine: One of `edge_contract.engines.ENTRIES`.
 
     Raises:
         EdgeError: `artifact.not-a-model`, `config.file-missing`, `config.invalid`.

@@ -10,6 +10,7 @@ from typing import Final
 
 from edge_contract.bindings import Binding
 from edge_contract.limits import PROBATION_MS_DEFAULT
+from edge_contract.pipeline import Batching, Step
 from edge_contract.tensors import TensorSpec
 
 SPEC_FILE: Final = "lighterman.toml"
@@ -35,12 +36,13 @@ class MemberSpec:
 
     Attributes:
         name: Name in inference requests.
-        engine: One of `edge_contract.runtime.ENGINES`.
+        engine: One of `edge_contract.engines.ENTRIES`.
         entry: Its model file or entry script.
         files: Further files that belong to it; external data of an ONNX file need not be listed.
         inputs: Declared tensor signature; empty to read it from the model.
         outputs: Declared tensor signature; empty to read it from the model.
         options: Engine options.
+        batching: How requests are computed together, or none.
     """
 
     name: str
@@ -50,6 +52,30 @@ class MemberSpec:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
+    batching: Batching | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSpec:
+    """Models of the bundle that run one after another, served under a name of their own.
+
+    Attributes:
+        name: Name in inference requests.
+        steps: What runs, with every tensor named; or none, and `chain` says it.
+        chain: Names of models, connected by the names of their tensors.
+        inputs: Declared tensor signature; empty to read it off the steps.
+        outputs: Declared tensor signature; empty to read it off the steps.
+        options: Engine options.
+        batching: How requests are computed together, or none.
+    """
+
+    name: str
+    steps: tuple[Step, ...] = ()
+    chain: tuple[str, ...] = ()
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+    batching: Batching | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +164,7 @@ class Spec:
     Attributes:
         name: Name of the model.
         version: Its version; 0 while the registry has not given one.
-        members: The models, `1..MEMBERS_MAX`.
+        members: The models, with the pipelines `1..MEMBERS_MAX`.
         platforms: Target platforms, sorted.
         hardware_ids: Hardware the bundle is for; empty means any of the platform.
         release_counter: Never falls on a device; 0 means the version.
@@ -148,6 +174,7 @@ class Spec:
         serving: Deployment configuration.
         about: For people.
         bindings: MQTT topics that feed the models.
+        pipelines: Models that run one after another.
         origin: The file it was read from, for messages; empty when from flags alone.
     """
 
@@ -163,6 +190,7 @@ class Spec:
     serving: Serving = Serving()
     about: About = About()
     bindings: tuple[Binding, ...] = ()
+    pipelines: tuple[PipelineSpec, ...] = ()
     origin: str = ""
 
 
@@ -171,7 +199,8 @@ class Flags:
     """What the command line says; none or empty leaves the word to the file.
 
     `members` are `(name, path)`; a name may be empty for the only model. `bindings` are `(input topic, output topic)`
-    of JSON messages for the only model. Other fields are as in `Spec` and its parts.
+    of JSON messages for the only model. `options` and `batching` are `(member, text)`, the member empty for the only
+    model. Other fields are as in `Spec` and its parts.
     """
 
     name: str = ""
@@ -195,6 +224,9 @@ class Flags:
     is_peak_measured: bool | None = None
     config: dict[str, str] = field(default_factory=dict)
     bindings: tuple[tuple[str, str], ...] = ()
+    pipelines: tuple[str, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+    batching: tuple[tuple[str, str], ...] = ()
     docs: tuple[Path, ...] = ()
     description: str = ""
     tags: dict[str, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
 from edge_contract.bindings import Binding, read_binding
-from edge_contract.engines import ENGINES
+from edge_contract.engines import ENTRIES
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import Fields
 from edge_contract.limits import (
@@ -16,10 +16,12 @@ from edge_contract.limits import (
     PROBATION_MS_DEFAULT,
     PROBATION_MS_MAX,
     RATIO_MAX,
+    STEPS_MAX,
     TAGS_MAX,
     TENSORS_MAX,
 )
 from edge_contract.names import model_name, platform_name, relative_path, tags
+from edge_contract.pipeline import Batching, Step, read_batching, read_step
 from edge_contract.runtime import WHEELS_FOLDER
 from edge_contract.tensors import TensorSpec
 from packager.limits import GLOB_FILES_MAX, SPEC_BYTES_MAX
@@ -30,6 +32,7 @@ from packager.spec import (
     Dependencies,
     GoldenSpec,
     MemberSpec,
+    PipelineSpec,
     Serving,
     SourceFile,
     Spec,
@@ -43,6 +46,10 @@ _T = TypeVar("_T")
 def read_spec_file(file: Path, root: Path | None) -> Spec:
     """Read a description file; see `packager.specload.load_spec`."""
     return _SpecFile(file, root).read()
+
+
+def _read_step(value: Any) -> Step:
+    return read_step(value, "config.invalid")
 
 
 class _SpecFile:
@@ -97,6 +104,11 @@ class _SpecFile:
         members = top.take("members", {})
         if not isinstance(members, dict) or not 0 < len(members) <= MEMBERS_MAX:
             raise self._fail("members", f"has to hold 1 to {MEMBERS_MAX} tables, [members.NAME]")
+        pipelines = top.take("pipelines", {})
+        if not isinstance(pipelines, dict) or len(members) + len(pipelines) > MEMBERS_MAX:
+            raise self._fail("pipelines", f"and members hold at most {MEMBERS_MAX} tables together, [pipelines.NAME]")
+        if twice := sorted(set(members) & set(pipelines)):
+            raise self._fail(f"pipelines.{twice[0]}", "has the name of a member")
         spec = Spec(
             name=self._checked("model.name", model_name, model.text("name")),
             version=model.integer("version", 0),
@@ -112,7 +124,8 @@ class _SpecFile:
             dependencies=self._dependencies(top.take("dependencies", {})),
             serving=self._serving(top.take("serving", {})),
             about=about,
-            bindings=self._bindings(top.items("bindings", BINDINGS_MAX), tuple(members)),
+            bindings=self._bindings(top.items("bindings", BINDINGS_MAX), (*members, *pipelines)),
+            pipelines=tuple(self._pipeline(name, value) for name, value in pipelines.items()),
             origin=str(self._file),
         )
         model.close()
@@ -189,8 +202,9 @@ class _SpecFile:
         prefix = "" if is_only else f"{name}/"
         path = self._bundle_path(f"{key}.path", fields.text("path", prefix + source.name))
         engine = fields.text("engine", "") or self._checked(f"{key}.file", engine_for, source)
-        if engine not in ENGINES:
-            raise self._fail(f"{key}.engine", f"{engine!r} is not known", f"Known engines: {', '.join(ENGINES)}.")
+        if engine not in ENTRIES:
+            hint = "A pipeline is a table of its own, [pipelines.NAME]." if engine == "pipeline" else ""
+            raise self._fail(f"{key}.engine", f"{engine!r} is not known; known: {', '.join(ENTRIES)}", hint)
         member = MemberSpec(
             name=name,
             engine=engine,
@@ -201,9 +215,34 @@ class _SpecFile:
             inputs=self._tensors(f"{key}.inputs", fields.items("inputs", TENSORS_MAX)),
             outputs=self._tensors(f"{key}.outputs", fields.items("outputs", TENSORS_MAX)),
             options=fields.mapping("options", 64),
+            batching=self._batching(key, fields.take("batching")),
         )
         fields.close()
         return member
+
+    def _batching(self, key: str, value: Any) -> Batching | None:
+        return self._checked(f"{key}.batching", lambda item: read_batching(item, "config.invalid"), value)
+
+    def _pipeline(self, name: str, value: Any) -> PipelineSpec:
+        """A table [pipelines.NAME]; its steps are tables, or the names of models in a chain."""
+        key = f"pipelines.{name}"
+        self._checked(key, model_name, name)
+        fields = self._fields(value, key)
+        steps = fields.items("steps", STEPS_MAX, required=True)
+        is_chain = all(isinstance(step, str) for step in steps)
+        if not steps or (not is_chain and any(isinstance(step, str) for step in steps)):
+            raise self._fail(f"{key}.steps", "are tables, or the names of models, and at least one")
+        result = PipelineSpec(
+            name=name,
+            steps=() if is_chain else tuple(self._checked(f"{key}.steps", _read_step, step) for step in steps),
+            chain=tuple(steps) if is_chain else (),
+            inputs=self._tensors(f"{key}.inputs", fields.items("inputs", TENSORS_MAX)),
+            outputs=self._tensors(f"{key}.outputs", fields.items("outputs", TENSORS_MAX)),
+            options=fields.mapping("options", 64),
+            batching=self._batching(key, fields.take("batching")),
+        )
+        fields.close()
+        return result
 
     def _tensors(self, key: str, items: Iterable[Any]) -> tuple[TensorSpec, ...]:
         def read(item: Any) -> TensorSpec:

@@ -1,17 +1,19 @@
 """Brings a description file and the command line together into one checked `Spec`."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from edge_contract.bindings import Binding, read_binding
-from edge_contract.engines import ENGINES
+from edge_contract.engines import ENTRIES, check_options
 from edge_contract.errors import EdgeError
 from edge_contract.names import model_name, platform_name, relative_path, tags
-from packager.signature import check_options, engine_for
-from packager.spec import Flags, GoldenSpec, MemberSpec, SourceFile, Spec
+from edge_contract.pipeline import Batching, read_batching
+from packager.pipelines import pipeline_of_flag
+from packager.signature import engine_for
+from packager.spec import Flags, GoldenSpec, MemberSpec, PipelineSpec, SourceFile, Spec
 from packager.specfile import read_spec_file
 
 _T = TypeVar("_T")
@@ -85,7 +87,45 @@ def _with_flags(base: Spec | None, flags: Flags) -> Spec:
         spec = replace(spec, bindings=_bindings_of_flags(spec.members, flags.bindings))
     if flags.engine:
         spec = replace(spec, members=tuple(replace(member, engine=flags.engine) for member in spec.members))
-    return spec
+    if flags.pipelines:
+        spec = replace(spec, pipelines=tuple(pipeline_of_flag(text) for text in flags.pipelines))
+    return _with_knobs(spec, flags)
+
+
+def _with_knobs(spec: Spec, flags: Flags) -> Spec:
+    """Engine options and batching of models and pipelines, as flags say them."""
+    items: list[MemberSpec | PipelineSpec] = [*spec.members, *spec.pipelines]
+    for name, text in flags.options:
+        key, mark, value = text.partition("=")
+        if not mark or not key:
+            raise EdgeError("config.invalid", f"--option {text!r} is not of the form [MEMBER.]KEY=VALUE")
+        place = _place(items, "--option", name)
+        items[place] = replace(items[place], options=items[place].options | {key: value})
+    for name, text in flags.batching:
+        place = _place(items, "--batch", name)
+        items[place] = replace(items[place], batching=_batching(text))
+    return replace(
+        spec,
+        members=tuple(item for item in items if isinstance(item, MemberSpec)),
+        pipelines=tuple(item for item in items if isinstance(item, PipelineSpec)),
+    )
+
+
+def _place(items: Sequence[MemberSpec | PipelineSpec], flag: str, name: str) -> int:
+    """Which model or pipeline a flag means; the name may be left out for an only one."""
+    names = [item.name for item in items]
+    if not name and len(names) == 1:
+        return 0
+    if name not in names:
+        raise EdgeError("config.invalid", f"{flag} has to name one of {', '.join(names)}; {name!r} is none of them")
+    return names.index(name)
+
+
+def _batching(text: str) -> Batching | None:
+    rows, mark, wait_us = text.partition(":")
+    if not mark or not rows.isdecimal() or not wait_us.isdecimal():
+        raise EdgeError("config.invalid", f"--batch {text!r} is not of the form [MEMBER=]ROWS:WAIT_US")
+    return read_batching({"rows_max": int(rows), "wait_us": int(wait_us)}, "config.invalid")
 
 
 def _given(base: _T, **changes: Any) -> _T:
@@ -115,8 +155,8 @@ def _members_of_flags(flags: Flags) -> tuple[MemberSpec, ...]:
             raise EdgeError("config.invalid", f"two members have the name {member!r}", "Name them: NAME=FILE.")
         prefix = "" if len(flags.members) == 1 else f"{member}/"
         engine = flags.engine or engine_for(source)
-        if engine not in ENGINES:
-            raise EdgeError("config.invalid", f"--engine: {engine!r} is not known", f"Known: {', '.join(ENGINES)}.")
+        if engine not in ENTRIES:
+            raise EdgeError("config.invalid", f"--engine: {engine!r} is not known", f"Known: {', '.join(ENTRIES)}.")
         result.append(MemberSpec(member, engine, SourceFile(source, relative_path(prefix + path.name))))
     if flags.extra_files:
         if len(result) != 1:
@@ -175,7 +215,10 @@ def _check(spec: Spec) -> None:
             hint = "Use 1 to 128 letters, digits, '.', '_', '-', ':' and '/'."
             raise EdgeError("config.invalid", f"{where}: {item!r} is not a hardware id", hint)
     for member in spec.members:
-        check_options(member.options, member.engine, f"{where}: member {member.name!r}")
+        check_options(member.engine, member.options, "config.invalid", f"{where}: member {member.name!r}")
+    names = [*(member.name for member in spec.members), *(pipeline.name for pipeline in spec.pipelines)]
+    if len(set(names)) != len(names):
+        raise EdgeError("config.invalid", f"{where}: two models or pipelines have the same name")
     dependencies = spec.dependencies
     if dependencies.requirements and not dependencies.is_resolved:
         raise EdgeError(

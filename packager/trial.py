@@ -37,7 +37,7 @@ class Trial:
 
 
 def run_trial(
-    members: Sequence[tuple[Member, Path]],
+    members: Sequence[tuple[Member, Path | None]],
     inputs: Tensors,
     files: Sequence[SourceFile],
     wheels: Sequence[Path],
@@ -48,7 +48,8 @@ def run_trial(
     """Load every member, and run those that `inputs` has tensors for.
 
     Args:
-        members: Members with their model file on this machine; a script is taken from the staged bundle instead.
+        members: Members with their model file on this machine; a script is taken from the staged bundle instead, and
+            a pipeline has none.
         inputs: Input tensors by whole name.
         files: All files and code folders with their paths in the bundle; staged as links, so that scripts find them.
         wheels: Unpacked for scripts to import from.
@@ -88,7 +89,7 @@ def _stage(root: Path, files: Sequence[SourceFile]) -> Path:
     return root
 
 
-def _job_member(member: Member, source: Path, root: Path) -> dict[str, object]:
+def _job_member(member: Member, source: Path | None, root: Path) -> dict[str, object]:
     entry = root / member.entry if member.engine == "script" else source
     return {
         "name": member.name,
@@ -97,6 +98,7 @@ def _job_member(member: Member, source: Path, root: Path) -> dict[str, object]:
         "inputs": [item.to_json() for item in member.inputs],
         "outputs": [item.to_json() for item in member.outputs],
         "options": member.options,
+        "steps": [step.to_json() for step in member.steps],
     }
 
 

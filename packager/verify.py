@@ -119,7 +119,7 @@ def _blobs(bundles: BundleSet) -> str:
 def _runtime(item: Bundle) -> str:
     paths = {layer.path: layer for layer in item.manifest.layers}
     for member in item.runtime.members:
-        if member.entry not in paths:
+        if member.entry and member.entry not in paths:
             raise EdgeError("artifact.runtime-invalid", f"{member.name}: there is no layer {member.entry!r}")
     vectors = item.runtime.golden
     if vectors is not None and (vectors.path not in paths or paths[vectors.path].role != Role.GOLDEN):
@@ -174,7 +174,7 @@ def _golden_run(layout: Layout) -> str:
         files = _materialise(layout, item, Path(name))
         wheels = [file.source for file in files if file.path.startswith("wheels/")]
         trial = run_trial(
-            [(member, Path(name, member.entry)) for member in item.runtime.members],
+            [(member, Path(name, member.entry) if member.entry else None) for member in item.runtime.members],
             golden.inputs_of(tensors),
             [file for file in files if not file.path.startswith("wheels/")],
             wheels,

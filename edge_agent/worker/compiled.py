@@ -203,6 +203,8 @@ class CompiledModels:
         entries = []
         for folder in durable.list_folder(self._folder):
             note = self._note(folder)
+            if note is None and not folder.name.startswith("."):
+                self.drop(folder.name)  # nobody can use it
             if note is not None:
                 size = sum(int(facts["bytes"]) for facts in note["files"].values())
                 entries.append(((folder.name == newest, (folder / _NOTE).stat().st_mtime_ns), size, folder.name))
@@ -240,8 +242,8 @@ def _boot_id() -> str:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except (PermissionError, OverflowError):
+    except PermissionError:
         return True
     return True

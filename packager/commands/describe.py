@@ -52,6 +52,13 @@ bundle_options = stacked(
     click.option(
         "--bind", "bindings", multiple=True, metavar="IN=OUT", help="MQTT topics of the model's inputs and predictions."
     ),
+    click.option(
+        "--pipeline", "pipelines", multiple=True, metavar="NAME=A,B,...", help="Models that run one after another."
+    ),
+    click.option("--option", "knobs", multiple=True, metavar="[MEMBER.]K=V", help="Engine option, such as threads=1."),
+    click.option(
+        "--batch", "batching", multiple=True, metavar="[MEMBER=]ROWS:US", help="Compute up to ROWS together, after US."
+    ),
     click.option("--doc", "docs", type=FILE, multiple=True, help="Licence, model card or other document."),
 )
 
@@ -96,12 +103,27 @@ def flags_from(options: dict[str, Any], name: str, version: int, files: Sequence
         is_peak_measured=options.pop("measure_load_peak", None),
         config=pairs(options.pop("config", ()), "--config"),
         bindings=tuple(pairs(options.pop("bindings", ()), "--bind").items()),
+        pipelines=tuple(options.pop("pipelines", ())),
+        options=tuple(_knob(text) for text in options.pop("knobs", ())),
+        batching=tuple(_batch(text) for text in options.pop("batching", ())),
         docs=tuple(options.pop("docs", ())),
         description=options.pop("description", ""),
         tags=pairs(options.pop("tags", ()), "--tag"),
         properties=pairs(options.pop("properties", ()), "--property"),
         lineage={key: value for key, value in lineage.items() if value},
     )
+
+
+def _knob(text: str) -> tuple[str, str]:
+    """`MEMBER.KEY=VALUE` or `KEY=VALUE`; a name of a member may have dots itself, an option has none."""
+    place, mark, value = text.partition("=")
+    member, _, key = place.rpartition(".")
+    return member, f"{key}{mark}{value}"
+
+
+def _batch(text: str) -> tuple[str, str]:
+    member, mark, rest = text.rpartition("=")
+    return (member, rest) if mark else ("", text)
 
 
 def _split(files: Sequence[str]) -> tuple[tuple[tuple[str, Path], ...], tuple[Path, ...]]:

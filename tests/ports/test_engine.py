@@ -1,9 +1,9 @@
-"""What every engine promises (`edge_agent.worker.engines.Engine`), tried on ONNX Runtime, LiteRT, scripts, pipelines."""
+"""What every engine promises (`edge_agent.worker.engines.Engine`): ONNX Runtime, LiteRT, scripts, pipelines alike."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from edge_contract.pipeline import Step
 from edge_contract.runtime import Member, Runtime
 from edge_contract.tensors import TensorSpec
 from tests.ports.engine_models import onnx_identity, onnx_two, script_identity, script_two, tflite_identity
+from tests.support.scripts import python_as_before
 
 Files = Mapping[str, bytes]
 
@@ -80,6 +81,12 @@ SUBJECTS = (
     ),
     Subject("pipeline", _pipeline, _two_pipeline),
 )
+
+
+@pytest.fixture(autouse=True)
+def _python_as_before() -> Iterator[None]:
+    with python_as_before():
+        yield
 
 
 @pytest.fixture(params=SUBJECTS, ids=lambda subject: subject.name)

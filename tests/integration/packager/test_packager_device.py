@@ -14,11 +14,10 @@ import pytest
 
 from edge_agent.store.blobs import FileBlobStore
 from edge_agent.store.slots import FileSlotStore
-from edge_agent.worker.engines import litert, onnx, script
 from packager.build import build
 from packager.layout import Layout
 from packager.progress import QuietReporter
-from packager.signature import OPTIONS_BY_ENGINE, read_facts
+from packager.signature import read_facts
 from packager.spec import Flags, Spec
 from packager.specload import load_spec
 from tests.support.require import REPOSITORY_ROOT
@@ -92,10 +91,6 @@ def test_a_device_refuses_what_was_only_trusted(tmp_path: Path) -> None:
     members = (("", write_model(tmp_path / "model")),)
     spec = load_spec(None, Flags(name="m", version=1, members=members, golden=wrong, is_golden_trusted=True))
     assert prove(stage(spec, tmp_path))["code"] == "model.golden-mismatch"
-
-
-def test_author_and_device_know_the_same_options() -> None:
-    assert OPTIONS_BY_ENGINE == {"onnx": onnx.OPTIONS, "litert": litert.OPTIONS, "script": script.OPTIONS}
 
 
 @pytest.mark.parametrize("has_signature", [True, False])

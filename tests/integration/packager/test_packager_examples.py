@@ -15,7 +15,7 @@ from tests.support.require import REPOSITORY_ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["onnx-digits", "sklearn-script"])
+@pytest.mark.parametrize("name", ["onnx-digits", "sklearn-script", "image-pipeline"])
 def test_an_example_is_made_built_and_verified(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

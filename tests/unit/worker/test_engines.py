@@ -20,6 +20,7 @@ from edge_contract.errors import EdgeError
 from edge_contract.runtime import Member, Runtime
 from edge_contract.tensors import TensorSpec
 from tests.support.require import REPOSITORY_ROOT
+from tests.support.scripts import python_as_before
 from tests.support.slots import onnx_model
 from tests.unit.worker.tiny_models import KINDS, SCRIPT, Kind, X, Y, load, tflite_adder
 
@@ -39,14 +40,8 @@ def engine(kind: Kind, tmp_path: Path) -> Engine:
 
 @pytest.fixture(autouse=True)
 def _python_as_before() -> Iterator[None]:
-    """Scripts change the interpreter's path; other tests are not to see it."""
-    path, modules, is_frozen = list(sys.path), set(sys.modules), sys.dont_write_bytecode
-    yield
-    sys.path[:] = path
-    sys.dont_write_bytecode = is_frozen
-    for name in set(sys.modules) - modules:
-        if name.startswith(("lighterman_member_", "dep_", "helper_")):
-            del sys.modules[name]
+    with python_as_before():
+        yield
 
 
 # --- every engine

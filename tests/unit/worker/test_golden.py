@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,17 @@ from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.runtime import GOLDEN_PATH, Member
 from edge_contract.tensors import TensorSpec
+from tests.support.scripts import python_as_before
 from tests.support.slots import adder, adder_golden, adder_slot, onnx_model, write_slot
 from tests.unit.worker.tiny_models import KINDS, Kind
 
 Array = NDArray[Any]
+
+
+@pytest.fixture(autouse=True)
+def _python_as_before() -> Iterator[None]:
+    with python_as_before():
+        yield
 
 
 def _prove(slot: Path) -> Proof | None:
