@@ -4,8 +4,8 @@ import contextlib
 import logging
 from collections.abc import Sequence
 
-from edge_agent.serving.channel import close_fds
 from edge_agent.serving.limits import ServingLimits
+from edge_agent.serving.parking import Adopter
 from edge_agent.serving.worker_process import WorkerProcess
 from edge_contract.errors import EdgeError
 
@@ -19,9 +19,26 @@ def drain(workers: Sequence[WorkerProcess], limits: ServingLimits, is_handed_ove
         with contextlib.suppress(EdgeError):
             worker.command("drain", deadline_ms=limits.drain_ms, hand_over=is_handed_over)
     for worker in workers:
-        with contextlib.suppress(EdgeError):
+        try:
             worker.expect("drained", limits.drained_ms, "to finish")
+        except EdgeError as error:
+            _log.warning("module %s: %s", worker.module, error)
+            if is_handed_over and worker.successor is not None:
+                rescue_into(worker, worker.successor)
         worker.stop()
+
+
+def rescue_into(worker: WorkerProcess, adopter: Adopter) -> None:
+    """Let somebody else go on with the connections of a worker that failed; it is ended if it is still there."""
+    left = worker.rescue()
+    while left:
+        try:
+            adopter.adopt(left[0])
+        except EdgeError as error:
+            _log.error("module %s: %s", worker.module, error)
+            break
+        left.pop(0)
+    worker.undelivered += left
 
 
 def replace(live: WorkerProcess, candidate: WorkerProcess, limits: ServingLimits) -> None:
@@ -38,8 +55,10 @@ def replace(live: WorkerProcess, candidate: WorkerProcess, limits: ServingLimits
         live.expect("drained", limits.drained_ms, "to finish what it had begun")
     except EdgeError as error:
         _log.warning("module %s: the worker that is replaced: %s", live.module, error)
+        if not candidate.has_ended:
+            rescue_into(live, candidate)
     if candidate.has_ended or live.undelivered:
-        candidate.kill()
+        candidate.fail()
         _restore(live, limits)
         raise EdgeError(
             "model.worker-crashed",
@@ -53,14 +72,13 @@ def _restore(live: WorkerProcess, limits: ServingLimits) -> None:
     live.successor = None
     connections, live.undelivered = live.undelivered, []
     try:
-        live.command("serve")
+        live.command("serve", beat_ms=live.guard.beat_ms)
         live.expect("serving", limits.serve_ms, "to go on serving")
         while connections:
             live.adopt(connections[0])
             connections.pop(0)
     except EdgeError as error:
         _log.error("module %s: %s", live.module, error)
-        live.kill()
+        live.fail()
     live.is_expected_to_end = False
-    for _transport, fds in connections:
-        close_fds(fds)
+    live.undelivered = connections  # for whoever rescues what it leaves behind

@@ -102,16 +102,25 @@ def process_own_bytes(pid: int, proc: Path = _PROC) -> int:
         return 0
 
 
+def read_runtime(slot: Path) -> Runtime:
+    """The descriptor of the bundle in a slot.
+
+    Raises:
+        EdgeError: `artifact.*`, `model.load-failed`.
+    """
+    try:
+        return Runtime.parse((slot / "files" / RUNTIME_PATH).read_bytes())
+    except OSError as error:
+        raise EdgeError("model.load-failed", f"the slot cannot be read: {error.strerror}: {error.filename}") from error
+
+
 def require_room(memory: MemoryGauge, slot: Path) -> None:
     """Refuse a bundle that cannot be loaded beside what runs.
 
     Raises:
         EdgeError: `device.memory-short`, `artifact.*`, `model.load-failed`.
     """
-    try:
-        runtime = Runtime.parse((slot / "files" / RUNTIME_PATH).read_bytes())
-    except OSError as error:
-        raise EdgeError("model.load-failed", f"the slot cannot be read: {error.strerror}: {error.filename}") from error
+    runtime = read_runtime(slot)
     available = memory.available_bytes()
     if available is not None and runtime.load_peak_bytes > available * MEMORY_SHARE_MAX:
         raise EdgeError(

@@ -19,6 +19,7 @@ from edge_agent.serving.limits import CONNECTIONS_PARKED_MAX, ORPHAN_FOLDER, Ser
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.memory import SystemMemory, process_own_bytes, require_room
 from edge_agent.serving.parking import Parking
+from edge_agent.serving.resources import Limiter, require_within
 from edge_agent.serving.samples import OnSample, SampleDeliverer
 from edge_agent.serving.shelf import Shelf
 from edge_agent.serving.sockets import Listeners
@@ -28,6 +29,7 @@ from edge_agent.serving.worker_process import WorkerProcess
 from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
+from edge_contract.jsonio import JsonObject
 from edge_contract.terms import Agreement, Trial
 
 _log = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class WorkerSupervisor:
         is_outlived: bool = False,
         inherited: Inherited | None = None,
         keeper: SocketKeeper | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         """Make a supervisor without workers.
 
@@ -82,6 +85,7 @@ class WorkerSupervisor:
                 of the next one; then `run_dir` stays where it is. Otherwise they end with it.
             inherited: Descriptors that this process was started with; owned from now on.
             keeper: Keeps the listening sockets for the next agent, or none.
+            limiter: Keeps workers within what the policy lets them use; by what this machine permits when none.
         """
         self._run_dir = run_dir
         self._on_sample = on_sample
@@ -94,6 +98,7 @@ class WorkerSupervisor:
             "providers": list(providers),
         }
         self._lock = threading.Lock()  # guards _live, _silent_since_ns and the moment a worker becomes live
+        self._moving = threading.Lock()  # guards connections on their way between parkings and workers
         self._live: dict[str, WorkerProcess] = {}
         self._candidates: dict[str, WorkerProcess] = {}
         self._silent_since_ns: dict[str, int] = {}  # by module that served and whose clients wait now
@@ -101,6 +106,7 @@ class WorkerSupervisor:
         self._spares: dict[str, list[WorkerProcess]] = {}  # by module, adopted beside the live worker; they serve too
         self._logs: dict[str, BoundedLog] = {}
         self._shelf = Shelf(run_dir, host, ports, unix_paths, inherited or Inherited(), keeper)
+        self._limiter = Limiter() if limiter is None else limiter
         self._samples = SampleDeliverer(on_sample)
         self._orphans: Path | None = None
         if is_outlived and can_adopt():
@@ -159,6 +165,7 @@ class WorkerSupervisor:
     def prove(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
         """Start a candidate and prove it; see `ModelServer`."""
         self.discard(module)
+        require_within(policy.resources, slot)
         if module not in self._silent_since_ns:
             require_room(self._memory, slot)
         log = self._log_of(module)
@@ -170,6 +177,7 @@ class WorkerSupervisor:
             module, manifest, running, log, self._limits, self._samples.take, self._worker_ended
         )  # fmt: skip
         self._candidates[module] = candidate
+        candidate.guard.confinement = self._limiter.confine(module, candidate.pid, policy.resources)
         try:
             candidate.command("prove", allow_pickle=policy.allow_pickle, **self._offered)
             loaded = candidate.expect("loaded", self._limits.load_ms, "to load the model")
@@ -201,12 +209,13 @@ class WorkerSupervisor:
                 return 0
             raise EdgeError("model.worker-crashed", f"module {module!r} has no proved candidate {manifest}")
         try:
-            candidate.command("serve")
+            candidate.command("serve", beat_ms=candidate.guard.beat_ms)
             candidate.expect("serving", self._limits.serve_ms, "to begin serving")
             if live is not None and not live.has_ended:
                 self._replace(live, candidate)
             if (parking := self._parkings.get(module)) is not None:
-                parking.leave_to(candidate)
+                with self._moving:
+                    parking.leave_to(candidate)
         except EdgeError:
             self.discard(module)
             raise
@@ -217,6 +226,7 @@ class WorkerSupervisor:
             is_gone = candidate.has_ended
         if is_gone:
             self._worker_ended(candidate)
+        self._move_parked(module)
         return 0 if silent_since_ns is None else (time.monotonic_ns() - silent_since_ns) // 1_000_000
 
     def ensure(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
@@ -231,11 +241,12 @@ class WorkerSupervisor:
             begun_ns = time.monotonic_ns()
             if self.health(module).is_alive:
                 self._listen(module)
+                live.guard.bound(self._limiter, live.pid, policy.resources)
                 return live.golden
-            live.kill()
             with self._lock:
                 self._live.pop(module, None)
                 self._silent_since_ns.setdefault(module, begun_ns)
+            live.fail()  # what its clients can go on with waits for the next one
         return self.restart(module, manifest, slot, policy)
 
     def restart(self, module: str, manifest: Digest, slot: Path, policy: Policy = _NO_POLICY) -> Digest | None:
@@ -293,10 +304,7 @@ class WorkerSupervisor:
                 live.is_expected_to_end = True
                 self._silent_since_ns[module] = time.monotonic_ns()
         if live is not None:
-            parking = self._parkings.setdefault(module, Parking(module))
-            others = sum(len(other) for other in self._parkings.values() if other is not parking)
-            parking.connections_max = CONNECTIONS_PARKED_MAX - others
-            live.successor = parking
+            live.successor = self._parking(module)
             drain([live], self._limits, is_handed_over=True)
 
     def memory_bytes(self, module: str) -> int:
@@ -377,6 +385,17 @@ class WorkerSupervisor:
         live = self._live.get(module)
         return None if live is None or live.has_ended else live.pid
 
+    def limits_in_force(self, module: str) -> JsonObject:
+        """What bounds the live worker, by which means, and what could not be had, with the reason. Any thread."""
+        live = self._live.get(module)
+        return {} if live is None else live.guard.to_json()
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of all workers, adopted and started."""
+        spares = [spare for spares in self._spares.values() for spare in spares]
+        return [worker.pid for worker in (*self._live.values(), *self._candidates.values(), *spares)]
+
     def live_manifests(self) -> dict[str, Digest | None]:
         """The bundle of each live worker by module; none for a module between two workers. Any thread."""
         with self._lock:
@@ -435,9 +454,39 @@ class WorkerSupervisor:
         except EdgeError:
             if live.has_ended:
                 self._worker_ended(live)
+            self._move_parked(live.module)
             raise
 
+    def _park(self, worker: WorkerProcess) -> None:
+        """Keep what the clients of a worker that ended by itself can go on with, for whoever serves next."""
+        found = worker.rescue()
+        if not found:
+            return
+        with self._moving:
+            parking = self._parking(worker.module)
+            for connection in found:
+                parking.adopt(connection)
+        self._move_parked(worker.module)
+
+    def _parking(self, module: str) -> Parking:
+        """Where a module's connections wait, with as much room as those of the others leave."""
+        parking = self._parkings.setdefault(module, Parking(module))
+        others = sum(len(other) for other in list(self._parkings.values()) if other is not parking)
+        parking.connections_max = CONNECTIONS_PARKED_MAX - others
+        return parking
+
+    def _move_parked(self, module: str) -> None:
+        """Give connections that wait to the live worker, if there is one. Any thread."""
+        with self._lock:
+            live = self._live.get(module)
+        if live is not None and not live.has_ended and not live.is_expected_to_end:
+            with self._moving, contextlib.suppress(EdgeError):  # it ended this moment; they wait for the next one
+                if (parking := self._parkings.get(module)) is not None:
+                    parking.leave_to(live)
+
     def _worker_ended(self, worker: WorkerProcess) -> None:
+        if not worker.is_expected_to_end:
+            self._park(worker)
         with self._lock:
             is_news = self._live.get(worker.module) is worker and not worker.is_expected_to_end
             if is_news:

@@ -210,7 +210,15 @@ class WorkerProcess:
             reason = f"ended by {signal.Signals(-code).name}"
         else:
             reason = f"ended with exit code {code}"
+        if self.guard.reason:
+            reason = f"{self.guard.reason} and was ended"
         hint = self._hint()
+        if self.guard.was_short:
+            return EdgeError(
+                "device.memory-short",
+                f"the worker of {self.module!r} reached the bound on its memory while {doing}",
+                f"Let the policy give it more memory, or deploy a smaller model. {hint}",
+            )
         if code == -signal.SIGKILL and not self.is_expected_to_end:
             hint = f"The kernel ends processes so when memory runs out. {hint}"
         return EdgeError("model.worker-crashed", f"the worker of {self.module!r} {reason} while {doing}", hint)
@@ -246,6 +254,7 @@ class WorkerProcess:
         found = self.guard.keeping.salvage(str(self._crash("it computed").detail) + ".")
         found += self.undelivered
         self.undelivered = []
+        self.guard.keeping.close()
         return found
 
     def kill(self) -> None:
