@@ -190,8 +190,9 @@ def prove_bundle(bundle: LoadedBundle) -> Proof | None:
         _log.warning("a compiled model fails, so it is dropped and loaded plainly: %s", error)
         _load_plainly(bundle, compiled)
         return _prove(bundle)
-    for engine, models in compiled.values():
+    for name, (engine, models) in compiled.items():
         models.confirm(engine.key)
+        _log.info("%r is served from its compiled form, loaded with %.0f ms of CPU", name, engine.load_cpu_ms)
     return proof
 
 

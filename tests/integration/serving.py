@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edge_agent.inference import InferenceClient, Tensor
 from edge_agent.serving.limits import ServingLimits
@@ -56,7 +57,7 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, limits: ServingLimits = PATIENT) -> Iterator[Serving]:
+def serving(folder: Path, limits: ServingLimits = PATIENT, **more: Any) -> Iterator[Serving]:
     """A supervisor in a folder of its own, closed at the end; every worker it started is gone then."""
     run_dir, slots = folder / "run", folder / "slots"
     run_dir.mkdir()
@@ -68,7 +69,7 @@ def serving(folder: Path, limits: ServingLimits = PATIENT) -> Iterator[Serving]:
             state.samples.append((module, record))
 
     state.supervisor = WorkerSupervisor(
-        run_dir, on_sample, lambda module, manifest: state.exits.put((module, manifest)), limits=limits
+        run_dir, on_sample, lambda module, manifest: state.exits.put((module, manifest)), limits=limits, **more
     )
     try:
         yield state
