@@ -24,6 +24,7 @@ _UNITS: Final = {
     "gi": 2**30,
     "ti": 2**40,
 }
+_PROVIDER: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
 _CPUS: Final = re.compile(r"\d{1,4}(?:\.\d{1,3})?")
 
 
@@ -51,6 +52,7 @@ class Asked:
         linger_s: How long to go on answering after being told to end, seconds.
         drain_s: How long what has begun may take to finish then, seconds.
         policy: What the worker may do and use.
+        providers: Execution providers of onnxruntime that the bundle may ask for; the CPU's always may.
     """
 
     bundle: Path | None = None
@@ -72,6 +74,7 @@ class Asked:
     linger_s: int = 0
     drain_s: int = DRAIN_S_DEFAULT
     policy: Policy = field(default_factory=Policy)
+    providers: tuple[str, ...] = ()
 
     def check(self) -> "Asked":
         """Require options that belong together; gives itself.
@@ -105,6 +108,8 @@ class Asked:
                 "two sources of the bundle: a folder and a registry",
                 "Leave out --registry; beside a folder it is only good for --root, without --metadata.",
             )
+        if not all(_PROVIDER.fullmatch(name) for name in self.providers):
+            raise _invalid("--provider takes names like CUDAExecutionProvider")
         if not self.registry and (self.token or self.ca is not None):
             raise _invalid("a token or --ca was given, and no --registry to use it with")
         return self

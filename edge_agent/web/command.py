@@ -39,6 +39,7 @@ _PATH: Final = click.Path(path_type=Path)
 @click.option("--work-dir", type=_PATH, help="The one folder to write to; the system's for temporary files by default.")
 @click.option("--memory", metavar="AMOUNT", help="What the worker may take, such as 512Mi.")
 @click.option("--cpus", metavar="NUMBER", help="Processors that the worker may use, such as 1.5.")
+@click.option("--provider", "providers", multiple=True, help="Execution provider that the bundle may use; repeat it.")
 @click.option(
     "--linger-seconds",
     type=click.IntRange(0, LINGER_S_MAX),
@@ -104,6 +105,7 @@ def _asked(options: dict[str, Any]) -> Any:
         work_dir=options["work_dir"],
         linger_s=options["linger_seconds"],
         drain_s=options["drain_seconds"],
+        providers=options["providers"],
         policy=make_policy(options["allow_pickle"], options["memory"], options["cpus"]),
     ).check()
 

@@ -263,6 +263,7 @@ class _Service:
             host=asked.host,
             limits=ServingLimits(drain_ms=asked.drain_s * 1000),
             make_log=_StderrLog,
+            providers=asked.providers,
             unix_paths={self._module: asked.unix or folder / _OWN_SOCKET},
         )
         self._failures = 0

@@ -51,6 +51,7 @@ def test_what_belongs_together_is_taken(options: dict[str, Any]) -> None:
         ({"bundle": FOLDER, "root": ROOT, "metadata": "x", "registry": "https://r.example"}, "two sources"),
         ({"bundle": FOLDER, "digest": DIGEST, "token": "t"}, "no --registry"),
         ({"bundle": FOLDER, "digest": DIGEST, "ca": ROOT}, "no --registry"),
+        ({"bundle": FOLDER, "digest": DIGEST, "providers": ("CUDA;rm",)}, "--provider"),
     ],
 )
 def test_what_does_not_is_refused(options: dict[str, Any], about: str) -> None:
