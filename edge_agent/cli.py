@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from edge_agent.infer_command import infer_command
 from edge_agent.tuf import tuf
 from edge_agent.web.command import serve
 from edge_contract.errors import EdgeError
@@ -229,49 +230,7 @@ def status(config_file: Path | None, data: Path | None, run_dir: Path | None, as
         click.echo(_status_text(found))
 
 
-@main.command()
-@click.option("--module", required=True, help="Which module to ask; `edge-agent status` lists them.")
-@click.option("--model", help="Which of the module's models; not needed when it has one.")
-@click.option(
-    "--input",
-    "source",
-    required=True,
-    type=click.File("rb"),
-    help="File with the input as JSON; - reads standard input.",
-)
-@_config_options
-@_json_option
-def infer(
-    module: str,
-    model: str | None,
-    source: Any,
-    config_file: Path | None,
-    data: Path | None,
-    run_dir: Path | None,
-    as_json: bool,
-) -> None:
-    """Ask a live model for a prediction, over the module's unix socket.
-
-    The input is a request of the Open Inference Protocol, or simply the tensor of a model with one input, or an object
-    of tensors by input name, or whatever a script model takes.
-
-    \b
-    Examples:
-      echo '[[0.1, 0.2, 0.3]]' | edge-agent infer --module digits --input -
-      echo '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [0.1, 0.2, 0.3]}]}' \\
-        | edge-agent infer --module digits --input - --json
-    """  # noqa: D301
-    from edge_agent.predict import predict
-
-    answer = predict(_config(config_file, data, run_dir).run, module, model or module, source.read())
-    if as_json:
-        _print(answer)
-        return
-    click.echo(f"{answer['model']}:{answer['version']}  {answer['manifest']}")
-    for name, output in answer["outputs"].items():
-        click.echo(f"{name}  {output['datatype']}{output['shape']}  {json.dumps(output['data'])}")
-    if answer["result"] is not None:
-        click.echo(json.dumps(answer["result"]))
+main.add_command(infer_command(_config_options, _json_option, lambda *given: _config(*given).run))
 
 
 @main.command()
@@ -295,6 +254,24 @@ def verify(is_all: bool, config_file: Path | None, data: Path | None, run_dir: P
         click.echo(f"{len(findings)} read, {len(bad)} damaged")
     if bad:
         click.get_current_context().exit(bad[0].exit_code)
+
+
+@main.command()
+@_config_options
+@_json_option
+def reload(config_file: Path | None, data: Path | None, run_dir: Path | None, as_json: bool) -> None:
+    """Let the running agent start anew in place, for example after an upgrade; no prediction is lost.
+
+    It reads its configuration again and runs whatever is installed now. Models go on answering meanwhile, from the
+    processes that they are in. The signal SIGHUP does the same (systemctl reload lighterman-agent).
+    """
+    from edge_agent.control import ask_reload
+
+    found = ask_reload(_config(config_file, data, run_dir).run)
+    if as_json:
+        _print(found)
+    else:
+        click.echo(f"the agent runs anew, version {found['agent_version']}")
 
 
 @main.command()
@@ -439,6 +416,8 @@ def _status_text(found: JsonObject) -> str:
         lines.append("no modules yet: nothing is assigned to this device")
     for name, module in found["modules"].items():
         lines += _module_lines(name, module)
+    if (binding := found.get("binding")) is not None:
+        lines += _binding_lines(binding)
     return "\n".join(lines)
 
 
@@ -469,6 +448,33 @@ def _module_lines(name: str, module: JsonObject) -> list[str]:
     if problem := module.get("error"):
         lines.append(f"  {problem['detail']} [{problem['code']}]")
     return lines
+
+
+def _binding_lines(binding: JsonObject) -> list[str]:
+    lines = [f"MQTT bindings: {binding['phase']}  {binding.get('broker', '')}".rstrip()]
+    if binding.get("error"):
+        lines.append(f"  {binding['error']}")
+    for name, module in binding["modules"].items():
+        if module is None:
+            lines.append(f"  {name}: no bindings run")
+            continue
+        link = f"connected, MQTT {module['protocol']}" if module["online"] else f"not connected {module['error']}"
+        lines.append(f"  {name}: {link}".rstrip())
+        for bound, about in module["bindings"].items():
+            counts = ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in _told(about["counts"]))
+            topics = f"{about['input_topic']} -> {about['output_topic']}"
+            lines.append(f"    {bound}: {topics}  {counts or 'no message yet'}")
+            if about["waiting"]:
+                lines.append(f"      {about['waiting']} waiting")
+    for item in binding.get("refused", ()):
+        lines.append(f"  {item['module']}/{item['binding']} does not run: {item['why']}")
+    lines += [f"  {name}: {why}" for name, why in binding.get("errors", {}).items()]
+    return lines
+
+
+def _told(counts: JsonObject) -> list[tuple[str, int]]:
+    words = ("answered", "invalid", "failed", "dropped", "passed_over", "unpublished", "duplicates", "retries")
+    return [(word, counts[word]) for word in words if counts[word]]
 
 
 def _short(digest: str) -> str:

@@ -94,12 +94,15 @@ class InferenceClient:
     """Asks the models of one module. Used by one thread at a time; for several there is
     `edge_agent.inference_pool.InferencePool`."""
 
-    def __init__(self, address: Path | tuple[str, int], timeout_s: float = TIMEOUT_S_DEFAULT) -> None:
+    def __init__(
+        self, address: Path | tuple[str, int], timeout_s: float = TIMEOUT_S_DEFAULT, uses_frames: bool = True
+    ) -> None:
         """Make a client; it connects with the first request.
 
         Args:
             address: Path of the unix socket, or (host, port).
             timeout_s: Longest silence of the other side, seconds.
+            uses_frames: Whether to speak frames on a unix socket.
         """
         self._address = address
         self._connection: http.client.HTTPConnection
@@ -107,7 +110,8 @@ class InferenceClient:
         self._inputs: dict[str, list[Any]] = {}  # by model, where HTTP is spoken
         if isinstance(address, Path):
             self._connection = _UnixConnection(address, timeout_s)
-            self._frames = FrameClient(address, timeout_s)
+            if uses_frames:
+                self._frames = FrameClient(address, timeout_s)
         else:
             self._connection = http.client.HTTPConnection(address[0], address[1], timeout=timeout_s)
 

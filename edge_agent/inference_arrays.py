@@ -5,7 +5,9 @@ array (a list, a number) becomes one of the model's type.
 """
 
 import struct
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -188,3 +190,46 @@ def _misnamed(inputs: Mapping[str, Any], names: Any) -> EdgeError:
     return EdgeError(
         "model.input-invalid", f"the inputs given are {sorted(inputs)}", f"The model's inputs are: {', '.join(names)}."
     )
+
+
+def load_arrays(path: Path, bytes_max: int) -> dict[str, Array]:
+    """Read a file of numpy's: one array (`.npy`) under the name "", or arrays by name (`.npz`). No pickles.
+
+    Raises:
+        EdgeError: `config.invalid`.
+    """
+    try:
+        if path.stat().st_size > bytes_max:
+            raise EdgeError("config.invalid", f"{path} has more than {bytes_max} bytes")
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {"": found}
+        with found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise EdgeError("config.invalid", f"{path} is not an array of numpy's that can be read: {error}") from None
+
+
+def save_arrays(path: Path, outputs: Mapping[str, Any]) -> None:
+    """Write outputs, each with `datatype`, `shape` and flat `data`, as `.npz`, or one of them as `.npy`.
+
+    Raises:
+        EdgeError: `config.invalid`.
+    """
+    arrays: dict[str, Array] = {}
+    for name, output in outputs.items():
+        dtype = _DTYPES[output["datatype"]]
+        if dtype.kind == "O":
+            arrays[name] = np.array(output["data"], dtype=str).reshape(output["shape"])
+        else:
+            data = [np.nan if item is None else item for item in output["data"]]
+            arrays[name] = np.array(data, dtype=dtype).reshape(output["shape"])
+    try:
+        if path.suffix == ".npz":
+            np.savez(path, **arrays)  # type: ignore[arg-type]  # its stub takes every name for its own option
+        elif len(arrays) == 1:
+            np.save(path, next(iter(arrays.values())), allow_pickle=False)
+        else:
+            raise EdgeError("config.invalid", f"{len(arrays)} outputs do not fit in one array", "Write them to .npz.")
+    except OSError as error:
+        raise EdgeError("config.invalid", f"{path} cannot be written: {error.strerror}") from error
