@@ -1,11 +1,13 @@
 """Asks the running agent on this machine, over its control socket: one JSON line there, one back."""
 
+import contextlib
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Final
 
-from edge_agent.limits import CONTROL_BYTES_MAX, CONTROL_MS_MAX
+from edge_agent.limits import CONTROL_BYTES_MAX, CONTROL_MS_MAX, RELOAD_MS_MAX, RELOAD_POLL_MS
 from edge_contract.codes import CODES
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import JsonObject, dump, parse_object
@@ -53,6 +55,34 @@ def ask(run: Path, request: JsonObject, timeout_ms: int = CONTROL_MS_MAX) -> Jso
     if reply.get("ok") is not True:
         raise _error(reply.get("error"))
     return reply
+
+
+def ask_reload(run: Path) -> JsonObject:
+    """Let the agent start anew, and wait until it answers again.
+
+    Args:
+        run: The agent's run directory.
+
+    Returns:
+        `boot` and `agent_version` of the new run.
+
+    Raises:
+        EdgeError: As `ask`; `network.timeout` when the agent does not come back within `RELOAD_MS_MAX`.
+    """
+    before = ask(run, {"op": "status"})["status"]["boot"]
+    ask(run, {"op": "reload"})
+    end = time.monotonic() + RELOAD_MS_MAX / 1000
+    while time.monotonic() < end:
+        with contextlib.suppress(EdgeError):
+            status = ask(run, {"op": "status"})["status"]
+            if status["boot"] != before:
+                return {"boot": status["boot"], "agent_version": status["agent_version"]}
+        time.sleep(RELOAD_POLL_MS / 1000)
+    raise EdgeError(
+        "network.timeout",
+        f"the agent did not come back within {RELOAD_MS_MAX} ms",
+        "Its log says why. Models go on answering; start it again (systemctl start lighterman-agent).",
+    )
 
 
 def _error(value: object) -> EdgeError:

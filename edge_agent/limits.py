@@ -110,6 +110,8 @@ HOOK_DETAIL_CHARS_MAX: Final = 200  # of what it says that goes into an error
 # The control socket
 CONTROL_BYTES_MAX: Final = 1 * MIB
 CONTROL_MS_MAX: Final = 30_000
+RELOAD_MS_MAX: Final = 60_000  # from one program of the agent to the next
+RELOAD_POLL_MS: Final = 100
 
 # Configuration
 CONFIG_BYTES_MAX: Final = 256 * KIB

@@ -1,17 +1,50 @@
-"""Tells systemd how the agent is (`man 3 sd_notify`), or nobody when it was not started by systemd."""
+"""Tells systemd how the agent is (sd_notify(3)), or nobody when it was not started by systemd, and takes the sockets
+that systemd passes (sd_listen_fds(3)).
+"""
 
+import array
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Final
 
 _STATUS_CHARS_MAX: Final = 200
 _UNWATCHED_S: Final = 30.0  # how often the status line is refreshed without a watchdog
+_LISTEN_FDS_START: Final = 3
+_LISTEN_FDS_MAX: Final = 1_024
+_FDNAME_CHARS_MAX: Final = 255
+
+
+def take_listen_fds(environment: MutableMapping[str, str]) -> list[tuple[str, int]]:
+    """Take the descriptors that systemd, or systemd-socket-activate, passed to this very process, with their names.
+
+    Args:
+        environment: The process's own; `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES` are removed, so that no child
+            takes them for its own.
+
+    Returns:
+        Names and descriptors, which no child inherits; `unknown` where there is no name.
+    """
+    pid, count, names = (environment.pop(f"LISTEN_{key}", "") for key in ("PID", "FDS", "FDNAMES"))
+    try:
+        if int(pid) != os.getpid():
+            return []
+        fds = range(_LISTEN_FDS_START, _LISTEN_FDS_START + min(int(count), _LISTEN_FDS_MAX))
+    except ValueError:
+        return []
+    told = names.split(":") if names else []
+    found = []
+    for index, fd in enumerate(fds):
+        os.set_inheritable(fd, False)
+        found.append((told[index] if index < len(told) else "unknown", fd))
+    return found
 
 
 class SystemdSupervisor:
-    """Implements the shell's `Supervisor`. Any one thread at a time."""
+    """Implements the shell's `Supervisor`, and `SocketKeeper` by systemd's descriptor store. Any thread, but `alive`:
+    one alone.
+    """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         """Read what systemd put into the environment.
@@ -59,14 +92,28 @@ class SystemdSupervisor:
         """The agent is about to end."""
         self._send("STOPPING=1")
 
-    def _send(self, message: str) -> None:
+    def reloading(self) -> None:
+        """The agent is about to start anew in the same process."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def keep(self, name: str, fd: int) -> None:
+        """Leave a duplicate of a descriptor with systemd, for the next start after a crash; see `SocketKeeper`."""
+        if ":" not in name and len(name) <= _FDNAME_CHARS_MAX:
+            self._send(f"FDSTORE=1\nFDNAME={name}", fd)
+
+    def forget(self, name: str) -> None:
+        """Have systemd close what it keeps under this name; see `SocketKeeper`."""
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def _send(self, message: str, fd: int | None = None) -> None:
         if self._address is None:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 # A supervisor that does not read must not hold up the loop.
                 sender.setblocking(False)
-                sender.sendto(message.encode(), self._address)
+                ancillary = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                sender.sendmsg([message.encode()], ancillary, 0, self._address)
         except OSError:
             return
 

@@ -20,25 +20,33 @@ from edge_contract.errors import EdgeError
 from edge_contract.jsonio import Fields, JsonObject, parse_object
 
 _MODE = 0o660
-_OPERATIONS = ("status", "refresh", "rollback", "hold", "resume")
+_OPERATIONS = ("status", "refresh", "rollback", "hold", "resume", "reload")
 
 
 class ControlServer:
     """Answers local requests, a few at a time, so that somebody who says nothing keeps nobody waiting."""
 
-    def __init__(self, path: Path, runner: Runner, addresses: Callable[[str], JsonObject]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        runner: Runner,
+        addresses: Callable[[str], JsonObject],
+        more: Callable[[], JsonObject] = dict,
+    ) -> None:
         """Serve at a path.
 
         Args:
             path: Of the socket; a stale one is replaced (the data directory's lock proves that nobody else uses it).
             runner: The loop to ask.
             addresses: Where a module answers predictions: `{"unix": path, "tcp": "host:port"}`.
+            more: What other parts of the process say in its status, by key; called on askers' threads.
 
         Raises:
             EdgeError: `config.invalid` when nothing can listen there.
         """
         self._runner = runner
         self._addresses = addresses
+        self._more = more
         self._path = path
         self._clock = SystemClock()
         self._places = threading.BoundedSemaphore(CONTROL_ASKERS_MAX)
@@ -123,9 +131,12 @@ class ControlServer:
             status = self._runner.call(self._runner.status, CONTROL_MS / 1000)
             for name, module in status["modules"].items():
                 module.update(self._addresses(name))
-            return {"status": status}
+            return {"status": status | self._more()}
         if op == "refresh":
             self._runner.post(inputs.RefreshRequested())
+            return {}
+        if op == "reload":
+            self._runner.reload()
             return {}
         if op == "rollback":
             module = fields.text("module")

@@ -46,6 +46,10 @@ class Supervisor(Protocol):
         """The agent is about to end."""
         ...
 
+    def reloading(self) -> None:
+        """The agent is about to start anew in the same process."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -108,6 +112,7 @@ class Runner:
         self._told = self._view()
         self._is_online = False
         self._reports = 0
+        self._is_reloading = False
         # Read by the metadata lane; replaced whole, so that a reader sees one consistent state.
         self.release_counters: dict[tuple[str, str], int] = core.release_counters
 
@@ -137,12 +142,23 @@ class Runner:
 
     def stop(self) -> None:
         """End the loop soon. Any thread, also from a signal handler."""
+        self._is_reloading = False
         self._mail.put(Mark.STOP)
+
+    def reload(self) -> None:
+        """End the loop soon, for the program to start anew. Any thread, also from a signal handler."""
+        self._is_reloading = True
+        self._mail.put(Mark.STOP)
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether the loop ends, or ended, for the program to start anew."""
+        return self._is_reloading
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run until `stop`; then end everything that was started, within bounds.
+        """Run until `stop` or `reload`; then end everything that was started, within bounds.
 
         Raises:
             BaseException: Whatever a lane met that is not an operating error; the record decides at the next start.
@@ -156,7 +172,10 @@ class Runner:
             while self._turn():
                 pass
         finally:
-            self._supervisor.stopping()
+            if self._is_reloading:
+                self._supervisor.reloading()
+            else:
+                self._supervisor.stopping()
             self._lanes.stop()
             self._telemetry.flush(self._clock.monotonic_ms())
             self._sender.stop()

@@ -422,3 +422,7 @@ class FakeSupervisor:
     def stopping(self) -> None:
         """Ending."""
         self.signs.append("stopping")
+
+    def reloading(self) -> None:
+        """Starting anew."""
+        self.signs.append("reloading")
