@@ -27,7 +27,7 @@ from edge_agent.store.blobs import FileBlobStore
 from edge_agent.store.slots import FileSlotStore
 from edge_agent.web.asked import Asked
 from edge_agent.web.folder import private_folder
-from edge_agent.web.limits import RESTART_MS_FIRST, RESTART_MS_MAX, RESTARTS_MAX, STEADY_MS
+from edge_agent.web.limits import HURRY_MS, RESTART_MS_FIRST, RESTART_MS_MAX, RESTARTS_MAX, STEADY_MS
 from edge_agent.web.sources import Content, LayoutContent, RegistryContent
 from edge_agent.web.trusting import Chosen, choose
 from edge_contract.digest import Digest
@@ -189,6 +189,7 @@ class _News:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Digest | None] = queue.SimpleQueue()
         self._may_interrupt = False
+        self._stopping_since = 0.0
         self.is_stopping = False
 
     def worker_ended(self, _module: str, manifest: Digest) -> None:
@@ -200,8 +201,11 @@ class _News:
         """Listen to signals; whoever listened before does so again afterwards."""
 
         def handle(_signum: int, _frame: FrameType | None) -> None:
-            is_again, self.is_stopping = self.is_stopping, True
-            # The second one is from somebody who will not wait.
+            now = time.monotonic()
+            if not self.is_stopping:
+                self.is_stopping, self._stopping_since = True, now
+            # A second one is from somebody who will not wait, unless one wish came twice: to us, and to our group.
+            is_again = (now - self._stopping_since) * 1000 > HURRY_MS
             if self._may_interrupt or is_again:
                 raise StoppedError
             self._queue.put(None)

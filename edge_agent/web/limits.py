@@ -7,6 +7,8 @@ from edge_contract.limits import KIB
 DRAIN_S_DEFAULT: Final = 10
 DRAIN_S_MAX: Final = 3_600
 LINGER_S_MAX: Final = 600
+HURRY_MS: Final = 500
+"""A second signal that comes so soon is the first one, told twice."""
 
 RESTART_MS_FIRST: Final = 500
 """Before the second restart of a worker in a row; the first comes at once. Doubles from there."""

@@ -368,8 +368,12 @@ def test_it_goes_on_answering_while_load_balancers_take_it_out(bundle: Written) 
         assert service.child.wait(END_S) == 0
         assert time.monotonic() - begun >= 2
     with web_service(*pinned(bundle), "--linger-seconds", "600") as service:
-        service.child.send(signal.SIGTERM)
+        begun = time.monotonic()
+        for _ in range(2):  # one wish that is told twice, as `timeout` does
+            service.child.send(signal.SIGTERM)
         wait_until(lambda: "stopping" in service.child.output(), END_S, what="the first signal to be heard")
+        assert service.infer(1)[0] == 200
+        wait_until(lambda: time.monotonic() - begun > 1, END_S, what="a second wish to be one")
         service.child.send(signal.SIGTERM)
         assert service.child.wait(END_S) == 0, "a second signal is for who will not wait"
         assert service.left_overs() == []
