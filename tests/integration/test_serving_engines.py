@@ -64,6 +64,10 @@ def _wait(condition: Callable[[], bool], seconds: float) -> None:
 # --- pipelines
 
 
+def _texts(*items: str) -> Any:
+    return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(items)], "data": items}]}
+
+
 def test_a_pipeline_answers_beside_its_members(place: Serving) -> None:
     text, number = TensorSpec("text", "BYTES", (-1,)), TensorSpec("x", "FP32", (-1, 4))
     members = [
@@ -88,11 +92,10 @@ def run(data):
         raise Unreadable(str(error))
 """
     _serve(place, write_slot(place.slots, members, {"read.py": read, "model.onnx": adder(10)}))
-    text_of = lambda *items: {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(items)], "data": items}]}  # noqa: E731
-    status, answer = _ask(place, "both", text_of("1 2 3 4", "0 0 0 0"))
+    status, answer = _ask(place, "both", _texts("1 2 3 4", "0 0 0 0"))
     assert status == 200, answer
     assert answer["outputs"][0]["data"] == [11, 12, 13, 14, 10, 10, 10, 10]
-    status, answer = _ask(place, "both", text_of("1 2 x 4"))
+    status, answer = _ask(place, "both", _texts("1 2 x 4"))
     assert (status, answer["code"]) == (400, "model.input-invalid")
     assert "'read'" in answer["error"]
     x = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}]}
