@@ -73,6 +73,36 @@ class MqttConfig:
     persistent: bool = False
 
 
+BINDING_PROTOCOLS: Final = ("auto", "5", "3.1.1")
+
+
+@dataclass(frozen=True, slots=True)
+class BindingConfig:
+    """The broker whose topics bundles may bind to their models. Without the table, no binding runs.
+
+    Attributes:
+        host: Host name or address.
+        port: TCP port.
+        tls: Whether to use TLS.
+        ca: Certificates to trust; the system's when none.
+        certificate: Certificate chain to show, or none.
+        key: Its private key.
+        username: For brokers that ask for one; empty for none.
+        password_file: File that holds the password, or none.
+        protocol: One of `BINDING_PROTOCOLS`; `auto` is 5, and 3.1.1 where the broker refuses that.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    tls: bool = False
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    username: str = ""
+    password_file: Path | None = None
+    protocol: str = "auto"
+
+
 @dataclass(frozen=True, slots=True)
 class IotHubConfig:
     """How to reach Azure IoT Hub, which takes the broker's place.
@@ -117,6 +147,7 @@ class AgentConfig:
         serve: Where predictions are answered.
         mqtt: Overrides of the broker's address.
         iothub: Azure IoT Hub instead of a broker, or none.
+        binding: The broker of the bundles' MQTT bindings, or none.
         update: How updates go.
         log_level: One of `LOG_LEVELS`.
     """
@@ -130,6 +161,7 @@ class AgentConfig:
     serve: ServeConfig = field(default_factory=ServeConfig)
     mqtt: MqttConfig = field(default_factory=MqttConfig)
     iothub: IotHubConfig | None = None
+    binding: BindingConfig | None = None
     update: UpdateConfig = field(default_factory=UpdateConfig)
     log_level: str = "info"
 
@@ -196,6 +228,7 @@ def parse_config(text: str, file: Path) -> AgentConfig:
             persistent=mqtt.flag("persistent") or False,
         ),
         iothub=_iothub(table),
+        binding=_binding(table),
         update=UpdateConfig(
             hook=update.path("hook"),
             hook_timeout_ms=update.integer("hook_timeout_ms", HOOK_MS_MIN, HOOK_MS_MAX, HOOK_MS_DEFAULT),
@@ -218,6 +251,34 @@ def _iothub(root: "_Table") -> IotHubConfig | None:
     config = IotHubConfig(secret, table.path("ca"), table.text("gateway", ""))
     table.close()
     return config
+
+
+def _binding(root: "_Table") -> BindingConfig | None:
+    if root.take("binding") is None:
+        return None
+    table = root.table("binding")
+    is_enabled = table.flag("enabled")
+    tls = table.flag("tls") or False
+    config = BindingConfig(
+        host=table.text("host", "127.0.0.1"),
+        port=table.integer("port", 1, PORT_MAX, 8883 if tls else 1883),
+        tls=tls,
+        ca=table.path("ca"),
+        certificate=table.path("certificate"),
+        key=table.path("key"),
+        username=table.text("username", ""),
+        password_file=table.path("password_file"),
+        protocol=table.choice("protocol", BINDING_PROTOCOLS, "auto"),
+    )
+    table.close()
+    for key, value in (("ca", config.ca), ("certificate", config.certificate), ("key", config.key)):
+        if value is not None and not config.tls:
+            raise table.error(key, "is for TLS, and tls is not true")
+    if (config.certificate is None) != (config.key is None):
+        raise table.error("key", "and certificate belong together")
+    if config.password_file is not None and not config.username:
+        raise table.error("password_file", "needs a username")
+    return None if is_enabled is False else config
 
 
 def _read(file: Path) -> str:

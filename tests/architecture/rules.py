@@ -127,7 +127,16 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
     HeavyLibrary("sklearn", ("device_sim/**",)),
     HeavyLibrary("scipy", ()),
     # the wire
-    HeavyLibrary("paho", ("edge_agent/link/**", "cloud_registry/adapters/**", "cloud_registry/collect/**")),
+    HeavyLibrary(
+        "paho",
+        (
+            "edge_agent/link/**",
+            "edge_agent/binding/broker.py",
+            "cloud_registry/adapters/**",
+            "cloud_registry/collect/**",
+        ),
+        files_max_in={"edge_agent": 2},  # the link to the cloud, and the binding, which is a process of its own
+    ),
     HeavyLibrary("azure", ("edge_agent/link/**", "cloud_registry/adapters/**")),
     HeavyLibrary("aiomqtt", ("device_sim/**",)),
     HeavyLibrary("iotcore", ("device_sim/**",)),
