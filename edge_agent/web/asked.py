@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from edge_agent.web.limits import CPUS_MAX, DRAIN_S_DEFAULT
+from edge_agent.web.limits import DRAIN_S_DEFAULT
 from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
-from edge_contract.limits import WORKER_BYTES_MAX
+from edge_contract.limits import CPUS_MAX, WORKER_BYTES_MAX
 from edge_contract.terms import PERMILLE, Resources
 
 _SIZE: Final = re.compile(r"(\d{1,15})(|K|M|G|T|Ki|Mi|Gi|Ti)B?", re.IGNORECASE)

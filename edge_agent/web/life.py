@@ -124,6 +124,12 @@ def unpack(asked: Asked, folder: Path) -> Unpacked:
             f"{chosen.model}:{chosen.version} has no golden vectors, so nothing can show that it computes rightly here",
             "Build it with --golden FILE, or serve it all the same with --allow-unproved.",
         )
+    if runtime.bindings:
+        _log.warning(
+            "%s:%d is bound to MQTT topics; that is for devices, nobody listens to them here",
+            chosen.model,
+            chosen.version,
+        )
     slot = FileSlotStore(folder, blobs).stage(chosen.digest, chosen.manifest)
     # The slot has links to the blobs that it needs; archives are unpacked.
     blobs.collect(frozenset())

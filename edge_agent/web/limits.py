@@ -21,6 +21,3 @@ STEADY_MS: Final = 60_000
 STALE_FOLDERS_MAX: Final = 64
 """Folders of services that were killed, removed at one start."""
 TOKEN_FILE_BYTES_MAX: Final = 16 * KIB
-METADATA_ENTRIES_MAX: Final = 10_000
-"""Files of a folder of trust metadata."""
-CPUS_MAX: Final = 1_024

@@ -417,6 +417,21 @@ def test_a_request_that_kills_its_worker_kills_nothing_else(sleeper: Written) ->
         assert service.infer(0, 1)[0] == 200
 
 
+def test_a_model_that_wants_more_memory_than_it_may_have_harms_only_itself(sleeper: Written) -> None:
+    def take(service: WebService, mebibytes: int) -> int:
+        try:
+            return service.infer(0, 1, mebibytes)[0]
+        except (OSError, http.client.HTTPException):
+            return 0  # its worker was ended with the request
+
+    with web_service(*pinned(sleeper)) as service:
+        assert take(service, 700) == 200
+    with web_service(*pinned(sleeper), "--memory", "512Mi", "--cpus", "1") as service:
+        assert take(service, 700) != 200
+        assert service.infer(0, 1)[0] == 200
+        assert take(service, 1) == 200
+
+
 def test_a_service_that_is_killed_takes_its_worker_along(bundle: Written, tmp_path: Path) -> None:
     place = tmp_path / "place"
     with web_service(*pinned(bundle), work_dir=place) as service:

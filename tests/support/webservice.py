@@ -40,13 +40,15 @@ def run(data):
     x = data["x"]
     if x[0, 1] == 666:
         os._exit(9)
+    taken = b"1" * (int(x[0, 2]) * 2**20)
     time.sleep(float(x[0, 0]))
     return {"y": x + 10}
 """
 
 
 def sleeper_bundle(folder: Path, **options: Any) -> Written:
-    """A script `digits` that sleeps for `x[0, 0]` seconds and answers `x + 10`; `x[0, 1] == 666` ends its process.
+    """A script `digits` that sleeps for `x[0, 0]` seconds and answers `x + 10`; `x[0, 1] == 666` ends its process, and
+    it takes `x[0, 2]` MiB of memory for as long as the request runs.
 
     With `config={"GATE": path}` it does not finish loading before there is a file at the path.
     """
