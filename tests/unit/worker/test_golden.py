@@ -202,3 +202,37 @@ def test_a_slot_that_lacks_a_file_is_refused(tmp_path: Path, missing: str) -> No
     _manifest, slot = adder_slot(tmp_path, 1)
     (slot / missing).unlink()
     assert _refused(slot).code == "model.load-failed"
+
+
+# --- text
+
+
+def _text_slot(folder: Path, want: list[bytes]) -> Path:
+    from packager.golden import to_safetensors
+
+    text = TensorSpec("text", "BYTES", (-1,))
+    source = b"def run(data):\n    return {'loud': [item.upper() for item in data['text']]}\n"
+    member = Member("m", "script", "score.py", (text,), (TensorSpec("loud", "BYTES", (-1,)),))
+    _manifest, slot = write_slot(folder, [member], {"score.py": source}, golden={})
+    vectors = {"m/input/text": np.array([b"one", b""], dtype=object), "m/output/loud": np.array(want, dtype=object)}
+    (slot / "files" / GOLDEN_PATH).write_bytes(to_safetensors(vectors))
+    return slot
+
+
+def test_text_is_proved_word_by_word(tmp_path: Path) -> None:
+    proof = _prove(_text_slot(tmp_path / "right", [b"ONE", b""]))
+    assert proof is not None
+    error = _refused(_text_slot(tmp_path / "wrong", [b"TWO", b""]))
+    assert error.code == "model.golden-mismatch"
+    assert "b'ONE'" in error.detail
+
+
+@pytest.mark.parametrize("mark", ["BYTES 3", "BYTES 2x2", "BYTES -1", "BYTES x" + "9" * 9])
+def test_text_that_is_not_of_its_shape_is_refused(tmp_path: Path, mark: str) -> None:
+    slot = _text_slot(tmp_path, [b"ONE", b""])
+    path = slot / "files" / GOLDEN_PATH
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    head = data[8 : 8 + size].replace(b"BYTES 2", mark.encode(), 1)
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + size :])
+    assert _refused(slot).code == "artifact.golden-invalid"
