@@ -98,9 +98,7 @@ class FrameConnection:
     def run(self) -> None:
         """Answer frames until the client or the worker leaves."""
         try:
-            while self._serve_one():
-                if self._lane.is_draining:
-                    raise _LeavingError
+            self._serve()
         except _LeavingError:
             self._lane.depart(self)
             return
@@ -110,28 +108,46 @@ class FrameConnection:
             _log.exception("a connection of frames met a bug")
         self._close()
 
-    def _serve_one(self) -> bool:
-        """One request and its answer; false when the connection is not this thread's any more."""
-        head, payload = self._receive()
-        received_ns = time.monotonic_ns()
-        self._stage = _RUNNING
-        if head[1] == INFER:
-            answer = self._models.infer(head, payload, received_ns, self._is_gone)
-        elif head[1] == DESCRIBE:
-            answer = self._models.describe(head[6])
-        else:
-            answer = self._models.fail(invalid(f"there is no request of kind {head[1]}"), head[6])
-        with self._lock:
-            if self._stage != _RUNNING:
-                return False
-            self._stage = _WRITING
-        self._states[self._slot] = _FRAME_WRITING
-        self._send(answer)
-        self._states[self._slot] = _FRAME_BUSY if self._have else IDLE
-        if self._body is not None or len(self._buffer) > FRAME_BUFFER_BYTES:
-            self._tidy()
-        self._stage = _READING
-        return True
+    def _serve(self) -> None:
+        """Answer frames until the connection is not this thread's any more, or cannot go on.
+
+        One function for the way of a small request that comes whole: calls are what costs time here.
+
+        Raises:
+            OSError, _EndedError, _LeavingError: See there.
+        """
+        lane, lock, models, is_gone = self._lane, self._lock, self._models, self._is_gone
+        states, slot, unpack, clock_ns = self._states, self._slot, REQUEST.unpack_from, time.monotonic_ns
+        small = _HEAD_BYTES + self._unchecked_bytes
+        while not lane.is_draining:
+            if not self._have:
+                self._have = self._wait_and_read(self._buffer, 0.0)
+            have = self._have
+            head = unpack(self._buffer)
+            if have == _HEAD_BYTES + head[4] <= small and head[0] == PREFIX and not head[2] and not head[3]:
+                payload: bytes | bytearray = bytes(self._view[_HEAD_BYTES:have])
+                self._head, self._payload, self._have = head, payload, 0
+            else:
+                head, payload = self._receive()
+            received_ns = clock_ns()
+            self._stage = _RUNNING
+            if head[1] == INFER:
+                answer = models.infer(head, payload, received_ns, is_gone)
+            elif head[1] == DESCRIBE:
+                answer = models.describe(head[6])
+            else:
+                answer = models.fail(invalid(f"there is no request of kind {head[1]}"), head[6])
+            with lock:
+                if self._stage != _RUNNING:
+                    return
+                self._stage = _WRITING
+            states[slot] = _FRAME_WRITING
+            self._send(answer)
+            states[slot] = _FRAME_BUSY if self._have else IDLE
+            if self._body is not None or len(self._buffer) > FRAME_BUFFER_BYTES:
+                self._tidy()
+            self._stage = _READING
+        raise _LeavingError
 
     def _tidy(self) -> None:
         """After a large request: give its room back."""
@@ -142,11 +158,9 @@ class FrameConnection:
             self._use(bytes(self._view[: self._have]))
 
     def _receive(self) -> tuple[tuple[int, ...], bytes | bytearray]:
-        """The next frame: the fields of its head, and its payload."""
+        """The rest of a frame that has begun: the fields of its head, and its payload."""
         buffer = self._buffer
-        deadline = 0.0  # none before the first byte
-        if not self._have:
-            self._have = self._wait_and_read(buffer, 0.0)
+        deadline = 0.0  # not looked at the clock yet
         if self._have < _HEAD_BYTES:
             deadline = self._deadline()
             while self._have < _HEAD_BYTES and buffer[0] == FIRST_BYTE:
