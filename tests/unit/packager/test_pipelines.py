@@ -42,10 +42,9 @@ def test_a_file_says_pipelines_options_and_batching(tmp_path: Path) -> None:
         '[pipelines.named]\nsteps = [{ member = "one", inputs = { x = "x" }, outputs = { y = "z" } }]\n',
     )
     assert spec.members[0].batching == Batching(4, 100)
-    assert [(pipe.name, pipe.chain, len(pipe.steps)) for pipe in spec.pipelines] == [
-        ("both", ("one",), 0),
-        ("named", (), 1),
-    ]
+    both, named = spec.pipelines
+    assert (both.name, both.chain, both.steps) == ("both", ("one",), ())
+    assert (named.name, named.chain, named.steps[0].outputs) == ("named", (), {"y": "z"})
     assert both.batching == Batching(8, 0)
 
 
