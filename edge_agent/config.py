@@ -43,11 +43,13 @@ class ServeConfig:
         host: Address to listen on; anything but loopback lets the network ask for predictions.
         ports: TCP port by module; a module that is not named gets any free port.
         providers: Execution providers of onnxruntime that bundles may ask for; the CPU's always may.
+        token_file: File with the token that clients over TCP have to present; none lets in whoever can connect.
     """
 
     host: str = "127.0.0.1"
     ports: Mapping[str, int] = field(default_factory=dict)
     providers: tuple[str, ...] = ()
+    token_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,9 @@ def parse_config(text: str, file: Path) -> AgentConfig:
         report_ms=table.integer("report_ms", PERIOD_MS_MIN, PERIOD_MS_MAX, REPORT_MS_DEFAULT),
         spool_bytes_max=table.integer("spool_bytes_max", SPOOL_BYTES_MIN, BLOB_BYTES_MAX, SPOOL_BYTES_DEFAULT),
         reserve_bytes=table.integer("reserve_bytes", 0, BLOB_BYTES_MAX, RESERVE_BYTES_DEFAULT),
-        serve=ServeConfig(serve.text("host", "127.0.0.1"), _ports(serve.table("ports")), _providers(serve)),
+        serve=ServeConfig(
+            serve.text("host", "127.0.0.1"), _ports(serve.table("ports")), _providers(serve), serve.path("token_file")
+        ),
         mqtt=MqttConfig(
             host=mqtt.text("host", "") or None,
             port=mqtt.integer("port", 1, PORT_MAX, 0) or None,

@@ -95,7 +95,11 @@ class InferenceClient:
     `edge_agent.inference_pool.InferencePool`."""
 
     def __init__(
-        self, address: Path | tuple[str, int], timeout_s: float = TIMEOUT_S_DEFAULT, uses_frames: bool = True
+        self,
+        address: Path | tuple[str, int],
+        timeout_s: float = TIMEOUT_S_DEFAULT,
+        uses_frames: bool = True,
+        token: str = "",
     ) -> None:
         """Make a client; it connects with the first request.
 
@@ -103,8 +107,10 @@ class InferenceClient:
             address: Path of the unix socket, or (host, port).
             timeout_s: Longest silence of the other side, seconds.
             uses_frames: Whether to speak frames on a unix socket.
+            token: What the agent's `[serve] token_file` holds, where it asks for one over TCP.
         """
         self._address = address
+        self._access = {"Authorization": f"Bearer {token}"} if token else {}
         self._connection: http.client.HTTPConnection
         self._frames: FrameClient | None = None
         self._inputs: dict[str, list[Any]] = {}  # by model, where HTTP is spoken
@@ -285,7 +291,7 @@ class InferenceClient:
     ) -> tuple[http.client.HTTPResponse, bytes]:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                self._connection.request(method, path, body, headers)
+                self._connection.request(method, path, body, headers | self._access)
                 answer = self._connection.getresponse()
                 content = answer.read()
                 break

@@ -62,6 +62,7 @@ class WorkerSupervisor:
         unix_paths: Mapping[str, Path] = _NO_PATHS,
         compiled_dir: Path | None = None,
         providers: Sequence[str] = (),
+        tcp_token: str = "",
         is_outlived: bool = False,
         inherited: Inherited | None = None,
         keeper: SocketKeeper | None = None,
@@ -80,6 +81,7 @@ class WorkerSupervisor:
             unix_paths: Path of the unix socket by module; in `run_dir` for modules that are not named.
             compiled_dir: Where workers keep compiled models, or none: they keep none (ADR 26).
             providers: Execution providers that bundles may ask for.
+            tcp_token: What clients over TCP have to present; empty lets everybody ask who can connect.
             make_log: Makes what takes a module's output, from the path of its file; a file of bounded size.
             is_outlived: Whether workers that serve go on serving when this process ends without a word, for an `adopt`
                 of the next one; then `run_dir` stays where it is. Otherwise they end with it.
@@ -96,6 +98,7 @@ class WorkerSupervisor:
         self._offered: dict[str, Any] = {
             "compiled": None if compiled_dir is None else str(compiled_dir),
             "providers": list(providers),
+            "tcp_token": tcp_token,
         }
         self._lock = threading.Lock()  # guards _live, _silent_since_ns and the moment a worker becomes live
         self._moving = threading.Lock()  # guards connections on their way between parkings and workers

@@ -1,12 +1,14 @@
 """Puts one agent process together: adapters behind the ports, the core from its record, the loop around both."""
 
 import logging
+import os
 import signal
 from pathlib import Path
 from types import FrameType
 
 from edge_agent import ports
 from edge_agent.about import agent_version
+from edge_agent.binding.keeper import BindingKeeper
 from edge_agent.config import AgentConfig
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
@@ -19,11 +21,14 @@ from edge_agent.link.iothub import AzureSdk, IotHubLink
 from edge_agent.link.mqtt import MqttAddress, MqttLink, MqttTls
 from edge_agent.renewal import CertificateRenewal
 from edge_agent.reporting import SignedReports
+from edge_agent.serving.handle import inherited_children, reap_in_background
+from edge_agent.serving.inherited import Named, read_inherited
 from edge_agent.serving.memory import SystemMemory
 from edge_agent.serving.supervisor import WorkerSupervisor
 from edge_agent.shell.clock import SystemClock
 from edge_agent.shell.control import ControlServer
 from edge_agent.shell.dispatch import Dispatcher, Ports
+from edge_agent.shell.reexec import reexec, take_passed, take_signals
 from edge_agent.shell.runner import Identity, Runner
 from edge_agent.store.blobs import FileBlobStore
 from edge_agent.store.boots import next_boot
@@ -32,7 +37,7 @@ from edge_agent.store.journal import FileJournal
 from edge_agent.store.lock import DataLock
 from edge_agent.store.slots import FileSlotStore
 from edge_agent.store.spool import SqliteSpool
-from edge_agent.systemd import SystemdSupervisor
+from edge_agent.systemd import SystemdSupervisor, take_listen_fds
 from edge_agent.tokens import DeviceTokens
 from edge_agent.trust.child import ChildVerification
 from edge_agent.trust.source import HttpMetadataSource
@@ -46,7 +51,10 @@ _log = logging.getLogger("edge_agent")
 
 
 def run(config: AgentConfig, clock: ports.Clock | None = None) -> int:
-    """Run an agent until SIGTERM or SIGINT. Called once, from the main thread.
+    """Run an agent until SIGTERM or SIGINT, which end its workers as well. Called once, from the main thread.
+
+    Does not return after SIGHUP: the process starts anew, from whatever is installed by then. Its workers go on
+    serving, as they do when it ends in any other way, and the next agent adopts them.
 
     Args:
         config: What the agent is told.
@@ -58,21 +66,29 @@ def run(config: AgentConfig, clock: ports.Clock | None = None) -> int:
     Raises:
         EdgeError: `device.not-enrolled`, `device.busy`, `device.disk-*`, `config.*`: whatever keeps it from starting.
     """
+    passed = take_passed(os.environ)
+    named = take_listen_fds(os.environ) + (passed or [])
+    children = frozenset() if passed is None else inherited_children()
     with DataLock(config.data / "lock"):
         settle(config.data)
-        _Process(config, LiveIdentity(config.data), clock or SystemClock()).run()
+        process = _Process(config, LiveIdentity(config.data), clock or SystemClock(), named)
+        process.run(children)
+        if process.is_reloading():
+            reexec(process.release(), process.is_reloading)
+        process.close()
     return 0
 
 
 class _Process:
     """The parts of one process and the order in which they begin and end."""
 
-    def __init__(self, config: AgentConfig, identity: LiveIdentity, clock: ports.Clock) -> None:
+    def __init__(self, config: AgentConfig, identity: LiveIdentity, clock: ports.Clock, named: list[Named]) -> None:
         who = identity.current()
         self._key = KeyHolder(identity.key)
         self._tokens = DeviceTokens(who.device, self._key, clock)
         with disk_errors(f"making {config.run}"):
             make_folder(config.run)
+        systemd = SystemdSupervisor()
         journal = FileJournal(config.data / "journal.json")
         core = _restore(journal, who.device, config)
         boot = next_boot(config.data / "boots.json", clock.wall_ms())
@@ -83,10 +99,14 @@ class _Process:
             on_exit=self._worker_exited,
             ports=config.serve.ports,
             host=config.serve.host,
+            is_outlived=True,
+            inherited=read_inherited(named),
+            keeper=systemd,
             compiled_dir=config.data / "compiled",
             providers=config.serve.providers,
+            tcp_token=_secret(config.serve.token_file, "the token for predictions over TCP"),
         )
-        blobs = FileBlobStore(config.data, config.reserve_bytes)
+        blobs = FileBlobStore(config.data, config.reserve_bytes, droppable=[config.data / "compiled"])
         floor = TimeFloor(config.data / "trust" / "time.json")
         renewal = CertificateRenewal(identity, config.data, clock, self._renewed)
         update = config.update
@@ -111,25 +131,58 @@ class _Process:
             journal,
             link,
             self._spool,
-            SystemdSupervisor(),
+            systemd,
             SignedReports(self._key, link),
         )
-        self._control = ControlServer(config.run / "agent.sock", self._runner, self._addresses)
+        self._binding = BindingKeeper(
+            config.binding, who.device, config.run, config.data / "slots", self._server.live_manifests
+        )
+        self._control = ControlServer(
+            config.run / "agent.sock", self._runner, self._addresses, lambda: {"binding": self._binding.report()}
+        )
 
-    def run(self) -> None:
+    def run(self, children: frozenset[int]) -> None:
+        """Run until a signal; `children` are those of the program that this process was before.
+
+        Workers go on when this ends with an exception: a bug in the agent is none of theirs.
+        """
+
         def stop(_signum: int, _frame: FrameType | None) -> None:
             self._runner.stop()
 
+        def reload(_signum: int, _frame: FrameType | None) -> None:
+            self._runner.reload()
+
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, stop)
+        signal.signal(signal.SIGHUP, reload)
+        take_signals()
+        self._server.adopt()
+        reap_in_background(children - set(self._server.worker_pids))
         self._control.start()
+        self._binding.start()
         try:
             self._runner.run()
         finally:
             self._control.stop()
-            self._server.close()
-            self._spool.close()
-            self._key.close()
+            self._binding.stop()
+
+    def is_reloading(self) -> bool:
+        """Whether the next program in this process is to go on."""
+        return self._runner.is_reloading
+
+    def release(self) -> list[Named]:
+        """Let go of everything for that one; gives what to pass on to it."""
+        named = self._server.release()
+        self._spool.close()
+        self._key.close()
+        return named
+
+    def close(self) -> None:
+        """End everything, workers too."""
+        self._server.close()
+        self._spool.close()
+        self._key.close()
 
     def _verifier(self, folder: Path, who: DeviceIdentity, floor: TimeFloor) -> UptaneVerifier:
         def source(prefix: str) -> HttpMetadataSource:
@@ -200,13 +253,21 @@ def _broker(config: AgentConfig, who: DeviceIdentity) -> MqttAddress:
     uses_tls = told.tls if told.tls is not None else bool(said and said.tls)
     port = told.port or (said.port if said else 8883 if uses_tls else 1883)
     tls = MqttTls(told.ca or who.broker_ca, who.link_certificate, who.link_key) if uses_tls else None
-    return MqttAddress(host, port, tls, told.username, _password(told.password_file))
+    return MqttAddress(host, port, tls, told.username, _secret(told.password_file, "the broker's password"))
 
 
-def _password(file: Path | None) -> str:
+def _secret(file: Path | None, what: str) -> str:
+    """The text of a file that holds a secret; empty without a file. One that holds nothing is no secret.
+
+    Raises:
+        EdgeError: `config.file-missing`, `config.invalid`.
+    """
     if file is None:
         return ""
     try:
-        return file.read_text(encoding="utf-8").strip()
+        secret = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
-        raise EdgeError("config.file-missing", f"the password file {file} cannot be read: {error}") from None
+        raise EdgeError("config.file-missing", f"{what} in {file} cannot be read: {error}") from None
+    if not secret:
+        raise EdgeError("config.invalid", f"{what} in {file} is empty", "Write it there, or leave the option out.")
+    return secret

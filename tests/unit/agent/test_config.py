@@ -124,7 +124,9 @@ def test_the_file_that_ships_says_the_defaults() -> None:
     assert config == AgentConfig(run=Path("/run/lighterman"))
     # What is commented out is right as well.
     lines = [
-        line[2:] if line.startswith("# ") and " = " in line and not line.endswith(":") else line
+        line[2:]
+        if line.startswith("# [") or (line.startswith("# ") and " = " in line and not line.endswith(":"))
+        else line
         for line in file.read_text(encoding="utf-8").splitlines()
     ]
     shown = parse_config("\n".join(lines), file)
