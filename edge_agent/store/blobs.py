@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -25,17 +26,19 @@ class FileBlobStore:
     Another process may read at the same time (`edge-agent verify` uses `check`, which removes nothing).
     """
 
-    def __init__(self, root: Path, reserve_bytes: int = RESERVE_BYTES_DEFAULT) -> None:
+    def __init__(self, root: Path, reserve_bytes: int = RESERVE_BYTES_DEFAULT, droppable: Sequence[Path] = ()) -> None:
         """Use a data directory; folders are made when the first blob comes.
 
         Args:
             root: The data directory; `blobs/` and `partial/` lie below it.
             reserve_bytes: Emergency reserve that `require_space` leaves free, 0 or more.
+            droppable: Folders on the same disk that nobody needs: they are removed before space is refused.
         """
         self._root = root
         self._blobs = root / "blobs" / "sha256"
         self._partial = root / "partial"
         self._reserve_bytes = reserve_bytes
+        self._droppable = tuple(droppable)
 
     def path(self, digest: Digest) -> Path:
         """Where a whole blob is, or would be."""
@@ -123,14 +126,21 @@ class FileBlobStore:
         """See `ports.BlobStore.require_space`."""
         with durable.disk_errors(f"asking for the free space of {self._root}"):
             durable.make_folder(self._root)
-            disk = os.statvfs(self._root)
-        free = disk.f_bavail * disk.f_frsize
+            free = self._free()
+            for folder in self._droppable:
+                if free - self._reserve_bytes < bytes_needed and folder.is_dir():
+                    shutil.rmtree(folder, ignore_errors=True)  # half of it is of no use and does no harm either
+                    free = self._free()
         if free - self._reserve_bytes < bytes_needed:
             raise EdgeError(
                 "device.disk-full",
                 f"{bytes_needed} bytes are needed in {self._root}, {free} are free, {self._reserve_bytes} reserved",
                 "Free some space on the device's data partition, or lower reserve_bytes in its configuration.",
             )
+
+    def _free(self) -> int:
+        disk = os.statvfs(self._root)
+        return disk.f_bavail * disk.f_frsize
 
     def collect(self, keep: frozenset[Digest]) -> int:
         """See `ports.BlobStore.collect`. Digests in `keep` that are not here are no error."""

@@ -179,6 +179,21 @@ def test_the_reserve_is_not_given_away(tmp_path: Path) -> None:
     assert caught.value.code == "device.disk-full"
 
 
+def test_what_nobody_needs_goes_before_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = tmp_path / "compiled"
+    (compiled / "entry").mkdir(parents=True)
+    free = [1_000, 5_000]  # before and after
+    monkeypatch.setattr(FileBlobStore, "_free", lambda store: free[0 if compiled.exists() else 1])
+    store = FileBlobStore(tmp_path, 0, droppable=[compiled])
+    store.require_space(900)
+    assert compiled.exists()
+    store.require_space(4_000)
+    assert not compiled.exists()
+    with pytest.raises(EdgeError) as caught:
+        store.require_space(6_000)
+    assert caught.value.code == "device.disk-full"
+
+
 def test_a_disk_that_fills_up_during_a_download_keeps_what_came(tmp_path: Path) -> None:
     """In a process of its own, whose files may not grow beyond a limit."""
     program = f"""
