@@ -208,11 +208,12 @@ class _Process:
         self._runner.post(inputs.WorkerExited(module, manifest))
 
     def _addresses(self, module: str) -> JsonObject:
+        limits = self._server.limits_in_force(module)
         try:
             unix, host, port = self._server.addresses(module)
         except EdgeError:
-            return {"unix": None, "tcp": None}  # it has not served anything yet
-        return {"unix": str(unix), "tcp": f"{host}:{port}"}
+            return {"unix": None, "tcp": None, "limits": limits}  # it has not served anything yet
+        return {"unix": str(unix), "tcp": f"{host}:{port}", "limits": limits}
 
 
 def _restore(journal: FileJournal, device: str, config: AgentConfig) -> Agent:
