@@ -4,6 +4,7 @@ While no worker accepts, the kernel queues connections, so that neither a swap n
 them from somebody who had them before: systemd, the agent before it, or a worker that outlived that one.
 """
 
+import array
 import contextlib
 import os
 import socket
@@ -17,6 +18,17 @@ from edge_agent.serving.limits import LISTEN_BACKLOG, UNIX_PATH_BYTES_MAX
 from edge_contract.errors import EdgeError
 
 _CREDENTIALS: Final = struct.Struct("3i")
+_SO_ATTACH_FILTER: Final = 26
+_INSTRUCTION: Final = struct.Struct("=HBBI")
+_PROGRAM: Final = struct.Struct("@HP")
+_NO_SYN: Final = (
+    (0x30, 0, 0, 13),  # the byte of flags in a TCP header
+    (0x54, 0, 0, 0x12),  # of them SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone
+    (0x06, 0, 0, 0),  # is dropped,
+    (0x06, 0, 0, 0xFFFF_FFFF),  # all others pass
+)
+"""Classic BPF."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +134,26 @@ class Listeners:
         return replace(self, unix=unix, unix_file=unix_file, activated=self.activated - {"unix"})
 
     def close(self) -> None:
-        """Stop listening and remove the file of the unix socket."""
+        """Stop listening and remove the file of the unix socket.
+
+        A worker may still hold both to take in what the kernel has queued. Nobody joins that queue any more: at the one
+        because its file is gone, at the other because the kernel drops what would begin a connection. A client tries
+        once more after a second, and is refused then.
+        """
         self.unix.close()
+        if "tcp" not in self.activated:
+            _drop_new(self.tcp)
         self.tcp.close()
         if "unix" not in self.activated:
             with contextlib.suppress(OSError):
                 self.unix_path.unlink()
+
+
+def _drop_new(tcp: socket.socket) -> None:
+    """Let the kernel drop segments that would begin a connection (socket(7), SO_ATTACH_FILTER; RFC 9293, 3.1)."""
+    program = array.array("B", b"".join(_INSTRUCTION.pack(*instruction) for instruction in _NO_SYN))
+    with contextlib.suppress(OSError):  # only a convenience for clients: without it a few may be reset
+        tcp.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM.pack(len(_NO_SYN), program.buffer_info()[0]))
 
 
 def is_listening(sock: socket.socket, family: int) -> bool:

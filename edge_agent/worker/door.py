@@ -315,20 +315,22 @@ class Door:
             hand_over: Gives a connection to the successor; without one this is the end: the listening sockets are
                 closed, and every answer says that its connection is.
         """
-        if hand_over is None:
-            self._stop_listening()
-        self.shut()
+        end = self._loop.time() + deadline_ms / 1000
         self._is_draining = True
         self._hand_over = hand_over
-        # A client that was answered this moment may be about to ask again: closing now would cut that request off.
-        parting_ms = min(self.limits.parting_ms, deadline_ms) if hand_over is None else 0
-        await self._empty(parting_ms)
+        if hand_over is None:
+            # A client that was answered this moment may be about to ask again: closing now would cut that request off.
+            parting_ms = min(self.limits.parting_ms, deadline_ms)
+            await self._empty(parting_ms)
+            if self._stop_listening():
+                await self._empty(min(parting_ms, self._left_ms(end)))
+        self.shut()
         for connection in list(self._connections):
             if connection.stage is Stage.READING and (hand_over is not None or connection.is_idle):
                 self._send_away(connection)
         if self._lane is not None:
             self._lane.drain()
-        await self._empty(deadline_ms - parting_ms)
+        await self._empty(self._left_ms(end))
         for connection in list(self._connections):
             self._send_away(connection)
         self._take_frames()
@@ -337,14 +339,23 @@ class Door:
             for frames in self._lane.connections:
                 frames.cut()
 
-    def _stop_listening(self) -> None:
-        """Take in what the kernel has queued, for it was not refused, and let it refuse whoever comes from now on."""
+    def _stop_listening(self) -> bool:
+        """Take in what the kernel has queued, for it was not refused, and let it refuse whoever comes from now on.
+
+        Returns:
+            Whether there was anything.
+        """
+        before = self.accepted
         for kind, sock in self._listeners.items():
             for _ in range(self.limits.connections_max // ACCEPT_BURST_MAX + 1):
                 self._accept(kind, sock)
         self.shut()
         while self._listeners:
             self._listeners.popitem()[1].close()
+        return self.accepted != before
+
+    def _left_ms(self, end: float) -> int:
+        return max(0, round((end - self._loop.time()) * 1000))
 
     async def _empty(self, timeout_ms: int) -> None:
         """Wait until no connection is left, or time is up."""

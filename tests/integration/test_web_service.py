@@ -322,6 +322,41 @@ def test_a_signal_under_load_loses_nothing_that_had_begun(bundle: Written, sleep
         assert service.left_overs() == []
 
 
+def test_who_connects_for_each_request_is_answered_or_refused_and_never_cut_off(bundle: Written) -> None:
+    ends: list[str] = []
+
+    def ask_until_refused(service: WebService) -> None:
+        while True:
+            with contextlib.closing(service.connect()) as connection:
+                try:
+                    connection.connect()
+                except ConnectionRefusedError:
+                    ends.append("refused")
+                    return
+                try:
+                    connection.request("POST", "/v2/models/digits/infer", request_bytes(1))
+                    answer = connection.getresponse()
+                    answer.read()
+                except (OSError, http.client.HTTPException) as error:
+                    ends.append(repr(error))
+                    return
+                if answer.status != 200:
+                    ends.append(str(answer.status))
+                    return
+
+    for _ in range(3):
+        with web_service(*pinned(bundle)) as service:
+            threads = [threading.Thread(target=ask_until_refused, args=(service,), daemon=True) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            assert service.infer(1)[0] == 200
+            service.child.send(signal.SIGTERM)
+            for thread in threads:
+                thread.join(END_S)
+            assert service.child.wait(END_S) == 0
+    assert ends == ["refused"] * 12
+
+
 def test_what_waits_in_the_queue_is_answered_and_whoever_comes_later_is_refused(sleeper: Written) -> None:
     with web_service(*pinned(sleeper)) as service:
         slow = [Caller(service.port, 1.5) for _ in range(2)]
