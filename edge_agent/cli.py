@@ -434,6 +434,7 @@ def _module_lines(name: str, module: JsonObject) -> list[str]:
         lines.append(f"  another bundle answers: {_short(answering)}")
     if module.get("gap_ms"):
         lines.append(f"  the last activation left {module['gap_ms']} ms without an answer")
+    lines += _limit_lines(module.get("limits") or {})
     if trial := module.get("trial"):
         lines.append(
             f"  trial: {trial['compared']} predictions compared, {trial['failed']} failed, "
@@ -448,6 +449,14 @@ def _module_lines(name: str, module: JsonObject) -> list[str]:
     if problem := module.get("error"):
         lines.append(f"  {problem['detail']} [{problem['code']}]")
     return lines
+
+
+def _limit_lines(limits: JsonObject) -> list[str]:
+    """What bounds the worker, and what the policy wants and this machine does not give."""
+    lines = [
+        f"  bounded: {name} {found['value']}, by {found['by']}" for name, found in (limits.get("applied") or {}).items()
+    ]
+    return lines + [f"  not bounded: {name}: {reason}" for name, reason in (limits.get("refused") or {}).items()]
 
 
 def _binding_lines(binding: JsonObject) -> list[str]:

@@ -397,6 +397,12 @@ def _told(error: Exception, doing: str) -> JsonObject:
     """An error as the agent is told of it."""
     if isinstance(error, EdgeError):
         return {"code": error.code, "detail": error.detail, "hint": error.hint}
+    if isinstance(error, MemoryError):
+        return {
+            "code": "device.memory-short",
+            "detail": f"the worker could not get the memory it needs while {doing}",
+            "hint": "Let the policy give it more, or deploy a smaller model.",
+        }
     _log.error("%s met a bug", doing, exc_info=error)
     detail = f"the worker failed while {doing}: {type(error).__name__}: {error}"[:DETAIL_CHARS_MAX]
     return {"code": "internal.bug", "detail": detail, "hint": ""}

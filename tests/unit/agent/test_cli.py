@@ -30,6 +30,7 @@ from tests.support.rawhttp import Asked, answer, raw_server
 from tests.unit.shell.fakes import Cloud
 
 DIGEST = "sha256:" + "ab" * 32
+_BOUNDS = ("bounded: memory_bytes_max 1000, by cgroup", "not bounded: cpu_permille_max: no such controller")
 STATUS: dict[str, Any] = {
     "device": "dev-1",
     "boot": "00" * 8,
@@ -52,6 +53,11 @@ STATUS: dict[str, Any] = {
             },
             "unix": "/run/digits.sock",
             "tcp": "127.0.0.1:8501",
+            "limits": {
+                "process": 9,
+                "applied": {"memory_bytes_max": {"value": 1000, "by": "cgroup"}},
+                "refused": {"cpu_permille_max": "no such controller"},
+            },
         }
     },
     "spool": {"records": 3, "bytes": 100, "dropped": 0},
@@ -105,7 +111,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 def test_status_is_a_page_for_people_or_json(agent: Agent, tmp_path: Path) -> None:
     shown = run("status", "--run-dir", tmp_path)
     assert shown.exit_code == 0, shown.output
-    for word in ("dev-1", "online", "digits:2", "model.golden-mismatch", "dep-3", "127.0.0.1:8501", "3 records"):
+    for word in ("dev-1", "online", "digits:2", "model.golden-mismatch", "dep-3", "127.0.0.1:8501", "3 records", *_BOUNDS):
         assert word in shown.output
     data = ("--data", tmp_path / "data")
     assert json.loads(run("status", "--run-dir", tmp_path, *data, "--json").output) == {**STATUS, "key": None}
