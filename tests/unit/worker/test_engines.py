@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.worker.engines import Engine, JsonEngine
+from edge_agent.worker.engines import Allowance, Engine, JsonEngine
 from edge_contract.errors import EdgeError
 from edge_contract.runtime import Member, Runtime
 from edge_contract.tensors import TensorSpec
@@ -155,6 +155,70 @@ def test_onnx_refuses_options_it_does_not_understand(tmp_path: Path, options: di
     assert caught.value.code == "model.load-failed"
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        pytest.param(
+            {},
+            {"arena": True, "pattern": True, "level": "ORT_ENABLE_ALL", "spinning": "0", "inter": 1},
+            id="what suits a device",
+        ),
+        pytest.param({"threads": "3"}, {"threads": 3}, id="threads"),
+        pytest.param({"spinning": "on", "spin_us": "50"}, {"spinning": "1", "spin_us": "50"}, id="spinning"),
+        pytest.param({"arena": "off"}, {"arena": False}, id="arena"),
+        pytest.param({"memory_pattern": "off"}, {"pattern": False}, id="memory pattern"),
+        pytest.param({"graph_level": "basic"}, {"level": "ORT_ENABLE_BASIC"}, id="graph level"),
+        pytest.param({"graph_level": "extended"}, {"level": "ORT_ENABLE_EXTENDED"}, id="graph level extended"),
+        pytest.param({"graph_level": "off"}, {"level": "ORT_DISABLE_ALL"}, id="no optimisation"),
+    ],
+)
+def test_onnx_options_reach_the_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], wanted: dict[str, Any]
+) -> None:
+    import onnxruntime
+
+    seen: dict[str, Any] = {}
+    real = onnxruntime.InferenceSession
+
+    def watched(path: str, settings: Any, providers: list[str]) -> Any:
+        seen.update(
+            threads=settings.intra_op_num_threads,
+            inter=settings.inter_op_num_threads,
+            arena=settings.enable_cpu_mem_arena,
+            pattern=settings.enable_mem_pattern,
+            level=settings.graph_optimization_level.name,
+            spinning=settings.get_session_config_entry("session.intra_op.allow_spinning"),
+        )
+        if "spin_us" in options:
+            seen["spin_us"] = settings.get_session_config_entry("session.intra_op.spin_duration_us")
+        return real(path, settings, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
+    engine = load(tmp_path, KINDS[0].member(options=options), {"model.onnx": KINDS[0].make()})
+    assert {key: seen[key] for key in wanted} == wanted
+    assert 1 <= seen["threads"] <= 3
+    assert engine.run({"x": np.zeros((1, 4), np.float32)}, ())["y"].tolist() == [[10.0] * 4]
+
+
+def test_onnx_says_so_when_a_provider_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a graphics card whose libraries are missing: the runtime warns and computes on the CPU."""
+    import onnxruntime
+
+    other = "CUDAExecutionProvider"
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [other, "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, settings, providers: real(path, settings, providers=["CPUExecutionProvider"]),
+    )
+    member = KINDS[0].member(options={"providers": other})
+    with pytest.raises(EdgeError) as caught:
+        load(tmp_path, member, {"model.onnx": KINDS[0].make()}, allowance=Allowance(providers=(other,)))
+    assert caught.value.code == "model.engine-unavailable"
+    assert "does not start" in caught.value.detail
+
+
 def test_onnx_text_goes_in_and_out_as_bytes(tmp_path: Path) -> None:
     def build(helper: Any) -> tuple[list[Any], list[Any], list[Any]]:
         node = helper.make_node("Identity", ["text"], ["same"])
@@ -187,6 +251,15 @@ def test_litert_tensors_may_be_declared_by_their_own_names(tmp_path: Path) -> No
     member = KINDS[1].member(inputs=inputs, outputs=outputs)
     engine = load(tmp_path, member, {"model.tflite": tflite_adder()})
     assert engine.run({"x_tensor": np.zeros((1, 4), np.float32)}, ())["y_tensor"].tolist() == [[10.0] * 4]
+
+
+@pytest.mark.parametrize("choice", ["on", "off"])
+def test_litert_uses_xnnpack_unless_told_otherwise(tmp_path: Path, choice: str) -> None:
+    member = KINDS[1].member(options={"xnnpack": choice, "threads": "1"})
+    engine = load(tmp_path, member, {"model.tflite": tflite_adder()})
+    assert engine.run({"x": np.zeros((1, 4), np.float32)}, ())["y"].tolist() == [[10.0] * 4]
+    operators = {item["op_name"] for item in engine._interpreter._get_ops_details()}  # type: ignore[attr-defined]
+    assert ("DELEGATE" in operators) == (choice == "on")
 
 
 # --- script
