@@ -111,7 +111,8 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 def test_status_is_a_page_for_people_or_json(agent: Agent, tmp_path: Path) -> None:
     shown = run("status", "--run-dir", tmp_path)
     assert shown.exit_code == 0, shown.output
-    for word in ("dev-1", "online", "digits:2", "model.golden-mismatch", "dep-3", "127.0.0.1:8501", "3 records", *_BOUNDS):
+    words = ("dev-1", "online", "digits:2", "model.golden-mismatch", "dep-3", "127.0.0.1:8501", "3 records")
+    for word in (*words, *_BOUNDS):
         assert word in shown.output
     data = ("--data", tmp_path / "data")
     assert json.loads(run("status", "--run-dir", tmp_path, *data, "--json").output) == {**STATUS, "key": None}
