@@ -16,12 +16,14 @@ from edge_agent.worker import compiled
 from edge_agent.worker.bundle import load_bundle, prove_bundle
 from edge_agent.worker.compiled import CompiledModels, key_of
 from edge_agent.worker.compiling import Compiler, compile_member
-from edge_agent.worker.engines import Allowance
-from edge_agent.worker.engines.onnx import OnnxEngine
+from edge_agent.worker.engines import Allowance, Place
+from edge_agent.worker.engines.onnx import OnnxEngine, save_compiled
 from edge_contract.errors import EdgeError
+from edge_contract.pipeline import Step
 from edge_contract.runtime import Member
+from edge_contract.tensors import TensorSpec
 from tests.support.require import REPOSITORY_ROOT
-from tests.support.slots import onnx_model, write_slot
+from tests.support.slots import adder, onnx_model, write_slot
 
 MEMBER = Member("net", "onnx", "model.onnx")
 ROWS = np.linspace(-1, 1, 3 * 4, dtype=np.float32).reshape(3, 4)
@@ -176,9 +178,6 @@ def test_a_form_that_computes_something_else_is_dropped_and_the_plain_model_prov
     entry, models = _entry(folder), CompiledModels(folder)
     making = models.begin()
     wrong = write_slot(tmp_path / "wrong", [MEMBER], {"model.onnx": _net(3.0)})[1]
-    from edge_agent.worker.engines import Place
-    from edge_agent.worker.engines.onnx import save_compiled
-
     save_compiled(MEMBER, Place(wrong / "files", wrong / "site"), making)
     models.keep(entry.name, making)
     bundle = load_bundle(slot, Allowance(compiled=folder))
@@ -289,3 +288,50 @@ def test_what_an_interrupted_process_left_is_removed(models: CompiledModels, tmp
     (left / "weights.bin").write_bytes(b"half")
     models.begin()
     assert not left.exists()
+
+
+# --- models of other shapes
+
+
+def test_a_model_with_its_weights_in_another_file_compiles_too(tmp_path: Path) -> None:
+    import onnx
+
+    onnx.save_model(
+        onnx.load_model_from_string(_net()),
+        str(tmp_path / "model.onnx"),
+        save_as_external_data=True,
+        location="weights.bin",  # the very name that ours has
+        size_threshold=0,
+    )
+    files = {name: (tmp_path / name).read_bytes() for name in ("model.onnx", "weights.bin")}
+    slot = write_slot(tmp_path / "slots", [MEMBER], files)[1]
+    assert compile_member(slot, "net", tmp_path / "compiled")
+    bundle = load_bundle(slot, Allowance(compiled=tmp_path / "compiled"))
+    assert bundle.members["net"].engine.is_compiled  # type: ignore[attr-defined]
+    plain = load_bundle(slot).members["net"].engine.run({"x": ROWS}, ())["y"]
+    assert bundle.members["net"].engine.run({"x": ROWS}, ())["y"].tobytes() == plain.tobytes()
+
+
+def test_a_model_without_weights_compiles_too(tmp_path: Path) -> None:
+    slot = write_slot(tmp_path / "slots", [MEMBER], {"model.onnx": adder(10)})[1]
+    assert compile_member(slot, "net", tmp_path / "compiled")
+    assert _engine(slot, tmp_path / "compiled").is_compiled
+
+
+def test_a_pipeline_runs_the_plain_model_when_the_compiled_one_fails(slot: Path, tmp_path: Path) -> None:
+    """What is loaded again has to reach the pipelines that run it."""
+    x, y = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("y", "FP32", (-1, 8))
+    pipe = Member("pipe", "pipeline", inputs=(x,), outputs=(y,), steps=(Step("net", {"x": "x"}, {"y": "y"}),))
+    right = load_bundle(slot).members["net"].engine.run({"x": ROWS}, ())["y"]
+    golden = {"pipe/input/x": ROWS, "pipe/output/y": right}
+    both = write_slot(tmp_path / "both", [MEMBER, pipe], {"model.onnx": _net()}, golden=golden)[1]
+    folder = tmp_path / "compiled"
+    assert compile_member(both, "net", folder)
+    models, key = CompiledModels(folder), _entry(folder).name
+    making = models.begin()
+    wrong = write_slot(tmp_path / "wrong", [MEMBER], {"model.onnx": _net(3.0)})[1]
+    save_compiled(MEMBER, Place(wrong / "files", wrong / "site"), making)
+    models.keep(key, making)
+    bundle = load_bundle(both, Allowance(compiled=folder))
+    assert prove_bundle(bundle) is not None
+    assert bundle.members["pipe"].engine.run({"x": ROWS}, ())["y"].tobytes() == right.tobytes()
