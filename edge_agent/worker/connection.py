@@ -23,7 +23,7 @@ from edge_agent.worker.http import (
     too_large,
 )
 from edge_agent.worker.ledger import Ledger
-from edge_agent.worker.limits import LINGER_BYTES_MAX, RECEIVE_BYTES, SEND_PARTS_MAX, WorkerLimits
+from edge_agent.worker.limits import JOIN_BYTES_MAX, LINGER_BYTES_MAX, RECEIVE_BYTES, SEND_PARTS_MAX, WorkerLimits
 
 _FRAME: Final = bytes((FIRST_BYTE,))
 _AGAIN: Final = (BlockingIOError, InterruptedError)
@@ -37,6 +37,10 @@ class Stage(Enum):
     WRITING = auto()  # its answer is on its way
     LINGERING = auto()  # refused; reads what the client still sends
     CLOSED = auto()
+
+
+# Looking up a member of an Enum costs more than a name, and each request does it a dozen times.
+_READING, _RUNNING, _WRITING, _LINGERING, _CLOSED = Stage
 
 
 class Host(Protocol):
@@ -90,7 +94,7 @@ class Connection:
             pending: Bytes that another worker has received on it and not answered.
         """
         self.kind = kind
-        self.stage = Stage.READING
+        self.stage = _READING
         self.since = time.monotonic()
         self._host = host
         self._sock = sock
@@ -106,6 +110,8 @@ class Connection:
         self._lingered = 0
         self._received = bytearray(pending)
         self._scanned = 0
+        self._known = b""  # the last head, and what it was read as: clients send the same one again and again
+        self._known_head: Head | None = None
         self._forget_request()
 
     def _forget_request(self) -> None:
@@ -123,7 +129,7 @@ class Connection:
     @property
     def is_idle(self) -> bool:
         """Whether no byte of a request has come."""
-        return self.stage is Stage.READING and self._head is None and not self._received
+        return self.stage is _READING and self._head is None and not self._received
 
     def start(self) -> None:
         """Begin to read; pending bytes first."""
@@ -142,25 +148,27 @@ class Connection:
                 self._loop.remove_reader(self._sock)
 
     def _on_readable(self) -> None:
-        if self.stage in (Stage.RUNNING, Stage.WRITING):
+        if self.stage in (_RUNNING, _WRITING):
             self._look_ahead()
             return
-        if self.stage is Stage.READING:
+        if self.stage is _READING:
             self._states[self._slot] = BUSY
         try:
-            if self._body is not None and self.stage is Stage.READING:
+            if self._body is not None and self.stage is _READING:
                 count = self._sock.recv_into(memoryview(self._body)[self._filled :])
                 self._filled += count
             else:
                 data = self._sock.recv(RECEIVE_BYTES)
                 count = len(data)
-                if self.stage is Stage.LINGERING:
+                if self.stage is _LINGERING:
                     self._lingered += count
                     if not count or self._lingered > LINGER_BYTES_MAX:
                         self.close()
                     return
                 if self.is_idle:
                     self.since = time.monotonic()
+                    if self._takes_whole(data):
+                        return
                     if data[:1] == _FRAME:
                         self._received += data
                         if self._host.speaks_frames(self):
@@ -179,6 +187,22 @@ class Connection:
         else:
             self.close()
 
+    def _takes_whole(self, data: bytes) -> bool:
+        """The short way of a request that comes whole and has the same head as the one before."""
+        head, start = self._known_head, len(self._known)
+        if head is None or not data.startswith(self._known) or len(data) - start != head.body_bytes:
+            return False
+        self._head_bytes, self._head = self._known, head
+        self._body = data[start:]
+        self._request = request = Request(head, self._body, time.monotonic_ns())
+        self.stage = _RUNNING
+        self._is_advancing = True
+        try:
+            self._host.handle(self, request)
+        finally:
+            self._is_advancing = False
+        return True
+
     def _look_ahead(self) -> None:
         """While an answer is made or sent: see whether the client is gone, and leave what it sends to the kernel."""
         try:
@@ -187,7 +211,7 @@ class Connection:
             return
         except OSError:
             is_gone = True
-        if is_gone and self.stage is Stage.RUNNING:
+        if is_gone and self.stage is _RUNNING:
             self.close()
         else:
             self._watch(False)
@@ -198,11 +222,11 @@ class Connection:
             return
         self._is_advancing = True
         try:
-            while self.stage is Stage.READING:
+            while self.stage is _READING:
                 request = self._next_request()
                 if request is None:
                     break
-                self.stage = Stage.RUNNING
+                self.stage = _RUNNING
                 self._request = request
                 self._host.handle(self, request)
         except BadRequestError as error:
@@ -246,14 +270,19 @@ class Connection:
         while self._received[:2] == b"\r\n":  # RFC 9112 2.2: empty lines before a request are ignored
             del self._received[:2]
             self._scanned = 0
-        end = find_head(self._received, self._scanned)
+        head = self._known_head
+        if head is not None and self._received.startswith(self._known):
+            end = len(self._known)
+        else:
+            head = None
+            end = find_head(self._received, self._scanned)
         if not end:
             self._scanned = len(self._received)
             return False
         self._scanned = 0
         self._head_bytes = bytes(self._received[:end])
         del self._received[:end]
-        head = Head(self._head_bytes)
+        head = head or self._read_head()
         bytes_max = self._host.limits.body_bytes_max
         if head.body_bytes is None:
             self._chunked = ChunkedBody(bytes_max)
@@ -264,6 +293,12 @@ class Connection:
             with contextlib.suppress(OSError):
                 self._sock.send(CONTINUE)
         return True
+
+    def _read_head(self) -> Head:
+        head = Head(self._head_bytes)
+        if head.body_bytes is not None and not head.expects_continue:
+            self._known, self._known_head = self._head_bytes, head
+        return head
 
     def _reserve(self, total: int) -> None:
         more = total - self._reserved
@@ -293,30 +328,36 @@ class Connection:
 
     def refuse(self, status: HTTPStatus, detail: str) -> None:
         """Answer whatever is going on with a refusal and end the connection."""
-        self.stage = Stage.RUNNING
+        self.stage = _RUNNING
         self._is_refused = True
         self._is_last = True
         self._send(self._host.refuse(status, detail), with_body=True)
 
     def _send(self, response: Response, with_body: bool) -> None:
         self._request = None
-        parts: list[bytes | memoryview] = [response.head(self._host.common_headers, self._is_last)]
+        size = sum(map(len, response.parts))
+        parts: list[bytes | memoryview] = [response.head(self._host.common_headers, self._is_last, size)]
         if with_body:
             parts += response.parts
-        self.stage = Stage.WRITING
+            if size <= JOIN_BYTES_MAX:
+                parts = [b"".join(parts)]
+        self.stage = _WRITING
         self._states[self._slot] = WRITING
         self.since = time.monotonic()
         self._out = [memoryview(part) for part in parts if len(part)]
         if self._write():
             self._sent()
-        elif self.stage is Stage.WRITING:
+        elif self.stage is _WRITING:
             self._loop.add_writer(self._sock, self._on_writable)
 
     def _write(self) -> bool:
         """Send what the kernel takes; true when all is sent. Closes on an error."""
         try:
             while self._out:
-                sent = self._sock.sendmsg(self._out[:SEND_PARTS_MAX])
+                if len(self._out) == 1:
+                    sent = self._sock.send(self._out[0])
+                else:
+                    sent = self._sock.sendmsg(self._out[:SEND_PARTS_MAX])
                 while self._out and sent >= len(self._out[0]):
                     sent -= len(self._out.pop(0))
                 if sent:
@@ -343,7 +384,7 @@ class Connection:
             else:
                 self.close()
             return
-        self.stage = Stage.READING
+        self.stage = _READING
         self._states[self._slot] = BUSY if self._received else IDLE
         if self._host.between_requests(self):
             self._watch(True)
@@ -356,7 +397,7 @@ class Connection:
 
         Closing with unread bytes would reset the connection, and a reset can overtake the answer.
         """
-        self.stage = Stage.LINGERING
+        self.stage = _LINGERING
         self._received.clear()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
@@ -369,9 +410,9 @@ class Connection:
 
         Must not be called while an answer is on its way.
         """
-        if self.stage is Stage.RUNNING and self._chunked is not None:
+        if self.stage is _RUNNING and self._chunked is not None:
             unread = self._head_bytes + self._chunked_bytes + bytes(self._received)
-        elif self.stage is Stage.RUNNING:
+        elif self.stage is _RUNNING:
             unread = b"".join((self._head_bytes, self._body or b"", self._received))
         else:
             body = b"" if self._body is None else bytes(memoryview(self._body)[: self._filled])
@@ -381,7 +422,7 @@ class Connection:
 
     def close(self) -> None:
         """End the connection."""
-        if self.stage is not Stage.CLOSED:
+        if self.stage is not _CLOSED:
             if self._request is not None:
                 self._request.is_gone = True
             self._leave()
@@ -392,7 +433,7 @@ class Connection:
         self._loop.remove_writer(self._sock)
         request = self._request
         self._forget_request()
-        self.stage = Stage.CLOSED
+        self.stage = _CLOSED
         if request is not None and request.on_gone is not None:
             request.on_gone()
         self._out = []

@@ -30,7 +30,7 @@ from edge_agent.frames import (
 )
 from edge_agent.worker.arrays import DTYPES, Array, datatype_of, from_bytes, to_bytes
 from edge_agent.worker.bundle import LoadedBundle, LoadedMember
-from edge_agent.worker.limits import REQUEST_ID_CHARS_MAX, WorkerLimits
+from edge_agent.worker.limits import JOIN_BYTES_MAX, REQUEST_ID_CHARS_MAX, WorkerLimits
 from edge_agent.worker.oip import write_json
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
@@ -40,8 +40,6 @@ Parts = list[bytes | memoryview]
 
 _LAYOUTS_MAX: Final = 64
 _IS_LITTLE: Final = sys.byteorder == "little"
-_JOIN_BYTES_MAX: Final = 16 * 1024
-"""An answer up to this size is sent as one piece: copying it costs less than a list of pieces."""
 _CHECKED: Final = frozenset({"BOOL", "BYTES"})
 """Datatypes whose bytes can be wrong."""
 
@@ -202,7 +200,7 @@ class FrameModels:
         plan = _plan(wanted, outputs, raw)
         if plan is None:
             return self._write_named(number, outputs, raw)
-        if len(raw) == 1 and plan.size <= _JOIN_BYTES_MAX:
+        if len(raw) == 1 and plan.size <= JOIN_BYTES_MAX:
             head = ANSWER.pack(PREFIX, TENSORS, 0, 0, plan.size, 0, number, self._version, self._manifest)
             return [b"".join((head, plan.table, raw[0]))]
         return self._answer(TENSORS, 0, number, plan.join(raw))
@@ -249,7 +247,7 @@ def _plan(wanted: Layout, outputs: Mapping[str, Array], raw: Parts) -> Plan | No
 
 def _raw(array: Array) -> bytes | memoryview:
     """The bytes of a tensor."""
-    if array.nbytes > _JOIN_BYTES_MAX or array.dtype.kind in "OSU":
+    if array.nbytes > JOIN_BYTES_MAX or array.dtype.kind in "OSU":
         return to_bytes(array)
     if array.dtype.isnative and _IS_LITTLE:
         return array.tobytes()

@@ -6,12 +6,20 @@ another worker takes it over in the middle of a request. A body of known length 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
 import httptools
 
-from edge_agent.worker.limits import CHUNK_LINE_BYTES_MAX, CHUNKS_MAX, HEAD_BYTES_MAX, HEADERS_MAX, TRAILERS_MAX
+from edge_agent.worker.limits import (
+    CHUNK_LINE_BYTES_MAX,
+    CHUNKS_MAX,
+    HEAD_BYTES_MAX,
+    HEADERS_MAX,
+    HEADS_KEPT,
+    TRAILERS_MAX,
+)
 
 END_OF_HEAD: Final = b"\r\n\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -254,17 +262,25 @@ class Response:
     parts: list[bytes | memoryview] = field(default_factory=list)
     headers: tuple[str, ...] = ()
 
-    def head(self, common: str, is_last: bool) -> bytes:
+    def head(self, common: str, is_last: bool, size: int) -> bytes:
         """The bytes of the head.
 
         Args:
             common: Header lines that every answer of this worker has, each with its end.
             is_last: Whether the connection ends after this answer.
+            size: Bytes of the body.
         """
-        length = sum(len(part) for part in self.parts)
-        more = "".join(f"{line}\r\n" for line in self.headers)
-        close = "Connection: close\r\n" if is_last else ""
-        return (
-            f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\n{common}{more}{close}"
-            f"Content-Type: {self.content_type}\r\nContent-Length: {length}\r\n\r\n"
-        ).encode("latin-1")
+        return _answer_head(self.status, common, self.headers, is_last, self.content_type, size)
+
+
+@lru_cache(HEADS_KEPT)
+def _answer_head(
+    status: HTTPStatus, common: str, headers: tuple[str, ...], is_last: bool, content_type: str, size: int
+) -> bytes:
+    """Kept, because the same model gives the same head again and again."""
+    more = "".join(f"{line}\r\n" for line in headers)
+    close = "Connection: close\r\n" if is_last else ""
+    return (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n{common}{more}{close}"
+        f"Content-Type: {content_type}\r\nContent-Length: {size}\r\n\r\n"
+    ).encode("latin-1")

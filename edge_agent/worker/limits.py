@@ -17,6 +17,10 @@ LINGER_BYTES_MAX: Final = 8 * MIB
 """How much of a refused request is still read, so that the refusal is not lost to a reset."""
 SEND_PARTS_MAX: Final = 256
 ACCEPT_BURST_MAX: Final = 64
+HEADS_KEPT: Final = 256
+"""Heads of answers that are kept made."""
+JOIN_BYTES_MAX: Final = 16 * KIB
+"""An answer up to this size is sent as one piece: copying it costs less than a list of pieces."""
 
 # Frames
 FRAME_BUFFER_BYTES: Final = 64 * KIB

@@ -148,7 +148,7 @@ def test_a_body_in_crumbs_is_refused() -> None:
 
 def test_an_answer_says_its_length_and_who_made_it() -> None:
     response = Response(HTTPStatus.OK, "application/json", [b"{}", memoryview(b"abc")], ("Retry-After: 1",))
-    head = response.head("Lighterman-Manifest: m\r\n", is_last=True)
+    head = response.head("Lighterman-Manifest: m\r\n", is_last=True, size=5)
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert head.endswith(b"\r\n\r\n")
     lines = set(head.split(b"\r\n"))
