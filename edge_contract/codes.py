@@ -105,6 +105,8 @@ _ROWS: Final = (
     ("model.engine-unavailable", "refuse", "This device does not have the engine that the bundle needs."),
     ("model.input-invalid", "refuse", "An inference request does not fit the model's tensor signature."),
     ("model.not-serving", "retry", "No model of that name is being served here."),
+    ("model.load-refused", "refuse", "Models are loaded and unloaded by signed assignment, never by a request."),
+    ("model.not-offered", "refuse", "The request asks for something that this server does not do."),
     ("model.overloaded", "retry", "The queue of inference requests is full."),
     # device: device owner
     ("device.disk-full", "hold", "There is not enough space for the bundle and the emergency reserve."),

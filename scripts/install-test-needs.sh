@@ -20,8 +20,9 @@ needs=(
     "postgresql initdb"
     "strace strace"
     "softhsm2 softhsm2-util"
+    "prometheus promtool"
 )
-services=(mosquitto docker-registry postgresql)
+services=(mosquitto docker-registry postgresql prometheus)
 
 is_present() { # PROGRAM
     case $1 in

@@ -4,13 +4,14 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from edge_agent.worker.arrays import DTYPES, Array, is_finite
 from edge_agent.worker.compiled import CompiledModels
+from edge_agent.worker.drift import Drift
 from edge_agent.worker.engines import (
     NOTHING_SPECIAL,
     PROVIDERS_DEFAULT,
@@ -48,6 +49,7 @@ class LoadedMember:
         run_us: Typical time of a run as measured in warm-up, microseconds; 0 when it was not run.
         input_bytes: Bytes of the inputs it was measured with.
         batching: How requests are computed together, or none.
+        drift: Compares its live outputs with the golden ones.
     """
 
     name: str
@@ -56,6 +58,7 @@ class LoadedMember:
     run_us: float = 0.0
     input_bytes: int = 0
     batching: Batching | None = None
+    drift: Drift = field(default_factory=Drift)
 
 
 @dataclass(slots=True)
@@ -229,7 +232,9 @@ def _prove(bundle: LoadedBundle) -> Proof | None:
         proof = prove_members(engines, vectors, golden) if golden else None
         bundle.golden_file = Digest.of(data) if golden else None
         for member in bundle.members.values():
-            _warm_up(member, vectors.get(member.name))
+            of_member = vectors.get(member.name)
+            member.drift = Drift(of_member.outputs if of_member else None)
+            _warm_up(member, of_member)
     except MemoryError as error:
         raise EdgeError("device.memory-short", "the self-test does not fit in memory") from error
     return proof

@@ -33,6 +33,8 @@ LEAVE_MS_MAX: Final = 2_000
 # Open Inference Protocol
 REQUEST_ID_CHARS_MAX: Final = 256
 BYTES_ELEMENT_BYTES_MAX: Final = 16 * MIB
+TIMEOUT_US_MAX: Final = 3_600_000_000
+"""Largest parameter `timeout` of a request; what is longer than `request_run_ms` changes nothing."""
 
 # Running
 CORES_USED_MAX: Final = 2
@@ -44,7 +46,13 @@ INLINE_BODY_BYTES_MAX: Final = 256 * KIB
 """A larger request is read and computed in a thread, whatever the model."""
 INLINE_GROWTH_MAX: Final = 8
 """A request with so many times the bytes of the warm-up input is taken for slow."""
-LATENCIES_KEPT: Final = 1_024
+DRIFT_COLUMNS_MAX: Final = 64
+DRIFT_ELEMENTS_MAX: Final = 4_096
+"""Of one output that the drift is measured on, in one request."""
+DRIFT_ROWS_MIN: Final = 8
+"""Rows of golden and of live outputs below which nothing is said of drift."""
+DRIFT_INTERVAL_MS: Final = 20
+"""One request in this time is looked at for drift."""
 RERUN_POLL_MS: Final = 5
 """How often a rerun of the golden vectors looks whether requests still wait."""
 

@@ -19,7 +19,7 @@ from edge_agent.worker.arrays import (
     to_bytes,
     to_json_data,
 )
-from edge_agent.worker.limits import REQUEST_ID_CHARS_MAX
+from edge_agent.worker.limits import REQUEST_ID_CHARS_MAX, TIMEOUT_US_MAX
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.limits import TENSORS_MAX
@@ -36,6 +36,7 @@ class InferRequest:
         outputs: Names of the outputs that are wanted, in order; empty for all.
         binary: For each wanted output whether it is sent as binary data, where the request says so.
         is_binary: Whether the other outputs are.
+        timeout_us: Microseconds after which the client has no use for the answer; 0 when it does not say.
     """
 
     id: str
@@ -43,6 +44,7 @@ class InferRequest:
     outputs: tuple[str, ...] = ()
     binary: dict[str, bool] = field(default_factory=dict)
     is_binary: bool = False
+    timeout_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,9 @@ def read_request(
         raise invalid("an inference request is a JSON object")
     request_id = _request_id(value)
     arrays = _read_inputs(value.get("inputs"), binary, {spec.name: spec for spec in inputs})
-    request = InferRequest(request_id, arrays, is_binary=_flag(value, "binary_data_output", False))
+    parameters = _parameters(value, _OF_REQUEST)
+    request = InferRequest(request_id, arrays, timeout_us=_timeout_us(parameters))
+    request.is_binary = _flag(parameters, "binary_data_output", False)
     _read_outputs(value.get("outputs"), request, {spec.name for spec in outputs})
     return request
 
@@ -133,14 +137,54 @@ def _request_id(value: JsonObject) -> str:
     return request_id
 
 
-def _flag(value: JsonObject, name: str, default: bool) -> bool:
+_OF_REQUEST: Final = frozenset({"binary_data_output", "timeout"})
+_OF_INPUT: Final = frozenset({"binary_data_size", "content_type"})
+_OF_OUTPUT: Final = frozenset({"binary_data", "content_type"})
+"""Parameters that are understood. `content_type` is what clients of MLServer say of a tensor for its codecs; here it is
+a tensor in any case."""
+_NOT_OFFERED: Final = {
+    "shared_memory_region": "shared memory",
+    "shared_memory_byte_size": "shared memory",
+    "shared_memory_offset": "shared memory",
+    "sequence_id": "sequences",
+    "sequence_start": "sequences",
+    "sequence_end": "sequences",
+    "priority": "priorities",
+    "classification": "classification",
+}
+_NOTHING: Final[JsonObject] = {}
+
+
+def _parameters(value: JsonObject, known: frozenset[str]) -> JsonObject:
+    """The parameters of a request, an input or an output. One that would change nothing is refused: its sender relies
+    on it.
+    """
     parameters = value.get("parameters")
     if parameters is None:
-        return default
-    if not isinstance(parameters, dict) or not isinstance(parameters.get(name, default), bool):
-        raise invalid(f"the parameter {name!r} has to be true or false, in an object of parameters")
-    flag: bool = parameters.get(name, default)
-    return flag
+        return _NOTHING
+    if not isinstance(parameters, dict):
+        raise invalid("parameters are an object")
+    for name in parameters:
+        if name in known:
+            continue
+        if name in _NOT_OFFERED:
+            raise EdgeError("model.not-offered", f"{_NOT_OFFERED[name]}: the parameter {name!r} is not offered here")
+        raise invalid(f"the parameter {name[:64]!r} is not known here", f"Known: {', '.join(sorted(known))}.")
+    return parameters
+
+
+def _flag(parameters: JsonObject, name: str, default: bool) -> bool:
+    flag = parameters.get(name, default)
+    if flag is True or flag is False:
+        return bool(flag)
+    raise invalid(f"the parameter {name!r} has to be true or false")
+
+
+def _timeout_us(parameters: JsonObject) -> int:
+    timeout = parameters.get("timeout", 0)
+    if type(timeout) is not int or not 0 <= timeout <= TIMEOUT_US_MAX:
+        raise invalid(f"the parameter 'timeout' is a number of microseconds, 0 to {TIMEOUT_US_MAX}")
+    return timeout
 
 
 def _read_inputs(value: Any, binary: memoryview, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
@@ -159,7 +203,7 @@ def _read_inputs(value: Any, binary: memoryview, specs: Mapping[str, TensorSpec]
             raise invalid(f"the model has no input {name[:64]!r}", f"Its inputs: {', '.join(sorted(specs))}.")
         datatype, shape = item.get("datatype"), check_shape(name, item.get("shape"))
         if not isinstance(datatype, str) or datatype not in DTYPES:
-            raise invalid(f"the input {name!r} has the unknown datatype {str(datatype)[:32]!r}")
+            raise _unknown_datatype(name, datatype)
         if spec is not None and not spec.fits(datatype, shape):
             raise invalid(
                 f"the input {name!r} came as {datatype} {list(shape)}", f"Wanted: {spec.datatype} {list(spec.shape)}."
@@ -179,9 +223,14 @@ def _read_inputs(value: Any, binary: memoryview, specs: Mapping[str, TensorSpec]
     return arrays
 
 
+def _unknown_datatype(name: str, datatype: Any) -> EdgeError:
+    if datatype == "BF16":
+        return invalid(f"the input {name!r} came as BF16, which is not spoken here", "Send FP32, or FP16.")
+    return invalid(f"the input {name!r} has the unknown datatype {str(datatype)[:32]!r}")
+
+
 def _binary_size(item: JsonObject, name: str) -> int | None:
-    parameters = item.get("parameters")
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    size = _parameters(item, _OF_INPUT).get("binary_data_size")
     if size is None:
         return None
     if type(size) is not int or size < 0 or "data" in item:
@@ -202,7 +251,7 @@ def _read_outputs(value: Any, request: InferRequest, known: set[str]) -> None:
         if known and name not in known:
             raise invalid(f"the model has no output {name[:64]!r}", f"Its outputs: {', '.join(sorted(known))}.")
         names.append(name)
-        request.binary[name] = _flag(item, "binary_data", request.is_binary)
+        request.binary[name] = _flag(_parameters(item, _OF_OUTPUT), "binary_data", request.is_binary)
     request.outputs = tuple(names)
 
 

@@ -347,7 +347,9 @@ class WorkerProcess:
                 "id": message.get("id"),
                 "requests": metrics.requests,
                 "failures": metrics.failures,
-                "latency_us": {"p50": metrics.quantile_us(0.5), "p99": metrics.quantile_us(0.99)},
+                "nonfinite": metrics.nonfinite,
+                "latencies": metrics.latencies().to_pairs(),
+                "drift": max(member.drift.value for member in self._proved().members.values()),
             }
         )
 

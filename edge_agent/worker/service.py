@@ -9,81 +9,28 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from importlib import metadata
-from typing import Any, Final
+from typing import TypeVar
 
-from edge_agent.worker.arrays import Array, invalid, is_finite
+from edge_agent.worker.answering import CODING, Answering, Served, guarded
+from edge_agent.worker.arrays import Array, invalid
+from edge_agent.worker.batching import Batcher
 from edge_agent.worker.bundle import LoadedBundle, LoadedMember
+from edge_agent.worker.catalogue import Answer, Catalogue
 from edge_agent.worker.connection import Respond
 from edge_agent.worker.engines import JsonEngine
-from edge_agent.worker.http import BINARY_TYPE, INFERENCE_LENGTH, JSON_TYPE, Request, Response
-from edge_agent.worker.limits import (
-    CORES_USED_MAX,
-    INLINE_BODY_BYTES_MAX,
-    INLINE_GROWTH_MAX,
-    INLINE_US_MAX,
-    REQUEST_ID_CHARS_MAX,
-    WorkerLimits,
-)
-from edge_agent.worker.metrics import PROMETHEUS_TYPE, Metrics
-from edge_agent.worker.oip import InferRequest, read_json, read_request, write_answer, write_json
-from edge_agent.worker.priority import resident_bytes
-from edge_agent.worker.sampler import Sampler, plain_value
+from edge_agent.worker.http import Request, Response
+from edge_agent.worker.limits import CORES_USED_MAX, INLINE_BODY_BYTES_MAX, INLINE_US_MAX, WorkerLimits
+from edge_agent.worker.metrics import Metrics
+from edge_agent.worker.replies import OUTCOME_BY_CODE, failure, refusal
+from edge_agent.worker.sampler import Sampler
 from edge_agent.worker.turns import Turns
 from edge_contract.errors import EdgeError
-from edge_contract.jsonio import JsonObject
 
 _log = logging.getLogger(__name__)
 
-STATUS_BY_CODE: Final[dict[str, HTTPStatus]] = {
-    "model.input-invalid": HTTPStatus.BAD_REQUEST,
-    "model.not-serving": HTTPStatus.NOT_FOUND,
-    "model.overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
-    "model.timeout": HTTPStatus.GATEWAY_TIMEOUT,
-}
-"""HTTP status by error code; any other code is the model's or our fault."""
-
-_CODE_BY_STATUS: Final[dict[HTTPStatus, str]] = {
-    HTTPStatus.UNAUTHORIZED: "cloud.unauthorized",
-    HTTPStatus.SERVICE_UNAVAILABLE: "model.overloaded",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "internal.bug",
-}
-_OUTCOME_BY_CODE: Final = {
-    "model.input-invalid": "invalid",
-    "model.overloaded": "overloaded",
-    "model.timeout": "overloaded",  # of its turn
-}
-_HEADERS_BY_STATUS: Final[dict[HTTPStatus, tuple[str, ...]]] = {
-    HTTPStatus.SERVICE_UNAVAILABLE: ("Retry-After: 1",),
-    HTTPStatus.UNAUTHORIZED: ("WWW-Authenticate: Bearer",),
-}
-_EWMA_SHARE: Final = 1 / 16
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("lighterman")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-_OWN_VERSION: Final = _own_version()
-"""Asked early: a script may have the folder that knows it taken off the path."""
-
-
-@dataclass(slots=True)
-class _Served:
-    """One model and how it is run."""
-
-    member: LoadedMember
-    json_engine: JsonEngine | None
-    pool: ThreadPoolExecutor
-    turns: Turns
-    in_pool: int = 0
-    runs: int = 0
+T = TypeVar("T")
 
 
 class Service:
@@ -110,13 +57,10 @@ class Service:
         self._waiting = 0
         self.connections: Callable[[], int] = lambda: 0
         self.samples_lost: Callable[[], int] = lambda: 0
-        self._about = {
-            "module": module,
-            "model": bundle.runtime.model,
-            "version": self._version,
-            "manifest": str(bundle.manifest),
-        }
         self._served = {name: self._serve(member) for name, member in bundle.members.items()}
+        self._answering = Answering(self._version, metrics, sampler, limits)
+        self._catalogue = Catalogue(module, bundle, metrics)
+        self._catalogue.gauges = self._gauges
         self._routes = self._make_routes(module)
         self._methods: dict[str, set[str]] = {}
         for method, path in self._routes:
@@ -135,12 +79,18 @@ class Service:
     @property
     def is_computing(self) -> bool:
         """Whether a model computes in a thread."""
-        return any(served.in_pool or served.turns.is_busy for served in self._served.values())
+        return any(
+            served.in_pool or served.turns.is_busy or (served.batcher is not None and served.batcher.is_busy)
+            for served in self._served.values()
+        )
 
     @property
     def runs(self) -> int:
         """How often a thread has come to an end with a model; stands still while a model is stuck."""
-        return sum(served.runs + served.turns.given for served in self._served.values())
+        return sum(
+            served.runs + served.turns.given + (served.batcher.runs if served.batcher is not None else 0)
+            for served in self._served.values()
+        )
 
     async def run_aside(self, name: str, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         """Run a model in its own threads for somebody else than a client; counted and sampled nowhere.
@@ -161,12 +111,14 @@ class Service:
             served.in_pool -= 1
             served.runs += 1
 
-    def _serve(self, member: LoadedMember) -> _Served:
+    def _serve(self, member: LoadedMember) -> Served:
         engine = member.engine
         json_engine = engine if not engine.inputs and isinstance(engine, JsonEngine) else None
         threads = CORES_USED_MAX if engine.is_concurrent else 1
-        turns = Turns(threads, self._limits.requests_waiting_max)
-        return _Served(member, json_engine, ThreadPoolExecutor(threads, f"model-{member.name}"), turns)
+        waiting_max = self._limits.requests_waiting_max
+        turns = Turns(threads, waiting_max)
+        batcher = Batcher(member.name, lambda: member.engine, member.batching, waiting_max) if member.batching else None
+        return Served(member, json_engine, ThreadPoolExecutor(threads, f"model-{member.name}"), turns, batcher)
 
     def compute(
         self,
@@ -196,7 +148,8 @@ class Service:
 
         Raises:
             EdgeError: `model.overloaded`, `model.timeout`, `model.output-invalid`, what `Engine.run` raises,
-                `device.memory-short`, `internal.bug`.
+                `model.input-invalid` for outputs that are not finite because inputs are not, `device.memory-short`,
+                `internal.bug`.
             ConnectionAbortedError: The client is gone.
         """
         served = self._served[name]
@@ -205,13 +158,10 @@ class Service:
             outputs = self._compute_in_turn(
                 served, inputs, wanted, deadline_ns or received_ns + self._limits.request_run_ms * 1_000_000, is_gone
             )
-            if not served.member.allow_nonfinite:
-                for output, array in outputs.items():
-                    if not is_finite(array):
-                        raise EdgeError("model.output-invalid", f"output {output!r} of {name!r} is NaN or infinite")
+            self._answering.judge(served.member, inputs, outputs)
             outcome = "ok"
         except EdgeError as error:
-            outcome = _OUTCOME_BY_CODE.get(error.code, "failed")
+            outcome = OUTCOME_BY_CODE.get(error.code, "failed")
             raise
         except ConnectionAbortedError:
             outcome = "cancelled"
@@ -230,12 +180,14 @@ class Service:
 
     @staticmethod
     def _compute_in_turn(
-        served: _Served,
+        served: Served,
         inputs: Mapping[str, Array],
         wanted: Sequence[str],
         deadline_ns: int,
         is_gone: Callable[[], bool],
     ) -> dict[str, Array]:
+        if served.batcher is not None:
+            return _compute_in_batch(served.batcher, inputs, wanted, deadline_ns)
         turns, engine = served.turns, served.member.engine
         if turns.take(deadline_ns) and is_gone():
             turns.give()
@@ -249,31 +201,28 @@ class Service:
 
     def _make_routes(self, module: str) -> dict[tuple[str, str], Callable[[Request, Respond], None]]:
         """Every path this worker knows; a bundle has few models and one version, so they can be listed."""
-        routes: dict[tuple[str, str], Callable[[Request, Respond], None]] = {
-            ("GET", "/v2"): self._quick(self._server),
-            ("GET", "/v2/health/live"): self._quick(lambda: {"live": True}),
-            # The specification calls the key of readiness `live`, its readers expect `ready`.
-            ("GET", "/v2/health/ready"): self._quick(lambda: {"live": True, "ready": True}),
-            ("POST", "/v2/repository/index"): self._quick(self._index),
-            ("GET", "/metrics"): self._show_metrics,
-        }
+        quick = self._catalogue.routes()
+        slow: dict[tuple[str, str], Callable[[Request, Respond], None]] = {}
         names = dict(self._served)
         if len(names) == 1:
             names.setdefault(module, next(iter(names.values())))
         for name, served in names.items():
-            ready = {"name": served.member.name, "ready": True}
             for base in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{self._version}"):
-                routes["GET", base] = self._quick(partial(self._model, served.member))
-                routes["GET", base + "/ready"] = self._quick(partial(dict, ready))
-                routes["POST", base + "/infer"] = partial(self._infer, served)
-        return routes
+                quick.update(self._catalogue.routes_of(served.member, base))
+                slow["POST", base + "/infer"] = partial(self._infer, served)
+        return {**{key: partial(_answer_at_once, answer) for key, answer in quick.items()}, **slow}
 
     # --- routing
 
     def handle(self, request: Request, respond: Respond) -> None:
         """Answer one request, now or later."""
-        method = "GET" if request.head.method == "HEAD" else request.head.method
-        path = request.head.path
+        head = request.head
+        path = head.path
+        route = self._routes.get((head.method, path))
+        if route is not None:
+            route(request, respond)
+            return
+        method = "GET" if head.method == "HEAD" else head.method
         if len(path) > 1 and path.endswith("/"):
             path = path[:-1]
         route = self._routes.get((method, path))
@@ -281,129 +230,118 @@ class Service:
             route(request, respond)
         elif allowed := self._methods.get(path):
             methods = ", ".join(sorted(allowed))
-            response = self._failure(invalid(f"{path} wants {methods}"), HTTPStatus.METHOD_NOT_ALLOWED)
+            response = failure(invalid(f"{path} wants {methods}"), HTTPStatus.METHOD_NOT_ALLOWED)
             response.headers = (f"Allow: {methods}",)
             respond(response)
         else:
-            models = ", ".join(sorted(self._served))
-            error = EdgeError(
-                "model.not-serving",
-                f"there is nothing at {path[:200]!r}",
-                f"Models here: {models}; version {self._version}.",
-            )
-            respond(self._failure(error))
+            respond(failure(self._catalogue.missing(path)))
 
     def refuse(self, status: HTTPStatus, detail: str) -> Response:
         """The answer to a request that cannot be read or is not wanted."""
-        return self._failure(EdgeError(_CODE_BY_STATUS.get(status, "model.input-invalid"), detail), status)
+        return refusal(status, detail)
 
-    def _failure(self, error: EdgeError, status: HTTPStatus | None = None) -> Response:
-        status = status or STATUS_BY_CODE.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
-        text = f"{error.detail} {error.hint}".strip()
-        headers = _HEADERS_BY_STATUS.get(status, ())
-        return Response(status, JSON_TYPE, [write_json({"error": text, "code": error.code})], headers)
-
-    @staticmethod
-    def _quick(make: Callable[[], Any]) -> Callable[[Request, Respond], None]:
-        def answer(_request: Request, respond: Respond) -> None:
-            respond(Response(HTTPStatus.OK, JSON_TYPE, [write_json(make())]))
-
-        return answer
-
-    # --- what is here
-
-    def _server(self) -> JsonObject:
-        return {"name": "lighterman", "version": _OWN_VERSION, "extensions": ["binary_tensor_data"]}
-
-    def _index(self) -> list[JsonObject]:
-        return [{"name": name, "version": self._version, "state": "READY", "reason": ""} for name in self._served]
-
-    def _model(self, member: LoadedMember) -> JsonObject:
-        engine = member.engine
+    def _gauges(self) -> Mapping[str, tuple[str, str, Mapping[str, float]]]:
+        batchers = {name: served.batcher for name, served in self._served.items() if served.batcher is not None}
+        runs = {name: float(batcher.runs) for name, batcher in batchers.items()}
+        batched = {name: float(batcher.requests) for name, batcher in batchers.items()}
+        dropped = float(self._sampler.dropped + self.samples_lost())
+        waiting = "Requests running in or waiting for a thread."
         return {
-            "name": member.name,
-            "versions": [self._version],
-            "platform": engine.platform,
-            "inputs": [spec.to_json() for spec in engine.inputs],
-            "outputs": [spec.to_json() for spec in engine.outputs],
-        }
-
-    def _show_metrics(self, _request: Request, respond: Respond) -> None:
-        gauges: dict[str, tuple[str, str, float]] = {
-            "lighterman_inference_requests_waiting": (
-                "gauge",
-                "Requests running in or waiting for a thread.",
-                self._waiting,
-            ),
-            "lighterman_connections": ("gauge", "Open connections.", self.connections()),
-            "lighterman_samples_total": ("counter", "Predictions collected.", self._sampler.taken),
+            "lighterman_inference_requests_waiting": ("gauge", waiting, {"": float(self._waiting)}),
+            "lighterman_batch_runs_total": ("counter", "Runs of a model whose requests are batched.", runs),
+            "lighterman_batched_requests_total": ("counter", "Requests computed in those runs.", batched),
+            "lighterman_connections": ("gauge", "Open connections.", {"": float(self.connections())}),
+            "lighterman_samples_total": ("counter", "Predictions collected.", {"": float(self._sampler.taken)}),
             "lighterman_samples_dropped_total": (
                 "counter",
                 "Predictions not collected for want of room.",
-                self._sampler.dropped + self.samples_lost(),
+                {"": dropped},
             ),
-            "process_resident_memory_bytes": ("gauge", "Resident memory.", resident_bytes()),
-            "process_cpu_seconds_total": ("counter", "CPU time of the process.", time.process_time()),
         }
-        respond(Response(HTTPStatus.OK, PROMETHEUS_TYPE, [self._metrics.text(self._about, gauges)]))
 
     # --- inference
 
-    def _infer(self, served: _Served, request: Request, respond: Respond) -> None:
-        if self._runs_inline(served, request):
-            response, outcome = self._compute(served, request)
+    def _infer(self, served: Served, request: Request, respond: Respond) -> None:
+        is_small = len(request.body) <= INLINE_BODY_BYTES_MAX and CODING not in request.head.headers
+        if is_small and self._runs_inline(served):
+            response, outcome = self._answering.answer(served, request)
             self._deliver(served, request, respond, response, outcome)
-            return
-        if self._waiting >= self._limits.requests_waiting_max:
+        elif self._waiting >= self._limits.requests_waiting_max:
             error = EdgeError(
                 "model.overloaded", f"{self._waiting} requests are waiting already", "Try again in a second."
             )
-            self._deliver(served, request, respond, self._failure(error), "overloaded")
-            return
-        self._waiting += 1
-        served.in_pool += 1
-        future = served.pool.submit(self._compute, served, request)
-        request.on_gone = future.cancel  # what has not begun is not begun any more
-        timer = self._loop.call_later(self._limits.request_run_ms / 1000, self._give_up, served, request, respond)
-        future.add_done_callback(
-            lambda done: self._loop.call_soon_threadsafe(self._finish, served, request, respond, timer, done)
-        )
+            self._deliver(served, request, respond, failure(error), "overloaded")
+        elif is_small and served.batcher is not None:
+            self._infer_in_batch(served, served.batcher, request, respond)
+        else:
+            self._infer_in_pool(served, request, respond)
 
     @staticmethod
-    def _runs_inline(served: _Served, request: Request) -> bool:
+    def _runs_inline(served: Served) -> bool:
         member = served.member
         return (
-            member.engine.is_quick
+            served.batcher is None
+            and member.engine.is_quick
             and 0 < member.run_us <= INLINE_US_MAX
-            and len(request.body) <= INLINE_BODY_BYTES_MAX
             and ((served.in_pool == 0 and not served.turns.is_busy) or member.engine.is_concurrent)
         )
 
-    def _give_up(self, served: _Served, request: Request, respond: Respond) -> None:
+    def _infer_in_pool(self, served: Served, request: Request, respond: Respond) -> None:
+        def finish(done: "Future[tuple[Response, str]]") -> tuple[Response, str]:
+            served.in_pool -= 1
+            if done.cancelled():
+                return _cancelled()
+            served.runs += 1
+            return done.result()
+
+        served.in_pool += 1
+        self._follow(served, request, respond, served.pool.submit(self._answering.answer, served, request), finish)
+
+    def _infer_in_batch(self, served: Served, batcher: Batcher, request: Request, respond: Respond) -> None:
+        """Read on the event loop, compute with others in the batcher's thread, write on the event loop."""
+        answering = self._answering
+        try:
+            asked = answering.read(served, request)
+            future = batcher.submit(asked.inputs, asked.outputs, answering.deadline_ns(request, asked))
+        except EdgeError as error:
+            self._deliver(served, request, respond, failure(error), OUTCOME_BY_CODE.get(error.code, "failed"))
+            return
+
+        def finish(done: "Future[dict[str, Array]]") -> tuple[Response, str]:
+            if done.cancelled():
+                return _cancelled()
+            return guarded(lambda: answering.write(served, request, asked, done.result()))
+
+        self._follow(served, request, respond, future, finish)
+
+    def _follow(
+        self,
+        served: Served,
+        request: Request,
+        respond: Respond,
+        future: "Future[T]",
+        finish: "Callable[[Future[T]], tuple[Response, str]]",
+    ) -> None:
+        """Answer when something is done in another thread, or its time is up."""
+        self._waiting += 1
+        request.on_gone = future.cancel  # what has not begun is not begun any more
+        timer = self._loop.call_later(self._limits.request_run_ms / 1000, self._give_up, served, request, respond)
+
+        def conclude() -> None:
+            timer.cancel()
+            self._waiting -= 1
+            response, outcome = finish(future)
+            self._deliver(served, request, respond, response, outcome)
+
+        future.add_done_callback(lambda _done: self._loop.call_soon_threadsafe(conclude))
+
+    def _give_up(self, served: Served, request: Request, respond: Respond) -> None:
         detail = f"{served.member.name!r} took longer than {self._limits.request_run_ms} ms"
-        self._deliver(served, request, respond, self._failure(EdgeError("model.timeout", detail)), "failed")
+        self._deliver(served, request, respond, failure(EdgeError("model.timeout", detail)), "failed")
         if request.on_gone is not None:
             request.on_gone()
 
-    def _finish(
-        self,
-        served: _Served,
-        request: Request,
-        respond: Respond,
-        timer: asyncio.TimerHandle,
-        done: "Future[tuple[Response, str]]",
-    ) -> None:
-        timer.cancel()
-        self._waiting -= 1
-        served.in_pool -= 1
-        if done.cancelled():
-            response, outcome = self._failure(EdgeError("model.timeout", "it was cancelled")), "cancelled"
-        else:
-            served.runs += 1
-            response, outcome = done.result()
-        self._deliver(served, request, respond, response, outcome)
-
-    def _deliver(self, served: _Served, request: Request, respond: Respond, response: Response, outcome: str) -> None:
+    def _deliver(self, served: Served, request: Request, respond: Respond, response: Response, outcome: str) -> None:
         if not respond(response):
             if not request.is_gone:
                 return  # answered before, or somebody else answers it
@@ -411,74 +349,21 @@ class Service:
         latency_us = (time.monotonic_ns() - request.received_ns) // 1000
         self._metrics.count(served.member.name, outcome, latency_us)
 
-    def _compute(self, served: _Served, request: Request) -> tuple[Response, str]:
-        """The answer to an inference request and its outcome. On the event loop or in a thread of the model's pool."""
-        try:
-            answer = self._json_answer if served.json_engine else self._tensor_answer
-            return answer(served, request), "ok"
-        except EdgeError as error:
-            return self._failure(error), "invalid" if error.code == "model.input-invalid" else "failed"
-        except MemoryError:
-            return self._failure(EdgeError("device.memory-short", "the request does not fit in memory")), "failed"
-        except Exception:  # noqa: BLE001 - one request fails, not the worker
-            _log.exception("an inference request met a bug")
-            return self._failure(EdgeError("internal.bug", "the worker failed; its log says more")), "failed"
 
-    def _tensor_answer(self, served: _Served, request: Request) -> Response:
-        member, engine = served.member, served.member.engine
-        asked = read_request(request.body, _json_bytes(request), engine.inputs, engine.outputs)
-        start = time.perf_counter_ns()
-        outputs = engine.run(asked.inputs, asked.outputs)
-        run_us = (time.perf_counter_ns() - start) / 1000
-        if member.input_bytes:
-            # A batch is not the model's usual time; without this one large request would end inline running.
-            growth = max(1.0, sum(array.nbytes for array in asked.inputs.values()) / member.input_bytes)
-            member.run_us += (run_us / min(growth, INLINE_GROWTH_MAX) - member.run_us) * _EWMA_SHARE
-        self._check(member, asked, outputs)
-        answer = write_answer(asked, member.name, self._version, outputs)
-        if self._sampler.wants():
-            latency_us = (time.monotonic_ns() - request.received_ns) // 1000
-            self._sampler.offer_tensors(member.name, asked.inputs, outputs, latency_us, asked.id)
-        if answer.json_bytes is None:
-            return Response(HTTPStatus.OK, JSON_TYPE, answer.parts)
-        headers = (f"Inference-Header-Content-Length: {answer.json_bytes}",)
-        return Response(HTTPStatus.OK, BINARY_TYPE, answer.parts, headers)
-
-    @staticmethod
-    def _check(member: LoadedMember, asked: InferRequest, outputs: dict[str, Array]) -> None:
-        for name, array in outputs.items():
-            if is_finite(array):
-                continue
-            if not member.allow_nonfinite:
-                raise EdgeError("model.output-invalid", f"output {name!r} of {member.name!r} is NaN or infinite")
-            if not asked.binary.get(name, asked.is_binary):
-                raise invalid(f"output {name!r} has NaN or infinity, which JSON cannot say", "Ask for binary data.")
-
-    def _json_answer(self, served: _Served, request: Request) -> Response:
-        assert served.json_engine is not None
-        name = served.member.name
-        if _json_bytes(request) is not None:
-            raise invalid(f"{name!r} declares no inputs: it takes JSON and no binary data")
-        data = read_json(request.body)
-        request_id = data.get("id") if isinstance(data, dict) else None
-        if not isinstance(request_id, str) or len(request_id) > REQUEST_ID_CHARS_MAX:
-            request_id = ""
-        engine: Any = served.member.engine  # during a trial it is another than the one that was loaded
-        result = engine.run_json(data)
-        document: JsonObject = {"model_name": name, "model_version": self._version, "outputs": [], "result": result}
-        if request_id:
-            document["id"] = request_id
-        body = write_json(document, plain_value)
-        if self._sampler.wants():
-            latency_us = (time.monotonic_ns() - request.received_ns) // 1000
-            self._sampler.offer_json(name, data, result, latency_us, request_id)
-        return Response(HTTPStatus.OK, JSON_TYPE, [body])
+def _answer_at_once(answer: Answer, request: Request, respond: Respond) -> None:
+    respond(guarded(lambda: answer(request))[0])
 
 
-def _json_bytes(request: Request) -> int | None:
-    value = request.head.headers.get(INFERENCE_LENGTH)
-    if value is None:
-        return None
-    if not value.isdigit() or len(value) > 12:
-        raise invalid("the header Inference-Header-Content-Length has to be a whole number")
-    return int(value)
+def _cancelled() -> tuple[Response, str]:
+    return failure(EdgeError("model.timeout", "it was cancelled")), "cancelled"
+
+
+def _compute_in_batch(
+    batcher: Batcher, inputs: Mapping[str, Array], wanted: Sequence[str], deadline_ns: int
+) -> dict[str, Array]:
+    future = batcher.submit(inputs, wanted, deadline_ns)
+    try:
+        return future.result(max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9))
+    except TimeoutError:
+        future.cancel()
+        raise EdgeError("model.timeout", "the request's time was up before its answer came") from None

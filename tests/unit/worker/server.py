@@ -25,6 +25,7 @@ from edge_agent.worker.sampler import Sampler
 from edge_agent.worker.service import Service
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
+from edge_contract.pipeline import Batching
 from edge_contract.runtime import Member, Runtime
 from edge_contract.tensors import TensorSpec
 
@@ -108,6 +109,7 @@ def running_worker(
     name: str = "w",
     *,
     allow_nonfinite: bool = False,
+    batching: Batching | None = None,
     tcp_token: str = "",
 ) -> Iterator[Worker]:
     """A worker in this process.
@@ -118,12 +120,13 @@ def running_worker(
         limits: Bounds.
         name: Of the socket's file.
         allow_nonfinite: Whether outputs may be NaN.
+        batching: How requests are computed together.
         tcp_token: What clients over TCP have to know; empty for nothing.
     """
     members = engines if isinstance(engines, Mapping) else {"m": engines}
     runtime = Runtime("digits", 3, tuple(Member(member, "onnx", "model.onnx") for member in members))
     loaded = {
-        member: LoadedMember(member, engine, allow_nonfinite, run_us=1.0, input_bytes=8)
+        member: LoadedMember(member, engine, allow_nonfinite, run_us=1.0, input_bytes=8, batching=batching)
         for member, engine in members.items()
     }
     bundle = LoadedBundle(MANIFEST, runtime, loaded, Place(folder, folder))

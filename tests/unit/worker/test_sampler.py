@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from edge_agent.worker.limits import SAMPLE_ELEMENTS_MAX, SAMPLES_PER_S_MAX, SAMPLES_WAITING_MAX
-from edge_agent.worker.metrics import Latencies
 from edge_agent.worker.sampler import Cut, Sampler, Taken, make_body
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject, dump
@@ -113,12 +112,3 @@ def test_what_is_not_json_is_dropped_and_counted() -> None:
     sampler.offer_json("m", {}, {}, 1, "")
     assert sampler.flush(5_000)
     assert (len(delivered), sampler.dropped) == (1, 1)
-
-
-def test_quantiles_are_those_of_the_last_requests() -> None:
-    latencies = Latencies()
-    assert latencies.quantile_us(0.5) == 0
-    for us in [*([1_000_000] * 1_024), *range(1, 1_025)]:
-        latencies.add(us)
-    assert latencies.quantile_us(0.5) == 513
-    assert latencies.quantile_us(0.99) == 1_014
