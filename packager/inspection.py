@@ -89,7 +89,10 @@ def render(facts: JsonObject) -> list[str]:
     runtime = facts["platforms"][0]["runtime"]
     lines.append("")
     for member in runtime["members"]:
-        lines.append(f"member {member['name']} ({member['engine']}, {member['entry']})")
+        what = member["entry"] or ", ".join(step["member"] for step in member["steps"])
+        lines.append(f"member {member['name']} ({member['engine']}, {what})")
+        if member["batching"] is not None:
+            lines.append(f"  batched up to {member['batching']['rows_max']} rows, {member['batching']['wait_us']} us")
         for side in ("inputs", "outputs"):
             lines += [f"  {side[:-1]:6} {_tensor(tensor)}" for tensor in member[side]]
     for binding in runtime["bindings"]:
