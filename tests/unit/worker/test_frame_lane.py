@@ -8,12 +8,15 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edge_agent.frames import DESCRIBE, ERROR, LAST
 from edge_agent.inference import InferenceClient
@@ -431,3 +434,27 @@ def test_http_goes_on_beside_frames(tmp_path: Path) -> None:
             reply = read_reply(http)
             assert reply is not None
             assert reply.status == 200
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_frames_with_bytes_changed_never_hurt_anybody_else(shared: Worker, data: st.DataObject) -> None:
+    """Whatever comes: it is answered or refused, the connection goes on or ends, and the next client is served."""
+    with shared.connect() as sock:
+        good = frame(rows_of((1, 2)) + b"id", key=key_of(sock), id_bytes=2)
+    changed = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 6))):
+        changed[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    with shared.connect() as sock:
+        sock.sendall(changed[: data.draw(st.integers(0, len(good)))])
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65_536):
+            pass
+    _is_still_good(shared)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """One worker for many clients."""
+    with running_worker(tmp_path_factory.mktemp("w"), Adder(), QUICK) as worker:
+        yield worker

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.inference import InferenceClient, Tensor
+from edge_agent.inference_pool import InferencePool
 from edge_contract.errors import EdgeError
 from tests.unit.worker.server import MANIFEST, Adder, running_worker
 
@@ -123,3 +126,41 @@ def test_an_answer_of_something_else_is_not_believed(tmp_path: Path, answer: byt
         with pytest.raises(EdgeError) as caught:
             client.infer_json("m", {})
         assert caught.value.code == code
+
+
+_WITHOUT_NUMPY = """
+import sys
+sys.modules["numpy"] = None
+from pathlib import Path
+from edge_agent.inference import InferenceClient, Tensor
+from edge_agent.inference_pool import InferencePool
+with InferenceClient(Path(sys.argv[1])) as client:
+    answer = client.infer("m", [Tensor("x", "FP32", (1, 2), [1.0, 2.0])])
+    assert client._frames is not None and client._frames._sock is not None
+    print(answer.outputs["y"].data)
+"""
+
+
+def test_lists_need_no_numpy_at_all(tmp_path: Path) -> None:
+    with running_worker(tmp_path, Adder()) as worker:
+        done = subprocess.run(
+            [sys.executable, "-c", _WITHOUT_NUMPY, str(worker.path)], capture_output=True, text=True, timeout=30
+        )
+    assert (done.stdout, done.stderr) == ("[2.0, 3.0]\n", "")
+
+
+def test_a_pool_is_for_threads(tmp_path: Path) -> None:
+    with running_worker(tmp_path, Adder()) as worker, InferencePool(worker.path, connections_max=3) as pool:
+        seen: list[list[float]] = []
+
+        def ask(number: int) -> None:
+            answers = [pool.infer("m", [Tensor("x", "FP32", (1, 2), [number + k, 0])]) for k in range(20)]
+            seen.append([float(answer.outputs["y"].data[0]) - number for answer in answers])
+
+        threads = [threading.Thread(target=ask, args=(100 * number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert seen == [[float(k + 1) for k in range(20)]] * 8
+        assert worker.call(lambda: worker.door.accepted) <= 3
