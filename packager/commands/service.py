@@ -19,8 +19,8 @@ from packager.service.limits import (
     REPLICAS_MAX,
     REPLICAS_MAX_DEFAULT,
     REPLICAS_MIN_DEFAULT,
-    ROOT_BYTES_MAX,
     START_S_DEFAULT,
+    TRUST_BYTES_MAX,
     UTILIZATION_DEFAULT,
 )
 
@@ -41,6 +41,8 @@ The digest pins the bundle: for another version, write the file again."""
 @click.option("--bundle-path", default="/bundle", show_default=True, help="Where the image holds it.")
 @click.option("--secret", "token_secret", default="", help="Secret whose key `token` the registry wants.")
 @click.option("--root", type=FILE, help="Root metadata, to have signatures verified beside the pinned digest.")
+@click.option("--ca", type=FILE, help="Certificates to trust for the registry; the image's own by default.")
+@click.option("--hardware-id", default="", help="Hardware of the nodes, where the bundle is signed for certain ones.")
 @click.option("--memory", "memory_mib", type=click.IntRange(1), help="Memory limit, MiB; from the measured load peak.")
 @click.option(
     "--cpu-millis", type=click.IntRange(1, CPU_MILLIS_MAX), default=CPU_MILLIS_DEFAULT, show_default=True,
@@ -86,10 +88,11 @@ def service(ctx: click.Context, /, bundle: Path, form: str, out: Path, as_json: 
     from packager.service.yamltext import to_yaml
 
     _require_used(ctx, form)
-    root, memory_mib = options.pop("root"), options.pop("memory_mib")
+    root, ca, memory_mib = options.pop("root"), options.pop("ca"), options.pop("memory_mib")
     request = ServiceRequest(
         facts=Facts.of(Layout(bundle)),
-        root="" if root is None else _read_root(root),
+        root="" if root is None else _read_text(root, "--root"),
+        ca="" if ca is None else _read_text(ca, "--ca"),
         memory_bytes=(memory_mib or 0) * 2**20,
         cpu_limit_millis=options.pop("cpu_limit_millis") or 0,
         **options,
@@ -120,18 +123,18 @@ def _require_used(ctx: click.Context, form: str) -> None:
             raise EdgeError("config.invalid", f"{option.opts[0]} means nothing for {what}", "Leave it out.")
 
 
-def _read_root(path: Path) -> str:
-    """The root metadata as it is.
+def _read_text(path: Path, option: str) -> str:
+    """A file as it is.
 
     Raises:
         EdgeError: `config.file-missing`, `config.invalid`.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(ROOT_BYTES_MAX + 1)
+            data = file.read(TRUST_BYTES_MAX + 1)
         text = data.decode("utf-8")
     except (OSError, UnicodeError) as error:
-        raise EdgeError("config.file-missing", f"--root {path} cannot be read: {error}") from None
-    if len(data) > ROOT_BYTES_MAX:
-        raise EdgeError("config.invalid", f"--root {path} is longer than {ROOT_BYTES_MAX} bytes")
+        raise EdgeError("config.file-missing", f"{option} {path} cannot be read: {error}") from None
+    if not 0 < len(data) <= TRUST_BYTES_MAX:
+        raise EdgeError("config.invalid", f"{option} {path} is empty, or longer than {TRUST_BYTES_MAX} bytes")
     return text

@@ -5,11 +5,10 @@ from typing import Any, Final
 from edge_contract.jsonio import JsonObject
 from edge_contract.limits import MIB
 from packager.service.limits import ALIVE_FAILURES, ALIVE_S, PROBE_S, PROBE_TIMEOUT_S, USER
-from packager.service.request import ROOT_FILE, TRUST_PATH, WORK_PATH, ServiceRequest
+from packager.service.request import TRUST_PATH, WORK_PATH, ServiceRequest
 
 _PROCESSES_MAX: Final = 256
 _TOKEN: Final = "token"
-_ROOT: Final = "root"
 _ASK: Final = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}/v2/health/ready', timeout={timeout})"
 
 
@@ -44,9 +43,9 @@ def compose(request: ServiceRequest) -> JsonObject:
     if request.token_secret:
         service["secrets"] = [_TOKEN]
         document["secrets"] = {_TOKEN: {"environment": "LIGHTERMAN_TOKEN"}}
-    if request.root:
-        service["configs"] = [{"source": _ROOT, "target": f"{TRUST_PATH}/{ROOT_FILE}"}]
-        document["configs"] = {_ROOT: {"content": request.root}}
+    if request.trust_files:
+        service["configs"] = [{"source": name, "target": f"{TRUST_PATH}/{name}"} for name in request.trust_files]
+        document["configs"] = {name: {"content": text} for name, text in request.trust_files.items()}
     literal: JsonObject = _literal(document)
     return literal
 

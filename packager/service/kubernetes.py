@@ -16,7 +16,7 @@ from packager.service.limits import (
     PROBE_TIMEOUT_S,
     USER,
 )
-from packager.service.request import ROOT_FILE, TRUST_PATH, WORK_PATH, ServiceRequest
+from packager.service.request import TRUST_PATH, WORK_PATH, ServiceRequest
 
 _ARCHITECTURES: Final = {"linux/amd64": "amd64", "linux/arm64": "arm64", "linux/arm/v7": "arm", "linux/arm/v6": "arm"}
 _PORTS: Final = {"http": 80, "https": 443}
@@ -29,7 +29,7 @@ _LIVE: Final = "/v2/health/live"
 
 def kubernetes(request: ServiceRequest) -> list[JsonObject]:
     """The documents that deploy a bundle, in the order they are applied."""
-    documents = [_config_map(request)] if request.root else []
+    documents = [_config_map(request)] if request.trust_files else []
     documents += [_deployment(request), _service(request), _autoscaler(request), _budget(request)]
     if request.has_network_policy:
         documents.append(_network_policy(request))
@@ -53,12 +53,12 @@ def _document(request: ServiceRequest, api: str, kind: str, spec: JsonObject, na
     return {"apiVersion": api, "kind": kind, "metadata": metadata, **spec}
 
 
-def _root_name(request: ServiceRequest) -> str:
+def _trust_name(request: ServiceRequest) -> str:
     return f"{request.service_name}-trust"
 
 
 def _config_map(request: ServiceRequest) -> JsonObject:
-    return _document(request, "v1", "ConfigMap", {"data": {ROOT_FILE: request.root}}, _root_name(request))
+    return _document(request, "v1", "ConfigMap", {"data": request.trust_files}, _trust_name(request))
 
 
 def _deployment(request: ServiceRequest) -> JsonObject:
@@ -80,8 +80,8 @@ def _deployment(request: ServiceRequest) -> JsonObject:
 
 def _pod(request: ServiceRequest) -> JsonObject:
     volumes: list[JsonObject] = [{"name": "work", "emptyDir": {"sizeLimit": _mebibytes(request.store_bytes)}}]
-    if request.root:
-        volumes.append({"name": "trust", "configMap": {"name": _root_name(request)}})
+    if request.trust_files:
+        volumes.append({"name": "trust", "configMap": {"name": _trust_name(request)}})
     architectures = sorted({_ARCHITECTURES[platform] for platform in request.facts.manifests})
     on_these = {"key": "kubernetes.io/arch", "operator": "In", "values": architectures}
     required = {"nodeSelectorTerms": [{"matchExpressions": [on_these]}]}
@@ -118,7 +118,7 @@ def _container(request: ServiceRequest) -> JsonObject:
         limits = {"cpu": f"{request.cpu_limit_millis}m", **limits}
     disk = {"ephemeral-storage": _mebibytes(request.store_bytes + PRINTED_BYTES)}
     mounts: list[JsonObject] = [{"name": "work", "mountPath": WORK_PATH}]
-    if request.root:
+    if request.trust_files:
         mounts.append({"name": "trust", "mountPath": TRUST_PATH, "readOnly": True})
     container: JsonObject = {
         "name": "model",

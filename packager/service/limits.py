@@ -44,4 +44,5 @@ USER: Final = 65_532
 
 NAME_CHARS_MAX: Final = 52
 IMAGE_CHARS_MAX: Final = 1 * KIB
-ROOT_BYTES_MAX: Final = 500 * KIB
+TRUST_BYTES_MAX: Final = 400 * KIB
+"""Of root metadata and of certificates each: a ConfigMap holds one mebibyte."""

@@ -33,6 +33,7 @@ BUNDLE_PATH: Final = "/bundle"
 WORK_PATH: Final = "/work"
 TRUST_PATH: Final = "/etc/lighterman"
 ROOT_FILE: Final = "image.root.json"
+CA_FILE: Final = "ca.pem"
 
 _LABEL: Final = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?")
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
@@ -53,6 +54,8 @@ class Facts:
         load_peak_bytes: Largest measured load peak of the platforms; 0 when it was not measured.
         store_bytes: Upper bound of what the service writes to its folder.
         is_proved: Whether it has golden vectors on every platform.
+        hardware_ids: Hardware it is signed for; empty for any.
+        wants_pickle: Whether its scripts load pickles.
     """
 
     model: str
@@ -62,6 +65,8 @@ class Facts:
     load_peak_bytes: int
     store_bytes: int
     is_proved: bool
+    hardware_ids: tuple[str, ...] = ()
+    wants_pickle: bool = False
 
     @classmethod
     def of(cls, bundles: BundleSet) -> "Facts":
@@ -74,6 +79,8 @@ class Facts:
             load_peak_bytes=max(item.runtime.load_peak_bytes for item in bundles.bundles),
             store_bytes=max(_store_bytes(item.manifest) for item in bundles.bundles),
             is_proved=all(item.runtime.golden is not None for item in bundles.bundles),
+            hardware_ids=bundles.hardware_ids,
+            wants_pickle=any(item.runtime.allow_pickle for item in bundles.bundles),
         )
 
     @property
@@ -104,6 +111,8 @@ class ServiceRequest:
         bundle_path: Where the image holds it.
         token_secret: Name of the secret whose key `token` the registry wants, or empty.
         root: Root metadata to verify signatures by, or empty.
+        ca: Certificates to trust for the registry, PEM; the image's own when empty.
+        hardware_id: The hardware it runs on, for bundles that are signed for certain hardware alone.
         memory_bytes: Memory the service may take at most; from the measured load peak when 0.
         cpu_millis: Processors it is promised, in thousandths.
         cpu_limit_millis: Processors it may take at most; 0 for no limit.
@@ -128,6 +137,8 @@ class ServiceRequest:
     bundle_path: str = BUNDLE_PATH
     token_secret: str = ""
     root: str = ""
+    ca: str = ""
+    hardware_id: str = ""
     memory_bytes: int = 0
     cpu_millis: int = CPU_MILLIS_DEFAULT
     cpu_limit_millis: int = 0
@@ -161,17 +172,13 @@ class ServiceRequest:
             raise _invalid(f"--registry {self.registry[:80]!r} is no URL")
         if not _PATH.fullmatch(self.bundle_path):
             raise _invalid(f"--bundle-path {self.bundle_path[:80]!r} is no absolute path")
-        if (self.token_secret or self.root) and not self.registry:
-            raise _invalid("--secret and --root are for a bundle that is pulled", "Give --registry URL.")
+        if (self.token_secret or self.root or self.ca) and not self.registry:
+            raise _invalid("--secret, --root and --ca are for a bundle that is pulled", "Give --registry URL.")
         if self.replicas_max < self.replicas_min:
             raise _invalid(f"at most {self.replicas_max} replicas are fewer than at least {self.replicas_min}")
         if self.cpu_limit_millis and self.cpu_limit_millis < self.cpu_millis:
             raise _invalid("the limit of processors is below what is promised")
-        if not self.facts.is_proved and not self.allow_unproved:
-            raise _invalid(
-                f"{self.facts.model}:{self.facts.version} has no golden vectors, so the service would refuse it",
-                "Build it with --golden FILE, or give --allow-unproved.",
-            )
+        self._require_accepted()
         if not self.memory_bytes and not self.facts.load_peak_bytes:
             raise _invalid(
                 "nobody has measured how much memory loading the model takes",
@@ -181,6 +188,23 @@ class ServiceRequest:
             need = self.memory_request_bytes // MIB
             raise _invalid(f"--memory is less than the {need} MiB that loading was measured to take")
         return self
+
+    def _require_accepted(self) -> None:
+        """Require that the service would not refuse the bundle."""
+        if not self.facts.is_proved and not self.allow_unproved:
+            raise _invalid(
+                f"{self.facts.model}:{self.facts.version} has no golden vectors, so the service would refuse it",
+                "Build it with --golden FILE, or give --allow-unproved.",
+            )
+        if self.facts.wants_pickle and not self.allow_pickle:
+            raise _invalid(f"{self.facts.model}:{self.facts.version} loads pickles", "Permit it with --allow-pickle.")
+        known = self.facts.hardware_ids
+        if self.root and known and self.hardware_id not in known:
+            raise _invalid(
+                f"the bundle is for the hardware {', '.join(known)} alone", "Name that of the nodes with --hardware-id."
+            )
+        if self.hardware_id and not self.root:
+            raise _invalid("--hardware-id is for signed bundles", "Give --root FILE, or leave it out.")
 
     @property
     def service_name(self) -> str:
@@ -216,6 +240,12 @@ class ServiceRequest:
         """Seconds between SIGTERM and the moment it may be killed."""
         return self.linger_s + self.drain_s + ENDING_S
 
+    @property
+    def trust_files(self) -> dict[str, str]:
+        """Files in `TRUST_PATH`, by name."""
+        files = {ROOT_FILE: self.root, CA_FILE: self.ca}
+        return {name: text for name, text in files.items() if text}
+
     def arguments(self, token_file: str = "") -> list[str]:
         """Arguments of `edge-agent serve` in the container.
 
@@ -227,6 +257,8 @@ class ServiceRequest:
             source = [f"--registry={self.registry}", f"--model={facts.model}", f"--version={facts.version}"]
             source += [f"--token-file={token_file}"] if token_file else []
             source += [f"--root={TRUST_PATH}/{ROOT_FILE}"] if self.root else []
+            source += [f"--ca={TRUST_PATH}/{CA_FILE}"] if self.ca else []
+            source += [f"--hardware-id={self.hardware_id}"] if self.hardware_id else []
         else:
             source = [self.bundle_path]
         source += ["--allow-pickle"] if self.allow_pickle else []

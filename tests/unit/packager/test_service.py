@@ -53,6 +53,8 @@ FULL = ServiceRequest(
     registry="https://models.example:8400",
     token_secret="models-token",
     root='{"signed": "$HOME ${X} é 😀 \\n: # --- \'"}',
+    ca="-----BEGIN CERTIFICATE-----\nMII=\n-----END CERTIFICATE-----\n",
+    hardware_id="board 9 #1",
     cpu_limit_millis=2_000,
     replicas_min=1,
     replicas_max=1,
@@ -227,13 +229,15 @@ def test_the_platform_waits_longer_than_the_service_takes_to_end() -> None:
 
 def test_the_root_arrives_as_it_was_and_the_token_stays_a_secret() -> None:
     found = {document["kind"]: document for document in written(FULL)}
-    assert found["ConfigMap"]["data"] == {"image.root.json": FULL.root}
+    assert found["ConfigMap"]["data"] == {"image.root.json": FULL.root, "ca.pem": FULL.ca}
     (variable,) = container(FULL)["env"]
     assert variable["valueFrom"] == {"secretKeyRef": {"name": "models-token", "key": "token"}}
     document = composed(FULL)
     # Compose fills in `$NAME`; a doubled dollar is one.
-    assert document["configs"]["root"]["content"].replace("$$", "$") == FULL.root
-    assert "$" not in document["configs"]["root"]["content"].replace("$$", "")
+    root = document["configs"]["image.root.json"]["content"]
+    assert root.replace("$$", "$") == FULL.root
+    assert "$" not in root.replace("$$", "")
+    assert document["configs"]["ca.pem"]["content"] == FULL.ca
     assert document["secrets"] == {"token": {"environment": "LIGHTERMAN_TOKEN"}}
     assert "--token-file=/run/secrets/token" in document["services"]["digits"]["command"]
 
@@ -254,6 +258,7 @@ def test_the_arguments_are_those_of_the_command() -> None:
     assert (plain["bundle"], plain["root"]) == (Path("/bundle"), None)
     assert full["root"] == Path("/etc/lighterman/image.root.json")
     assert full["allow_pickle"]
+    assert (full["ca"], full["hardware_id"]) == (Path("/etc/lighterman/ca.pem"), "board 9 #1")
 
 
 # --- wishes that cannot be met
@@ -276,6 +281,9 @@ def test_the_arguments_are_those_of_the_command() -> None:
         {"publish": "everywhere"},
         {"facts": dataclasses.replace(FACTS, load_peak_bytes=0)},
         {"facts": dataclasses.replace(FACTS, is_proved=False)},
+        {"facts": dataclasses.replace(FACTS, wants_pickle=True), "allow_pickle": False},
+        {"facts": dataclasses.replace(FACTS, hardware_ids=("board-9",))},
+        {"root": "", "hardware_id": "board-9"},
     ],
 )
 def test_what_cannot_work_is_refused(wish: dict[str, Any]) -> None:
