@@ -469,6 +469,7 @@ def _binding_lines(binding: JsonObject) -> list[str]:
             continue
         link = f"connected, MQTT {module['protocol']}" if module["online"] else f"not connected {module['error']}"
         lines.append(f"  {name}: {link}".rstrip())
+        lines += [f"    the broker does not let it subscribe to {topic}" for topic in module.get("denied", ())]
         for bound, about in module["bindings"].items():
             counts = ", ".join(f"{count} {word.replace('_', ' ')}" for word, count in _told(about["counts"]))
             topics = f"{about['input_topic']} -> {about['output_topic']}"

@@ -33,6 +33,11 @@ _LIST_MAX: Final = 4_096
 """Connections that one worker may name."""
 
 
+def waiting_name(module: str, pid: int) -> str:
+    """Name of the socket at which a worker waits."""
+    return f"{module}.{pid}{_SUFFIX}"
+
+
 @dataclass(slots=True)
 class Orphan:
     """A worker that outlived its agent and said hello.

@@ -1,5 +1,6 @@
 """Samples of all workers on their way to whoever keeps them, on a thread of their own and within a bound."""
 
+import contextlib
 import logging
 import queue
 import threading
@@ -39,7 +40,8 @@ class SampleDeliverer:
 
     def close(self, timeout_s: float) -> None:
         """Deliver what waits, for so long at most."""
-        self._samples.put(None)
+        with contextlib.suppress(queue.Full):
+            self._samples.put(None, timeout=timeout_s)
         self._thread.join(timeout_s)
 
     def _deliver(self) -> None:

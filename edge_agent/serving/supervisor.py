@@ -18,6 +18,7 @@ from edge_agent.serving.inherited import Inherited, Named, SocketKeeper, name_pa
 from edge_agent.serving.limits import CONNECTIONS_PARKED_MAX, ORPHAN_FOLDER, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.memory import SystemMemory, process_own_bytes, require_room
+from edge_agent.serving.orphans import waiting_name
 from edge_agent.serving.parking import Parking
 from edge_agent.serving.resources import Limiter, require_within
 from edge_agent.serving.samples import OnSample, SampleDeliverer
@@ -488,6 +489,9 @@ class WorkerSupervisor:
                     parking.leave_to(live)
 
     def _worker_ended(self, worker: WorkerProcess) -> None:
+        if self._orphans is not None:
+            with contextlib.suppress(OSError):
+                (self._orphans / waiting_name(worker.module, worker.pid)).unlink(missing_ok=True)
         if not worker.is_expected_to_end:
             self._park(worker)
         with self._lock:

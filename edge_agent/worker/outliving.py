@@ -16,6 +16,7 @@ from typing import Final
 
 from edge_agent.serving.channel import encode_message, send_message
 from edge_agent.serving.limits import HELLO_PROTOCOL
+from edge_agent.serving.orphans import waiting_name
 from edge_agent.serving.sockets import peer_of
 from edge_agent.worker.control import Control
 from edge_agent.worker.lifeline import Lifeline
@@ -51,7 +52,7 @@ class Outliving:
             on_over: Called with the reason when nobody will come any more.
         """
         self._folder = folder
-        self._name = f"{module}.{os.getpid()}.sock"
+        self._name = waiting_name(module, os.getpid())
         self._orphan_ms = orphan_ms
         self._control = control
         self._lifeline = lifeline

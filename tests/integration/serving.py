@@ -144,7 +144,11 @@ class _Kept(http.client.HTTPConnection):
 
 def start_hammers(state: Serving) -> tuple[list[Hammer], list[threading.Thread], threading.Event]:
     """Clients on both sockets, asking already; set the event and join the threads to end them."""
-    unix_path, host, port = state.supervisor.addresses(MODULE)
+    return hammer(*state.supervisor.addresses(MODULE))
+
+
+def hammer(unix_path: Path, host: str, port: int) -> tuple[list[Hammer], list[threading.Thread], threading.Event]:
+    """As `start_hammers`, for a module that answers there."""
     is_stopped = threading.Event()
     hammers = [Hammer(unix_path if number % 2 else (host, port), is_stopped) for number in range(CLIENTS)]
     threads = [threading.Thread(target=hammer.run, daemon=True) for hammer in hammers]

@@ -88,6 +88,7 @@ def start_process(
     user: str | None = None,
     group: int | str | None = None,
     pass_fds: Sequence[int] = (),
+    stdin: int = subprocess.DEVNULL,
 ) -> Child:
     """Start a child; the caller must call :meth:`Child.stop`. Prefer :func:`child_process`.
 
@@ -99,11 +100,12 @@ def start_process(
         user: Run as this user (needs root).
         group: And this group, without supplementary ones.
         pass_fds: Descriptors it keeps.
+        stdin: Descriptor of its standard input; nothing by default.
     """
     with log_path.open("ab") as log:
         popen = subprocess.Popen(
             [os.fspath(part) for part in argv],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=None if env is None else dict(env),
