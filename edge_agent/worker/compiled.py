@@ -12,17 +12,20 @@ import logging
 import mmap
 import os
 import platform
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from edge_agent.store import durable
 from edge_agent.worker.limits import (
     COMPILED_BYTES_MAX,
+    COMPILED_ENTRIES_MAX,
     COMPILED_FILES_MAX,
     COMPILED_FREE_BYTES_MIN,
     COMPILED_NOTE_BYTES_MAX,
+    COMPILED_REASON_CHARS_MAX,
     CPU_FEATURES_BYTES_MAX,
 )
 from edge_contract.errors import EdgeError
@@ -102,19 +105,22 @@ class CompiledModels:
         """Remove an entry; who has loaded it goes on with it."""
         shutil.rmtree(self._folder / key, ignore_errors=True)
 
-    def begin(self) -> Path:
-        """An empty folder to make an entry in.
+    @contextlib.contextmanager
+    def making(self) -> Iterator[Path]:
+        """An empty folder to make an entry in; gone at the end of the block, unless it became one.
 
         Raises:
             EdgeError: `device.disk-full`, `device.disk-error`.
         """
+        folder = self._folder / f"{_MAKING}{os.getpid()}.{secrets.token_hex(4)}"
         with durable.disk_errors(f"compiling into {self._folder}"):
             durable.make_folder(self._folder)
             self._remove_leftovers()
-            folder = self._folder / f"{_MAKING}{os.getpid()}"
-            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
-        return folder
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def require_space(self, bytes_needed: int) -> None:
         """Leave the disk to models.
@@ -127,7 +133,7 @@ class CompiledModels:
             raise EdgeError("device.disk-full", f"{free} bytes are free: too few for a compiled model beside the rest")
 
     def keep(self, key: str, making: Path) -> None:
-        """Make what lies in a folder from `begin` an entry, durably, and drop others until all fit.
+        """Make what lies in a folder from `making` an entry, durably, and drop others until all fit.
 
         Raises:
             EdgeError: `device.disk-full`, also for an entry larger than all may be; `device.disk-error`.
@@ -146,9 +152,9 @@ class CompiledModels:
         Raises:
             EdgeError: `device.disk-full`, `device.disk-error`.
         """
-        making = self.begin()
-        with durable.disk_errors(f"keeping {key} in {self._folder}"):
-            self._write(key, making, {"format": FORMAT, "files": {}, "refused": reason[:200]})
+        with self.making() as making, durable.disk_errors(f"keeping {key} in {self._folder}"):
+            self._write(key, making, {"format": FORMAT, "files": {}, "refused": reason[:COMPILED_REASON_CHARS_MAX]})
+            self._shrink(key)
 
     # --- the inside
 
@@ -195,7 +201,7 @@ class CompiledModels:
 
     def _remove_leftovers(self) -> None:
         for path in self._folder.glob(f"{_MAKING}*"):
-            number = path.name.removeprefix(_MAKING)
+            number = path.name.removeprefix(_MAKING).partition(".")[0]
             if not number.isdecimal() or not _is_alive(int(number)):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -208,12 +214,12 @@ class CompiledModels:
             if note is not None:
                 size = sum(int(facts["bytes"]) for facts in note["files"].values())
                 entries.append(((folder.name == newest, (folder / _NOTE).stat().st_mtime_ns), size, folder.name))
-        total = sum(size for _age, size, _name in entries)
+        total, count = sum(size for _age, size, _name in entries), len(entries)
         for _age, size, name in sorted(entries):
-            if total <= self._bytes_max:
+            if total <= self._bytes_max and count <= COMPILED_ENTRIES_MAX:
                 return
             self.drop(name)
-            total -= size
+            total, count = total - size, count - 1
 
 
 def _facts(path: Path) -> JsonObject:

@@ -93,34 +93,30 @@ def compile_member(slot: Path, name: str, folder: Path) -> bool:
     from edge_agent.worker.engines.onnx import OnnxEngine, save_compiled
     from edge_agent.worker.golden import pieces_of, read_golden_of
 
+    def is_same(want: Array, got: Array) -> bool:
+        if want.dtype != got.dtype or want.shape != got.shape:
+            return False
+        return bool((want == got).all()) if want.dtype.kind == "O" else want.tobytes() == got.tobytes()
+
     manifest, runtime = read_slot(slot)
     place = Place(slot / "files", slot / "site", manifest)
     member = next(item for item in runtime.members if item.name == name)
-    plain = OnnxEngine(member, place, NOTHING_SPECIAL)
-    vectors = read_golden_of(runtime, place.files).get(name)
-    feeds: Sequence[Mapping[str, Array]]
-    feeds = pieces_of(name, plain, vectors) if vectors else [made_up_inputs(plain)]
-    outputs = [spec.name for spec in plain.outputs]
     models = CompiledModels(folder)
-    making = models.begin()
-    models.require_space(2 * sum(path.stat().st_size for path in place.file(member.entry).parent.iterdir()))
-    session = save_compiled(member, place, making)
-    for feed in feeds:
-        pairs = zip(plain.run(feed, outputs).values(), session.run(outputs, feed), strict=True)
-        if not all(_is_same(np.asarray(want), np.asarray(got)) for want, got in pairs):
-            models.refuse(plain.key, "its outputs are not those of the plain model")
-            return False
-    models.keep(plain.key, making)
+    with models.making() as making:
+        models.require_space(2 * sum(path.stat().st_size for path in place.file(member.entry).parent.iterdir()))
+        plain = OnnxEngine(member, place, NOTHING_SPECIAL)
+        vectors = read_golden_of(runtime, place.files).get(name)
+        feeds: Sequence[Mapping[str, Array]]
+        feeds = pieces_of(name, plain, vectors) if vectors else [made_up_inputs(plain)]
+        outputs = [spec.name for spec in plain.outputs]
+        session = save_compiled(member, place, making)
+        for feed in feeds:
+            pairs = zip(plain.run(feed, outputs).values(), session.run(outputs, feed), strict=True)
+            if not all(is_same(want, np.asarray(got)) for want, got in pairs):
+                models.refuse(plain.key, "its outputs are not those of the plain model")
+                return False
+        models.keep(plain.key, making)
     return True
-
-
-def _is_same(want: object, got: object) -> bool:
-    import numpy as np
-
-    one, other = np.asarray(want), np.asarray(got)
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return bool((one == other).all()) if one.dtype.kind == "O" else one.tobytes() == other.tobytes()
 
 
 def _end_with_worker() -> None:

@@ -73,7 +73,10 @@ COMPILED_BYTES_MAX: Final = 512 * MIB
 """Of all entries together."""
 COMPILED_FREE_BYTES_MIN: Final = 256 * MIB
 """Left free on the disk: bundles come first."""
+COMPILED_ENTRIES_MAX: Final = 64
+"""Those that only say that there is nothing to compile included."""
 COMPILED_FILES_MAX: Final = 16
+COMPILED_REASON_CHARS_MAX: Final = 200
 COMPILED_NOTE_BYTES_MAX: Final = 64 * KIB
 CPU_FEATURES_BYTES_MAX: Final = 16 * KIB
 COMPILE_WORTH_MS: Final = 20

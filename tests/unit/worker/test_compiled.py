@@ -176,10 +176,10 @@ def test_a_form_that_computes_something_else_is_dropped_and_the_plain_model_prov
 ) -> None:
     """As if the runtime had a bug: all digests are right, and the outputs are not."""
     entry, models = _entry(folder), CompiledModels(folder)
-    making = models.begin()
     wrong = write_slot(tmp_path / "wrong", [MEMBER], {"model.onnx": _net(3.0)})[1]
-    save_compiled(MEMBER, Place(wrong / "files", wrong / "site"), making)
-    models.keep(entry.name, making)
+    with models.making() as making:
+        save_compiled(MEMBER, Place(wrong / "files", wrong / "site"), making)
+        models.keep(entry.name, making)
     bundle = load_bundle(slot, Allowance(compiled=folder))
     assert bundle.members["net"].engine.is_compiled  # type: ignore[attr-defined]
     assert prove_bundle(bundle) is not None
@@ -252,9 +252,9 @@ def models(tmp_path: Path) -> CompiledModels:
 
 
 def _keep(models: CompiledModels, key: str, size: int) -> None:
-    making = models.begin()
-    (making / "weights.bin").write_bytes(b"x" * size)
-    models.keep(key, making)
+    with models.making() as making:
+        (making / "weights.bin").write_bytes(b"x" * size)
+        models.keep(key, making)
 
 
 def test_the_one_not_used_for_longest_makes_room(models: CompiledModels, tmp_path: Path) -> None:
@@ -275,19 +275,28 @@ def test_one_that_is_larger_than_all_may_be_is_not_kept(models: CompiledModels) 
 
 
 def test_bundles_come_first_on_a_full_disk(models: CompiledModels, monkeypatch: pytest.MonkeyPatch) -> None:
-    models.begin()
     monkeypatch.setattr(compiled, "COMPILED_FREE_BYTES_MIN", 2**62)
-    with pytest.raises(EdgeError) as caught:
+    with models.making(), pytest.raises(EdgeError) as caught:
         models.require_space(1)
     assert caught.value.code == "device.disk-full"
 
 
 def test_what_an_interrupted_process_left_is_removed(models: CompiledModels, tmp_path: Path) -> None:
-    left = tmp_path / "compiled" / ".making.4194303999"
+    left = tmp_path / "compiled" / ".making.4194303999.ab"
     left.mkdir(parents=True)
     (left / "weights.bin").write_bytes(b"half")
-    models.begin()
-    assert not left.exists()
+    with models.making() as making:
+        assert not left.exists()
+        (making / "weights.bin").write_bytes(b"half")
+    assert list((tmp_path / "compiled").iterdir()) == [], "nor does one that was given up leave anything"
+
+
+def test_refusals_are_bounded_too(models: CompiledModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "COMPILED_ENTRIES_MAX", 3)
+    for place in range(5):
+        models.refuse(f"key{place}", "no reason")
+        os.utime(tmp_path / "compiled" / f"key{place}" / "entry.json", (1_000 + place, 1_000 + place))
+    assert sorted(path.name for path in (tmp_path / "compiled").iterdir()) == ["key2", "key3", "key4"]
 
 
 # --- models of other shapes
@@ -328,10 +337,10 @@ def test_a_pipeline_runs_the_plain_model_when_the_compiled_one_fails(slot: Path,
     folder = tmp_path / "compiled"
     assert compile_member(both, "net", folder)
     models, key = CompiledModels(folder), _entry(folder).name
-    making = models.begin()
     wrong = write_slot(tmp_path / "wrong", [MEMBER], {"model.onnx": _net(3.0)})[1]
-    save_compiled(MEMBER, Place(wrong / "files", wrong / "site"), making)
-    models.keep(key, making)
+    with models.making() as making:
+        save_compiled(MEMBER, Place(wrong / "files", wrong / "site"), making)
+        models.keep(key, making)
     bundle = load_bundle(both, Allowance(compiled=folder))
     assert prove_bundle(bundle) is not None
     assert bundle.members["pipe"].engine.run({"x": ROWS}, ())["y"].tobytes() == right.tobytes()
