@@ -38,7 +38,7 @@ from edge_contract.manifest import Role
 from edge_contract.runtime import Runtime
 
 _OWN_SOCKET: Final = "s"  # of the supervisor's own, in a folder whose path may be long
-_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when its terminal is closed
 _log = logging.getLogger("edge_agent.serve")
 
 
@@ -62,7 +62,7 @@ class Unpacked:
 
 
 def serve(asked: Asked, announce: Callable[[JsonObject], None]) -> None:
-    """Serve one bundle until SIGTERM or SIGINT. Called once, from the main thread.
+    """Serve one bundle until SIGTERM, SIGINT or SIGHUP. Called once, from the main thread.
 
     Args:
         asked: What to serve, and how.

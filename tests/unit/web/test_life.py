@@ -96,18 +96,19 @@ def at_start(number: int, do: Callable[[ScriptedSupervisor], None]) -> Callable[
     return lambda supervisor: do(supervisor) if supervisor.starts == number else None
 
 
-def end(_: Any = None) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def end(_: Any = None, number: signal.Signals = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
 
 
 def later(do: Callable[[], None]) -> None:
     threading.Timer(0.05, do).start()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_serves_until_a_signal_and_then_drains(
-    bundle: Written, scripted: type[ScriptedSupervisor], monkeypatch: pytest.MonkeyPatch
+    bundle: Written, scripted: type[ScriptedSupervisor], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr(scripted, "on_start", at_start(1, lambda _: later(end)))
+    monkeypatch.setattr(scripted, "on_start", at_start(1, lambda _: later(lambda: end(number=number))))
     policy = Policy(allow_pickle=True)
     (facts,) = serve(bundle, drain_s=7, policy=policy)
     (supervisor,) = scripted.made
