@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edge_agent.control import ask
+from edge_agent.serving.limits import ORPHAN_FOLDER
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
@@ -88,8 +90,22 @@ class Device:
         """End the agent as a power cut would, and whatever it started."""
         if self.child is not None:
             self.child.kill()
+            for pid in self.workers():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self.child.stop()
             self.child = None
+
+    def kill_agent(self) -> None:
+        """End the agent at once; its workers go on."""
+        assert self.child is not None
+        self.child.kill()
+        self.child.stop()
+        self.child = None
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers that serve, by the names of the sockets at which they wait for an agent."""
+        return sorted(int(path.name.split(".")[-2]) for path in (self._folder / "run" / ORPHAN_FOLDER).glob("*.sock"))
 
     def stop(self) -> None:
         """Ask the agent to end."""

@@ -1,14 +1,21 @@
-"""The agent is killed at one moment of an update after another; started again, it answers rightly and finishes."""
+"""The agent is killed at one moment of an update after another. Its model goes on answering; started again, the agent
+adopts it and finishes.
+"""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.device import Device
 from tests.e2e.stack import Shipment, Stack
+from tests.integration.adopting import has_ended
 from tests.support.proxy import RoughProxy, rough_proxy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.system]
@@ -48,13 +55,13 @@ def test_an_agent_killed_during_an_update_starts_again_and_finishes(
         proxy.delay_s = TRICKLE_S if moment == "fetching" else 0.0
         new = stack.ship("crane", old.version + 1, device.name, padding_bytes=4 * MIB, probation_ms=PROBATION_MS)
         _wait_for(device, moment)
-        with asker.expecting_silence():
-            fetched = device.partial_bytes()
-            device.kill()
-            proxy.delay_s = 0.0
-            device.start()
-            device.wait(lambda: device.module().get("serving"), "the model to be up again")
-            asker.go_on(1)
+        fetched = device.partial_bytes()
+        device.kill_agent()
+        asker.go_on(3)
+        proxy.delay_s = 0.0
+        device.start()
+        device.wait(lambda: device.module().get("serving"), "the model to be served by the new agent")
+        asker.go_on(1)
         assert asker.newest() in (old.version, new.version)
         device.wait_confirmed(new.manifest)
         asker.wait_for(new.version)
@@ -66,6 +73,35 @@ def test_an_agent_killed_during_an_update_starts_again_and_finishes(
     assert stack.wait_standing(new, device.name, "confirmed")["error"] is None
     victim.live = new
     _require_all_telemetry(stack, device)
+
+
+def test_an_agent_that_starts_anew_keeps_its_model_and_ends_it_with_itself(
+    stack_of_session: Stack, victim: Victim
+) -> None:
+    device = victim.device
+    with device.asker() as asker:
+        asker.wait_for(victim.live.version)
+        workers, first = device.workers(), device.status()["boot"]
+        assert len(workers) == 1
+        assert device.child is not None
+        pid = device.child.pid
+        command = [str(Path(sys.executable).with_name("edge-agent")), "reload", "--config", str(device.config)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        second = device.status()["boot"]
+        assert second > first
+        device.child.send(signal.SIGHUP)
+        device.wait(lambda: device.status().get("boot", second) > second, "the agent to start anew")
+        device.wait(lambda: device.module().get("serving"), "the model to be served by the new agent")
+        asker.go_on()
+        assert device.workers() == workers
+        assert device.child.pid == pid
+        assert device.child.is_running
+    asker.require_flawless()
+    _require_all_telemetry(stack_of_session, device)
+    device.stop()
+    assert device.workers() == []
+    assert has_ended(workers[0])
 
 
 def _require_all_telemetry(stack: Stack, device: Device) -> None:
