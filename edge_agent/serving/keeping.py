@@ -95,6 +95,7 @@ class Keeping:
         with self._lock:
             self._forget(slot)  # the descriptor's number is used again, so it was closed
             if is_adopted:
+                close_fds(fds)  # there are none, unless the worker has lost its mind
                 arrived = self._arriving.popleft() if self._arriving else None
                 if arrived is None:
                     return

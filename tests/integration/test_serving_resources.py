@@ -218,7 +218,8 @@ def test_a_fork_bomb_is_bounded_and_ends_with_its_worker(tmp_path: Path) -> None
         os.kill(pid, 9)
         assert state.exits.get(timeout=60) == (MODULE, slot[0])
         group = CgroupTree.find().group(f"{MODULE}.{pid}")
-        group.folder.rmdir()  # nothing is left in it
+        wait_until(lambda: not (group.folder / "cgroup.procs").read_text(), 60)
+        wait_until(lambda: group.remove(0), 60)
         state.supervisor.ensure(MODULE, *slot)
         others.check()
 
