@@ -136,7 +136,7 @@ class Layout:
         self._by_table: dict[bytes, Plan] = {}
         self._by_shapes: dict[tuple[tuple[int, ...], ...], Plan] = {}
 
-    def find(self, payload: bytes | bytearray) -> Plan:
+    def find(self, payload: bytes | bytearray | memoryview) -> Plan:
         """The layout of a payload that came; whether its length is right is for the caller to see.
 
         Raises:

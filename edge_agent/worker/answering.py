@@ -135,7 +135,7 @@ class Answering:
                 raise invalid(f"output {name!r} has NaN or infinity, which JSON cannot say", "Ask for binary data.")
         member.drift.look(outputs, time.monotonic_ns())
 
-    def _body(self, request: Request) -> bytes | bytearray:
+    def _body(self, request: Request) -> bytes | bytearray | memoryview:
         headers = request.head.headers
         if CODING not in headers:
             return request.body

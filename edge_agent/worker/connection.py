@@ -12,8 +12,10 @@ from typing import Final, Protocol
 
 from edge_agent.frames import FIRST_BYTE
 from edge_agent.serving.page import BUSY, IDLE, WRITING
+from edge_agent.worker.budget import Budget
 from edge_agent.worker.http import (
     CONTINUE,
+    INFERENCE_LENGTH,
     BadRequestError,
     ChunkedBody,
     Head,
@@ -25,6 +27,7 @@ from edge_agent.worker.http import (
 from edge_agent.worker.ledger import Ledger
 from edge_agent.worker.limits import JOIN_BYTES_MAX, LINGER_BYTES_MAX, RECEIVE_BYTES, SEND_PARTS_MAX, WorkerLimits
 
+LENGTH_DIGITS_MAX: Final = 12
 _FRAME: Final = bytes((FIRST_BYTE,))
 _AGAIN: Final = (BlockingIOError, InterruptedError)
 
@@ -48,6 +51,7 @@ class Host(Protocol):
 
     limits: WorkerLimits
     common_headers: str
+    budget: Budget
     ledger: Ledger
 
     def handle(self, connection: "Connection", request: Request) -> None:
@@ -112,6 +116,7 @@ class Connection:
         self._scanned = 0
         self._known = b""  # the last head, and what it was read as: clients send the same one again and again
         self._known_head: Head | None = None
+        self._place: memoryview | None = None  # of a body that came in pieces
         self._forget_request()
 
     def _forget_request(self) -> None:
@@ -120,8 +125,11 @@ class Connection:
         self._head_bytes = b""
         self._chunked: ChunkedBody | None = None
         self._chunked_bytes = b""
-        self._body: bytearray | bytes | None = None
+        self._body: memoryview | bytes | None = None
         self._filled = 0
+        if self._place is not None:
+            self._host.budget.keep(self._place)
+            self._place = None
         if self._reserved:
             self._host.reserve(-self._reserved)
             self._reserved = 0
@@ -155,7 +163,8 @@ class Connection:
             self._states[self._slot] = BUSY
         try:
             if self._body is not None and self.stage is _READING:
-                count = self._sock.recv_into(memoryview(self._body)[self._filled :])
+                assert self._place is not None
+                count = self._sock.recv_into(self._place[self._filled :])
                 self._filled += count
             else:
                 data = self._sock.recv(RECEIVE_BYTES)
@@ -244,7 +253,7 @@ class Connection:
             end = self._chunked.scan(self._received)
             if end is None:
                 return None
-            body: bytes | bytearray = self._chunked.body(self._received)
+            body: bytes | memoryview = self._chunked.body(self._received)
             self._chunked_bytes = bytes(self._received[:end])
             del self._received[:end]
         elif self._body is not None:
@@ -255,9 +264,9 @@ class Connection:
             size = head.body_bytes or 0
             if len(self._received) < size:
                 self._reserve(size)
-                self._body = bytearray(size)
+                self._body = self._place = self._host.budget.lend(size, _tensors_begin(head))
                 self._filled = len(self._received)
-                self._body[: self._filled] = self._received
+                self._place[: self._filled] = self._received
                 self._received.clear()
                 return None
             body = bytes(self._received[:size])
@@ -415,7 +424,7 @@ class Connection:
         elif self.stage is _RUNNING:
             unread = b"".join((self._head_bytes, self._body or b"", self._received))
         else:
-            body = b"" if self._body is None else bytes(memoryview(self._body)[: self._filled])
+            body = b"" if self._body is None else self._body[: self._filled]
             unread = b"".join((self._head_bytes, body, self._received))
         self._leave()
         return self._sock.detach(), unread
@@ -439,6 +448,12 @@ class Connection:
         self._out = []
         self._received = bytearray()
         self._host.forget(self)
+
+
+def _tensors_begin(head: Head) -> int:
+    """Where the binary data of an inference request begins in its body."""
+    value = head.headers.get(INFERENCE_LENGTH, b"0")
+    return int(value) if value.isdigit() and len(value) <= LENGTH_DIGITS_MAX else 0
 
 
 Respond = Callable[[Response], bool]

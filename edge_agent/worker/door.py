@@ -42,6 +42,7 @@ class Door:
         common_headers: Header lines that every answer has, each with its end.
         accepted: Connections accepted or taken over so far.
         ledger: Where it is noted how each connection stands.
+        budget: Memory for large requests.
     """
 
     def __init__(
@@ -77,12 +78,12 @@ class Door:
         self._is_open = False
         self._is_accepting = False
         self._connections: set[Connection] = set()
-        self._budget = Budget(limits.receiving_bytes_max)
+        self.budget = Budget(limits.receiving_bytes_max)
         self._lane: FrameLane | None = None
         if frames is not None:
             call = self._loop.call_soon_threadsafe
             self._lane = FrameLane(
-                frames, limits, self._budget, self.ledger, call, self._depart_frames, self._forget_frames
+                frames, limits, self.budget, self.ledger, call, self._depart_frames, self._forget_frames
             )
         self._is_draining = False
         self._hand_over: HandOver | None = None
@@ -102,7 +103,7 @@ class Door:
     @property
     def receiving_bytes(self) -> int:
         """Bytes of request bodies being received or answered."""
-        return self._budget.used
+        return self.budget.used
 
     # --- coming in
 
@@ -208,7 +209,7 @@ class Door:
 
     def reserve(self, byte_count: int) -> bool:
         """See `Host`."""
-        return self._budget.take(byte_count)
+        return self.budget.take(byte_count)
 
     def speaks_frames(self, connection: Connection) -> bool:
         """See `Host`."""

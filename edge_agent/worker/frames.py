@@ -142,7 +142,11 @@ class FrameModels:
         return self._answer(ERROR, flags, number, [write_json(document)])
 
     def infer(
-        self, head: Sequence[int], payload: bytes | bytearray, received_ns: int, is_gone: Callable[[], bool]
+        self,
+        head: Sequence[int],
+        payload: bytes | bytearray | memoryview,
+        received_ns: int,
+        is_gone: Callable[[], bool],
     ) -> Parts:
         """Compute.
 
@@ -174,7 +178,9 @@ class FrameModels:
             return self.fail(error, number)
 
     @staticmethod
-    def _read(model: _Model, head: Sequence[int], payload: bytes | bytearray) -> tuple[dict[str, Array], str]:
+    def _read(
+        model: _Model, head: Sequence[int], payload: bytes | bytearray | memoryview
+    ) -> tuple[dict[str, Array], str]:
         layout = model.inputs
         plan = layout.find(payload)
         id_bytes = head[3]
@@ -254,7 +260,7 @@ def _raw(array: Array) -> bytes | memoryview:
     return array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
-def _text(data: bytes | bytearray) -> str:
+def _text(data: bytes | bytearray | memoryview) -> str:
     try:
         text = str(data, "utf-8")
     except UnicodeDecodeError:

@@ -240,7 +240,7 @@ class Request:
     """
 
     head: Head
-    body: bytes | bytearray
+    body: bytes | bytearray | memoryview
     received_ns: int
     is_gone: bool = False
     on_gone: Callable[[], object] | None = None

@@ -25,7 +25,7 @@ def coding_of(headers: dict[bytes, bytes]) -> bytes:
     return coding
 
 
-def inflate(body: bytes | bytearray, coding: bytes, bytes_max: int) -> bytes:
+def inflate(body: bytes | bytearray | memoryview, coding: bytes, bytes_max: int) -> bytes:
     """Undo a content coding.
 
     Args:

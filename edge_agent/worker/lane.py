@@ -71,9 +71,9 @@ class FrameConnection:
         self._models = lane.models
         self._unchecked_bytes = min(FRAME_BUFFER_BYTES, self._limits.body_bytes_max)
         self._use(pending)
-        self._body: bytearray | None = None  # of a payload too large for the buffer
+        self._body: memoryview | None = None  # of a payload too large for the buffer
         self._filled = 0
-        self._payload: bytes | bytearray = b""
+        self._payload: bytes | memoryview = b""
         self._head: tuple[int, ...] = ()
         self._reserved = 0
         self._lock = threading.Lock()  # decides who has a request whose computing has just ended: thread or event loop
@@ -125,7 +125,7 @@ class FrameConnection:
             have = self._have
             head = unpack(self._buffer)
             if have == _HEAD_BYTES + head[4] <= small and head[0] == PREFIX and not head[2] and not head[3]:
-                payload: bytes | bytearray = bytes(self._view[_HEAD_BYTES:have])
+                payload: bytes | memoryview = bytes(self._view[_HEAD_BYTES:have])
                 self._head, self._payload, self._have = head, payload, 0
             else:
                 head, payload = self._receive()
@@ -153,11 +153,13 @@ class FrameConnection:
         """After a large request: give its room back."""
         self._lane.budget.take(-self._reserved)
         self._reserved = 0
+        if self._body is not None:
+            self._lane.budget.keep(self._body)
         self._body, self._payload = None, b""
         if len(self._buffer) > FRAME_BUFFER_BYTES >= self._have:
             self._use(bytes(self._view[: self._have]))
 
-    def _receive(self) -> tuple[tuple[int, ...], bytes | bytearray]:
+    def _receive(self) -> tuple[tuple[int, ...], bytes | memoryview]:
         """The rest of a frame that has begun: the fields of its head, and its payload."""
         buffer = self._buffer
         deadline = 0.0  # not looked at the clock yet
@@ -189,20 +191,19 @@ class FrameConnection:
     def _deadline(self) -> float:
         return time.monotonic() + self._limits.request_read_ms / 1000
 
-    def _receive_large(self, head: tuple[int, ...], size: int, deadline: float) -> bytearray:
+    def _receive_large(self, head: tuple[int, ...], size: int, deadline: float) -> memoryview:
         if not self._lane.budget.take(size):
             raise self._refuse(
                 EdgeError("model.overloaded", "too many large requests at once", "Try again later."), head[6]
             )
         self._reserved = size
-        body = bytearray(size)
-        view = memoryview(body)
+        body = self._lane.budget.lend(size)
         self._filled = self._have - _HEAD_BYTES
-        view[: self._filled] = self._view[_HEAD_BYTES : self._have]
+        body[: self._filled] = self._view[_HEAD_BYTES : self._have]
         self._head = head
         self._body, self._have = body, 0
         while self._filled < size:
-            self._filled += self._wait_and_read(view[self._filled :], deadline)
+            self._filled += self._wait_and_read(body[self._filled :], deadline)
         self._payload = body
         return body
 
@@ -310,7 +311,7 @@ class FrameConnection:
         """Give the connection away once its thread has left it: its descriptor, and what came and was not answered."""
         unread = bytes(self._view[: self._have])
         if self._body is not None:
-            unread = b"".join((REQUEST.pack(*self._head), memoryview(self._body)[: self._filled], unread))
+            unread = b"".join((REQUEST.pack(*self._head), self._body[: self._filled], unread))
         self._end()
         return self._sock.detach(), unread
 

@@ -19,6 +19,9 @@ SEND_PARTS_MAX: Final = 256
 ACCEPT_BURST_MAX: Final = 64
 HEADS_KEPT: Final = 256
 """Heads of answers that are kept made."""
+BUFFERS_KEPT: Final = 4
+BUFFER_KEPT_BYTES_MAX: Final = 4 * MIB
+"""Places of large requests that are used again: fresh memory for each costs as much as moving its bytes."""
 JOIN_BYTES_MAX: Final = 16 * KIB
 """An answer up to this size is sent as one piece: copying it costs less than a list of pieces."""
 

@@ -98,7 +98,10 @@ def read_json(data: bytes | bytearray | memoryview) -> Any:
 
 
 def read_request(
-    body: bytes | bytearray, json_bytes: int | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    body: bytes | bytearray | memoryview,
+    json_bytes: int | None,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
 ) -> InferRequest:
     """Read an inference request.
 
