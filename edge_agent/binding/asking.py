@@ -80,6 +80,14 @@ class Asker:
             raise EdgeError("network.cut", f"{self._path} does not say what its models take: {error}") from None
         return _manifest(answer), (inputs, outputs)
 
+    def manifest(self) -> Digest:
+        """Which bundle answers.
+
+        Raises:
+            EdgeError: `network.*`.
+        """
+        return _manifest(self._exchange("GET", "/v2/health/live", None, {})[0])
+
     def infer(self, member: str, question: Question) -> Reply:
         """Have a model compute.
 
@@ -145,7 +153,7 @@ def live_manifest(path: Path) -> Digest:
     """
     asker = Asker(path, LOOK_MS)
     try:
-        return _manifest(asker._exchange("GET", "/v2/health/live", None, {})[0])
+        return asker.manifest()
     finally:
         asker.close()
 

@@ -116,6 +116,7 @@ class Broker:
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{identifier}", daemon=True)
         self.is_online = False
         self.reconnects = 0
+        self.denied: frozenset[str] = frozenset()  # filters that the broker does not let us subscribe to
         self.error = ""
 
     @property
@@ -218,9 +219,11 @@ class Broker:
             selector.register(connection.socket, selectors.EVENT_READ)
             while not self._is_stopping.is_set():
                 self._turn(connection, selector)
-                if connection.is_up and not self.is_online:
-                    self.is_online, self.error = True, ""
+                if connection.is_up and self.error:
+                    self.error = ""
                     self.reconnects += connection.number > 1
+                self.is_online = connection.is_ready
+                self.denied = connection.denied
             self._leave(connection, selector)
 
     def _turn(self, connection: "_Connection", selector: selectors.BaseSelector) -> None:
@@ -281,6 +284,7 @@ class _Connection:
         self.subscribed_before: dict[str, Subscription] | None = None
         self._subscribed: dict[str, Subscription] | None = None
         self._subscribing: dict[int, list[str]] = {}
+        self.denied: frozenset[str] = frozenset()
         self._unconfirmed: dict[int, Outgoing] = {}
         self._acknowledgements = Acknowledgements()
         self._listener: Listener
@@ -321,6 +325,11 @@ class _Connection:
     def unconfirmed(self) -> list[Outgoing]:
         """What was published and not confirmed, oldest first."""
         return list(self._unconfirmed.values())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether messages come: connected, and every subscription answered."""
+        return self.is_up and self._subscribed is not None and not self._subscribing
 
     @property
     def settled(self) -> dict[str, Subscription] | None:
@@ -379,6 +388,7 @@ class _Connection:
         had = self._subscribed or {}
         if gone := [pattern for pattern in had if pattern not in wanted]:
             self._client.unsubscribe(gone)
+            self.denied -= frozenset(gone)
         fresh = {pattern: how for pattern, how in wanted.items() if had.get(pattern) != how}
         if fresh:
             asked: Any = [
@@ -435,7 +445,9 @@ class _Connection:
 
     def _answered(self, _: Any, __: Any, packet: int, reasons: list[ReasonCode], ____: Any) -> None:
         for pattern, reason in zip(self._subscribing.pop(packet, []), reasons, strict=False):
+            self.denied -= {pattern}
             if reason.is_failure:
+                self.denied |= {pattern}
                 _LOG.warning("%s does not let us subscribe to %s: %s", self._name, pattern, reason)
 
     def _published(self, _: Any, __: Any, packet: int, reason: ReasonCode, ___: Any) -> None:

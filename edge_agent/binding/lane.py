@@ -11,7 +11,7 @@ from pathlib import Path
 from edge_agent.binding.answers import make_answer, make_error, make_overload
 from edge_agent.binding.asking import Asker
 from edge_agent.binding.counters import Counters
-from edge_agent.binding.limits import OVERLOAD_REPORT_MS, UNCONFIRMED_MAX
+from edge_agent.binding.limits import LOOK_MS, OVERLOAD_REPORT_MS, UNCONFIRMED_MAX
 from edge_agent.binding.messages import Message, Outgoing
 from edge_agent.binding.patience import is_crash, wait_ms
 from edge_agent.binding.questions import check_message, make_question
@@ -23,6 +23,7 @@ from edge_contract.errors import EdgeError
 _LOG = logging.getLogger(__name__)
 
 _INVALID = "model.input-invalid"
+_MISFITS = (_INVALID, "model.output-invalid")
 _KEYS = itertools.count(1)
 
 
@@ -36,6 +37,7 @@ class Lane:
     def __init__(
         self,
         binding: Binding,
+        manifest: Digest,
         module: str,
         path: Path,
         send: Callable[[Outgoing], None],
@@ -46,6 +48,7 @@ class Lane:
 
         Args:
             binding: With names filled in.
+            manifest: Of the bundle that it is from.
             module: Name of the module.
             path: Of its unix socket.
             send: Publishes.
@@ -65,18 +68,21 @@ class Lane:
         self._dropped = 0
         self._dropped_told_ns = 0
         self._is_stopping = self._is_dropping = False
+        self._bound = manifest
         self._room = threading.BoundedSemaphore(UNCONFIRMED_MAX)
-        self._known: tuple[Digest, Signature] | None = None  # the lane's thread
+        self._known: tuple[Digest, Signature] | None = None  # the lane's thread; of `_known_member`
+        self._known_member = ""
         self._thread = threading.Thread(target=self._run, name=f"{module}-{binding.name}", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
 
-    def change(self, binding: Binding) -> None:
+    def change(self, binding: Binding, manifest: Digest) -> None:
         """Go on with another binding of the same name and input topic; what waits is its."""
         with self._changed:
-            self.binding = binding
+            self.binding, self._bound = binding, manifest
+            self._changed.notify_all()
             self._waiting.count_max, self._waiting.overflow = binding.waiting_max, binding.overflow
 
     def stop(self, is_dropping: bool) -> None:
@@ -207,8 +213,8 @@ class Lane:
     def _predict(self, binding: Binding, message: Message) -> Outgoing | None:
         begun_ns = time.monotonic_ns()
         failures = crashes = 0
-        is_fresh = False  # whether the signature was read again for this message
-        while True:
+        is_fresh = False  # whether it was looked what is live, for this message
+        while not self._is_stopping:
             try:
                 signature = self._signature(binding)
                 question = make_question(binding, signature, message.content)
@@ -219,10 +225,11 @@ class Lane:
                 self.counters.count("answered", latency_us)
                 return outgoing
             except EdgeError as error:
-                if error.code == _INVALID and not is_fresh:
-                    # Another bundle may take other tensors; one look decides whose fault it is.
+                if error.code in _MISFITS and not is_fresh:
+                    # Another bundle may take and give other tensors; one look decides whose fault it is.
                     is_fresh = True
-                    if self._has_other_signature(binding):
+                    if self._is_rebound(binding):
+                        binding = self.binding
                         continue
                 failures += 1
                 crashes += is_crash(error.code)
@@ -231,26 +238,31 @@ class Lane:
                 if pause_ms is None:
                     raise
                 self.counters.retries += 1
-                if not self._pause(pause_ms):
-                    return None
+                self._pause(pause_ms)
+        return None
 
     def _signature(self, binding: Binding) -> Signature:
-        if self._known is None:
-            self._known = self._asker.signature(binding.member)
+        if self._known is None or self._known_member != binding.member:
+            self._known, self._known_member = self._asker.signature(binding.member), binding.member
             self._seen(self._known[0])
         inputs, outputs = self._known[1]
         check_form(binding, inputs, outputs, _INVALID)
         return inputs, outputs
 
-    def _has_other_signature(self, binding: Binding) -> bool:
-        before, self._known = self._known, None
+    def _is_rebound(self, binding: Binding) -> bool:
+        """Whether another bundle is live than a message was prepared for; waits for that one's bindings."""
+        known, self._known = self._known, None
         try:
-            self._known = self._asker.signature(binding.member)
+            manifest = self._asker.manifest()
         except EdgeError:
             return False
-        if before is not None and before[0] != self._known[0]:
-            self._seen(self._known[0])
-        return before is None or before[1] != self._known[1]
+        if manifest != self._bound:
+            self._seen(manifest)
+        deadline = time.monotonic() + LOOK_MS / 1000
+        with self._changed:
+            while self._bound != manifest and not self._is_stopping and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+        return known is None or known[0] != manifest or self.binding != binding
 
     def _note(self, manifest: Digest) -> None:
         """Another bundle answered: its signature is read before the next message."""
@@ -258,10 +270,9 @@ class Lane:
             self._known = None
             self._seen(manifest)
 
-    def _pause(self, pause_ms: int) -> bool:
-        """Wait before the next try; gives whether to try."""
+    def _pause(self, pause_ms: int) -> None:
+        """Wait before the next try."""
         deadline = time.monotonic() + pause_ms / 1000
         with self._changed:
             while not self._is_stopping and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
-            return not self._is_stopping

@@ -39,25 +39,30 @@ class Module:
         self._lanes: dict[str, Lane] = {}  # replaced whole, so that other threads see one consistent set
         self._broker: Broker | None = None
 
-    def bind(self, bindings: Sequence[Binding]) -> None:
-        """Let these bindings run and no others. What waits for one that stays goes on waiting."""
+    def bind(self, bindings: Sequence[Binding], manifest: Digest) -> None:
+        """Let these bindings of a bundle run and no others. What waits for one that stays goes on waiting."""
         before, lanes = self._lanes, dict[str, Lane]()
         # All messages in flight may be for one binding, and none of them should have to be dropped.
         receive_max = min(binding.waiting_max for binding in bindings)
+        is_new = self._broker is None
         if self._broker is None:
             self._broker = Broker(self._address, self._identifier, self, receive_max)
-            self._broker.start()
         self._broker.receive_max = receive_max
         for binding in bindings:
             lane = before.get(binding.name)
-            if lane is not None and _is_same_line(lane.binding, binding):
-                lane.change(binding)
+            if lane is not None and lane.binding.input_topic == binding.input_topic:
+                lane.change(binding, manifest)  # a message is for whatever is bound to its topic when its turn comes
             else:
-                lane = Lane(binding, self._name, self._path, self._broker.send, self._broker.finish, self._look)
+                lane = Lane(
+                    binding, manifest, self._name, self._path, self._broker.send, self._broker.finish, self._look
+                )
                 lane.start()
             lanes[binding.name] = lane
         self._lanes = lanes
         self._broker.subscribe(_subscriptions(bindings))
+        if is_new:
+            # Not before: a session that the broker kept brings messages with the first bytes.
+            self._broker.start()
         for name, lane in before.items():
             if lanes.get(name) is not lane:
                 lane.stop(is_dropping=True)
@@ -84,6 +89,7 @@ class Module:
             "protocol": "" if broker is None else broker.protocol,
             "reconnects": 0 if broker is None else broker.reconnects,
             "error": "" if broker is None else broker.error,
+            "denied": [] if broker is None else sorted(broker.denied),
             "bindings": {
                 name: {
                     "member": lane.binding.member,
@@ -122,11 +128,6 @@ class Module:
         if is_session_kept:
             for lane in self._lanes.values():
                 lane.forget(connection)
-
-
-def _is_same_line(one: Binding, two: Binding) -> bool:
-    """Whether messages that wait for one binding may be answered as the other's."""
-    return (one.input_topic, one.form, one.input) == (two.input_topic, two.form, two.input)
 
 
 def _subscriptions(bindings: Sequence[Binding]) -> dict[str, Subscription]:

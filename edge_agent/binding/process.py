@@ -60,8 +60,11 @@ class BindingProcess:
                     self._told = event
                 self._look()
         finally:
-            for module in self._modules.values():
-                module.stop(is_forgetting=False)
+            leaving = [threading.Thread(target=module.stop, args=(False,)) for module in self._modules.values()]
+            for thread in leaving:
+                thread.start()
+            for thread in leaving:
+                thread.join()
             counters.stop()
 
     def report(self) -> JsonObject:
@@ -126,7 +129,7 @@ class BindingProcess:
             if name not in self._modules:
                 path = self._work.run / f"{name}.sock"
                 self._modules[name] = Module(name, path, self._work.device, self._work.address, self._seen)
-            self._modules[name].bind(bindings)
+            self._modules[name].bind(bindings, self._bound[name][0])
 
     def _live(self, module: str, told: Digest) -> Digest:
         """Which bundle answers the module's socket; what the agent told while nobody answers."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -367,10 +369,69 @@ def test_a_broker_that_refuses_the_password_is_told_of(tmp_path: Path) -> None:
             assert client.is_ready()
 
 
+def test_an_answer_that_the_broker_does_not_take_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    (folder / "acl").write_text("topic readwrite in/#\ntopic readwrite errors/#\n")
+    (folder / "acl").chmod(0o600)
+    with (
+        mosquitto(folder, listener_lines=("allow_anonymous true", f"acl_file {folder}/acl")) as broker,
+        ground(tmp_path, broker.port) as device,
+        sensor(broker.port) as peer,
+    ):
+        device.live(adder_slot(device.serving.slots, 10.0, bindings=(bind(),)))
+        device.wait_bound("b")
+        peer.publish(f"in/{DEVICE}", numbered(1))
+        device.wait_count("unpublished", 1)
+        # Later messages are taken all the same.
+        peer.publish(f"in/{DEVICE}", b"{")
+        assert peer.on(f"errors/{MODULE}")[0].document["code"] == "model.input-invalid"
+
+
+def test_a_topic_that_the_broker_does_not_allow_is_told_of(tmp_path: Path, broker: MosquittoBroker) -> None:
+    """A front that turns every confirmed subscription into a refused one."""
+
+    def refuse(data: bytes) -> bytes:
+        return data[:-1] + b"\x87" if data[:1] == b"\x90" else data
+
+    with socket.create_server((LOOPBACK, 0)) as front:
+        threading.Thread(target=_front, args=(front, broker.port, False, refuse), daemon=True).start()
+        with ground(tmp_path, front.getsockname()[1]) as device:
+            device.live(adder_slot(device.serving.slots, 10.0, bindings=(bind(),)))
+            wait_until(
+                lambda: device.report().get("modules", {}).get(MODULE, {}).get("denied") == [f"in/{DEVICE}"],
+                30,
+                what="the refusal to be told",
+            )
+
+
+def test_a_swap_that_changes_the_form_answers_what_waits_in_the_new_one(
+    tmp_path: Path, broker: MosquittoBroker
+) -> None:
+    hold = tmp_path / "hold"
+    with ground(tmp_path, broker.port) as device, sensor(broker.port) as peer:
+        slow(device, hold)
+        try:
+            for number in range(20):
+                peer.publish(f"in/{DEVICE}", numbered(number))
+            wait_until(
+                lambda: device.report()["modules"][MODULE]["bindings"]["b"]["waiting"] == 19, 30, what="all to wait"
+            )
+            new = adder_slot(device.serving.slots, 10.0, version=2, bindings=(bind(answer="tensor"),))
+            # What is being computed is computed again by the new worker when the drain's time is up.
+            device.live(new)
+        finally:
+            hold.unlink()
+        wait_until(lambda: peer.count(f"out/{DEVICE}") >= 20, 60, what="an answer to each message")
+        assert peer.count(f"errors/{MODULE}") == 0
+        assert device.counts()["dropped"] == 0
+        assert len(peer.on(f"out/{DEVICE}")[-1].content) == 16
+
+
 def test_a_broker_that_speaks_an_older_protocol_is_spoken_to_in_it(tmp_path: Path, broker: MosquittoBroker) -> None:
     """A front that refuses MQTT 5 as 3.1.1 prescribes, and passes everything else on."""
     with socket.create_server((LOOPBACK, 0)) as front:
-        threading.Thread(target=_old_broker, args=(front, broker.port), daemon=True).start()
+        threading.Thread(target=_front, args=(front, broker.port, True), daemon=True).start()
         port = front.getsockname()[1]
         with ground(tmp_path, port) as device, sensor(broker.port, is_v5=False) as peer:
             device.live(adder_slot(device.serving.slots, 10.0, bindings=(bind(),)))
@@ -380,31 +441,34 @@ def test_a_broker_that_speaks_an_older_protocol_is_spoken_to_in_it(tmp_path: Pat
             assert answered(peer.on(f"out/{DEVICE}")) == {1}
 
 
-def _old_broker(front: socket.socket, port: int) -> None:
+def _front(front: socket.socket, port: int, is_old: bool, change: Callable[[bytes], bytes] = lambda data: data) -> None:
+    """Pass connections on to a broker, what it says changed; an old one knows no MQTT 5."""
     while True:
         try:
             connection, _ = front.accept()
         except OSError:
             return
         first = connection.recv(4096)
-        if first[8] == 5:  # the protocol level, behind the type, the length and "MQTT"
+        if is_old and first[8] == 5:  # the protocol level, behind the type, the length and "MQTT"
             connection.sendall(bytes([0x20, 2, 0, 1]))
             connection.close()
             continue
         behind = socket.create_connection((LOOPBACK, port))
         behind.sendall(first)
-        for pair in ((connection, behind), (behind, connection)):
-            threading.Thread(target=_pump, args=pair, daemon=True).start()
+        threading.Thread(target=_pump, args=(connection, behind, lambda data: data), daemon=True).start()
+        threading.Thread(target=_pump, args=(behind, connection, change), daemon=True).start()
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source: socket.socket, target: socket.socket, change: Callable[[bytes], bytes]) -> None:
     try:
         while data := source.recv(65_536):
-            target.sendall(data)
+            target.sendall(change(data))
     except OSError:
         pass
     finally:
         for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
             end.close()
 
 

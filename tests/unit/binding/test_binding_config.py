@@ -55,7 +55,7 @@ def test_status_says_how_bindings_stand() -> None:
         ("answered", "invalid", "failed", "dropped", "passed_over", "unpublished", "duplicates", "retries"), 0
     )
     about: JsonObject = {"input_topic": "in", "output_topic": "out", "waiting": 3, "counts": counts | {"answered": 7}}
-    module = {"online": True, "protocol": "5", "error": "", "bindings": {"b": about}}
+    module = {"online": True, "protocol": "5", "error": "", "denied": ["in/#"], "bindings": {"b": about}}
     lines = _binding_lines(
         {
             "phase": "running",
@@ -71,6 +71,7 @@ def test_status_says_how_bindings_stand() -> None:
         "digits: connected, MQTT 5",
         "b: in -> out  7 answered",
         "3 waiting",
+        "does not let it subscribe to in/#",
         "other: no bindings run",
         "x/y does not run: it goes round",
         "z: cannot be read",
