@@ -85,11 +85,12 @@ class Confinement:
                 self._applied["processes_max"] = {"value": PIDS_MAX, "by": "cgroup"}
         if before.cpus or before.cpu_permille_max:
             with contextlib.suppress(OSError):
+                self._in_group(("cpuset.cpus", "\n"))  # first: the kernel takes no affinity beyond it
                 self._run_on(os.sched_getaffinity(0))
         bounds: tuple[tuple[str, object, object, Callable[[], str]], ...] = (
             ("memory_bytes_max", wanted.memory_bytes_max, before.memory_bytes_max, self._bound_memory),
             ("cpu_permille_max", wanted.cpu_permille_max, before.cpu_permille_max, self._bound_time),
-            ("cpus", list(wanted.cpus), before.cpus, self._bound_cpus),
+            ("cpus", list(wanted.cpus), None, self._bound_cpus),
         )
         for name, value, was, bound in bounds:
             if not value and not was:
@@ -164,9 +165,6 @@ class Confinement:
 
     def _bound_cpus(self) -> str:
         wanted = set(self.resources.cpus)
-        if not wanted:
-            self._in_group(("cpuset.cpus", "\n"))
-            return ""
         there = wanted & os.sched_getaffinity(0)
         if not there:
             raise _UnavailableError(f"none of them is there for the agent: {sorted(os.sched_getaffinity(0))}")
