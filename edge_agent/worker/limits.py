@@ -56,6 +56,9 @@ DRIFT_ROWS_MIN: Final = 8
 """Rows of golden and of live outputs below which nothing is said of drift."""
 DRIFT_INTERVAL_MS: Final = 20
 """One request in this time is looked at for drift."""
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a thread may keep the interpreter while another waits for it; Python's own 5 ms would be added to an answer
+whenever a sample is being made."""
 RERUN_POLL_MS: Final = 5
 """How often a rerun of the golden vectors looks whether requests still wait."""
 
@@ -95,7 +98,13 @@ SAMPLES_WAITING_MAX: Final = 256
 SAMPLES_PER_S_MAX: Final = 500
 """Above it samples are dropped and counted: making one costs about as much as a tiny inference."""
 SAMPLE_ELEMENTS_MAX: Final = 1_024
-"""Elements kept of one tensor."""
+"""Elements of a tensor that is kept whole."""
+SAMPLE_CUT_ELEMENTS: Final = 256
+"""Elements kept of a larger one: the start of an image says little, and its digits cost more than many a model."""
+SAMPLE_CPU_SHARE_MAX: Final = 0.05
+"""Processor time for making samples, of one core on average; what would take more is dropped and counted."""
+SAMPLE_CPU_BURST_S: Final = 2.0
+"""Processor time that may be used at once, in seconds, after a while of using less."""
 SAMPLE_TEXT_BYTES_MAX: Final = 1_024
 """Bytes kept of one BYTES element."""
 SAMPLE_FLUSH_MS: Final = 20

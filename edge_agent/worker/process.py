@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from edge_agent.worker.frames import FrameModels
 from edge_agent.worker.imports import leave_out_device
 from edge_agent.worker.ledger import Ledger
 from edge_agent.worker.lifeline import Lifeline
-from edge_agent.worker.limits import BEAT_MS, COMPILE_AFTER_MS, RETIRE_MS, WorkerLimits
+from edge_agent.worker.limits import BEAT_MS, COMPILE_AFTER_MS, RETIRE_MS, SWITCH_INTERVAL_S, WorkerLimits
 from edge_agent.worker.metrics import Metrics
 from edge_agent.worker.outliving import Outliving
 from edge_agent.worker.passing import PassedOn
@@ -414,6 +415,7 @@ def run_worker(arguments: Arguments, limits: WorkerLimits | None = None) -> None
     """Be a worker; ends the process and does not return."""
     limits = limits or WorkerLimits()
     faulthandler.enable()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Stopping the agent's service signals every process of it, but the agent decides when its workers end, by closing
     # the channel. Not SIG_IGN: what a script starts would inherit that.

@@ -13,10 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from edge_agent.worker.arrays import Array, datatype_of
 from edge_agent.worker.limits import (
+    SAMPLE_CPU_BURST_S,
+    SAMPLE_CPU_SHARE_MAX,
+    SAMPLE_CUT_ELEMENTS,
     SAMPLE_ELEMENTS_MAX,
     SAMPLE_FLUSH_MS,
     SAMPLE_TEXT_BYTES_MAX,
@@ -26,6 +31,9 @@ from edge_agent.worker.limits import (
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject, dump
 from edge_contract.limits import SAMPLE_BYTES_MAX
+
+_DIGITS: Final = {2: ("%.4g", "%.5g"), 4: ("%.7g", "%.9g")}
+"""Forms of a float by its bytes: one that is enough for most values, and one that is enough for all (IEEE 754)."""
 
 
 @dataclass(slots=True)
@@ -44,8 +52,9 @@ class Cut:
 
     @classmethod
     def of(cls, array: Array) -> "Cut":
-        """Copy the first `SAMPLE_ELEMENTS_MAX` elements."""
-        return cls(array.reshape(-1)[:SAMPLE_ELEMENTS_MAX].copy(), datatype_of(array), array.shape)
+        """Copy all elements of a small tensor, and the first `SAMPLE_CUT_ELEMENTS` of a large one."""
+        count = array.size if array.size <= SAMPLE_ELEMENTS_MAX else SAMPLE_CUT_ELEMENTS
+        return cls(array.reshape(-1)[:count].copy(), datatype_of(array), array.shape)
 
 
 @dataclass(slots=True)
@@ -99,6 +108,8 @@ class Sampler:
         self._waiting: queue.Queue[Taken | threading.Event] = queue.Queue(SAMPLES_WAITING_MAX)
         self._second = 0
         self._in_second = 0
+        self._budget_s = SAMPLE_CPU_BURST_S
+        self._refilled = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="sampler", daemon=True)
         self._thread.start()
 
@@ -165,6 +176,18 @@ class Sampler:
                     item.set()
 
     def _record(self, taken: Taken) -> JsonObject | None:
+        now = time.monotonic()
+        earned_s = (now - self._refilled) * SAMPLE_CPU_SHARE_MAX
+        self._budget_s, self._refilled = min(SAMPLE_CPU_BURST_S, self._budget_s + earned_s), now
+        if self._budget_s <= 0:
+            self.dropped += 1
+            return None
+        begun_s = time.thread_time()
+        record = self._make(taken)
+        self._budget_s -= time.thread_time() - begun_s
+        return record
+
+    def _make(self, taken: Taken) -> JsonObject | None:
         try:
             body = make_body(taken)
         except (TypeError, ValueError, RuntimeError, RecursionError):
@@ -223,8 +246,19 @@ def _data(array: Array) -> list[Any]:
     if array.dtype.kind != "f":
         values: list[Any] = array.tolist()
         return values
-    # The shortest digits that read back as the same value, not those of the wider Python float; no NaN in JSON.
-    return [float(text) if text not in ("nan", "inf", "-inf") else None for text in array.astype(str).tolist()]
+    numbers: list[Any] = array.tolist()
+    digits = _DIGITS.get(array.dtype.itemsize)
+    if digits is not None:
+        # Few digits that read back as the same value, not those of the wider Python float.
+        short = [float(digits[0] % number) for number in numbers]
+        with np.errstate(over="ignore"):
+            is_other = np.asarray(short, array.dtype) != array
+        for place in np.flatnonzero(is_other).tolist():
+            short[place] = float(digits[1] % numbers[place])
+        numbers = short
+    if not np.isfinite(array).all():
+        return [number if math.isfinite(number) else None for number in numbers]  # JSON has no NaN
+    return numbers
 
 
 def _text(item: Any) -> str:

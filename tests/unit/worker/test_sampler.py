@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge_agent.worker.limits import SAMPLE_ELEMENTS_MAX, SAMPLES_PER_S_MAX, SAMPLES_WAITING_MAX
+from edge_agent.worker.limits import SAMPLE_CUT_ELEMENTS, SAMPLE_ELEMENTS_MAX, SAMPLES_PER_S_MAX, SAMPLES_WAITING_MAX
 from edge_agent.worker.sampler import Cut, Sampler, Taken, make_body
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject, dump
@@ -112,3 +114,53 @@ def test_what_is_not_json_is_dropped_and_counted() -> None:
     sampler.offer_json("m", {}, {}, 1, "")
     assert sampler.flush(5_000)
     assert (len(delivered), sampler.dropped) == (1, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_numbers_are_short_and_read_back_as_they_were(dtype: type) -> None:
+    numbers = np.random.default_rng(1)
+    with np.errstate(over="ignore"):
+        values = np.concatenate(
+            [numbers.standard_normal(300), numbers.standard_normal(300) * 1e30, [0.1, 1 / 3, 16777216.0, 65504.0, -0.0]]
+        ).astype(dtype)
+    values = values[np.isfinite(values)]
+    body = make_body(Taken("m", {"x": Cut.of(values)}, {"y": Cut.of(values)}, 1, ""))
+    data = json.loads(json.dumps(body))["inputs"]["x"]["data"]
+    assert np.array_equal(np.array(data).astype(dtype), values)
+    assert data[-5] == 0.1 or dtype is np.float16
+
+
+def test_what_json_cannot_say_is_left_out() -> None:
+    values = np.array([1.5, np.nan, np.inf, -np.inf], np.float32)
+    body = make_body(Taken("m", {"x": Cut.of(values)}, {"y": Cut.of(values)}, 1, ""))
+    assert body["inputs"]["x"]["data"] == [1.5, None, None, None]
+
+
+def test_of_a_large_tensor_less_is_kept_than_of_a_small_one() -> None:
+    small, large = np.zeros(SAMPLE_ELEMENTS_MAX, np.float32), np.zeros(SAMPLE_ELEMENTS_MAX + 1, np.float32)
+    assert Cut.of(small).array.size == SAMPLE_ELEMENTS_MAX
+    assert Cut.of(large).array.size == SAMPLE_CUT_ELEMENTS
+
+
+def test_making_samples_takes_no_more_processor_time_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that costs a second is made as long as the burst lasts, and then dropped until time has passed."""
+    sampler = Sampler("line", "digits", 1, Digest.of(b""), lambda _records: None)
+    clock = {"now": time.monotonic(), "cpu": 0.0}
+
+    def make(_taken: Taken) -> Any:
+        clock["cpu"] += 1.0
+        return {}
+
+    monkeypatch.setattr(sampler, "_make", make)
+    monkeypatch.setattr(
+        "edge_agent.worker.sampler.time",
+        SimpleNamespace(
+            monotonic=lambda: clock["now"], thread_time=lambda: clock["cpu"], sleep=time.sleep, time_ns=time.time_ns
+        ),
+    )
+    taken = Taken("m", 1, 1, 1, "")
+    made = [sampler._record(taken) is not None for _ in range(5)]
+    assert made == [True, True, False, False, False]
+    assert sampler.dropped == 3
+    clock["now"] += 30.0  # at a twentieth of a core: worth one and a half
+    assert [sampler._record(taken) is not None for _ in range(3)] == [True, True, False]
