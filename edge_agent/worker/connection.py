@@ -25,7 +25,7 @@ from edge_agent.worker.http import (
     too_large,
 )
 from edge_agent.worker.ledger import Ledger
-from edge_agent.worker.limits import JOIN_BYTES_MAX, LINGER_BYTES_MAX, RECEIVE_BYTES, SEND_PARTS_MAX, WorkerLimits
+from edge_agent.worker.limits import JOIN_BYTES_MAX, LINGER_BYTES_MAX, SEND_PARTS_MAX, WorkerLimits
 
 LENGTH_DIGITS_MAX: Final = 12
 _FRAME: Final = bytes((FIRST_BYTE,))
@@ -52,6 +52,7 @@ class Host(Protocol):
     limits: WorkerLimits
     common_headers: str
     budget: Budget
+    scratch: memoryview
     ledger: Ledger
 
     def handle(self, connection: "Connection", request: Request) -> None:
@@ -86,6 +87,7 @@ class Connection:
         kind: `unix` or `tcp`.
         stage: Where it stands.
         since: Monotonic seconds at which the stage was entered, or the request begun.
+        has_asked: Whether a request came on it, here or at another worker.
     """
 
     def __init__(self, host: Host, sock: socket.socket, kind: str, pending: bytes = b"") -> None:
@@ -100,6 +102,7 @@ class Connection:
         self.kind = kind
         self.stage = _READING
         self.since = time.monotonic()
+        self.has_asked = bool(pending)
         self._host = host
         self._sock = sock
         self._states = host.ledger.states  # written in time: it is what the agent finds when this process is killed
@@ -167,8 +170,9 @@ class Connection:
                 count = self._sock.recv_into(self._place[self._filled :])
                 self._filled += count
             else:
-                data = self._sock.recv(RECEIVE_BYTES)
-                count = len(data)
+                scratch = self._host.scratch
+                count = self._sock.recv_into(scratch)
+                data = bytes(scratch[:count])
                 if self.stage is _LINGERING:
                     self._lingered += count
                     if not count or self._lingered > LINGER_BYTES_MAX:
@@ -176,7 +180,7 @@ class Connection:
                     return
                 if self.is_idle:
                     self.since = time.monotonic()
-                    if self._takes_whole(data):
+                    if self._goes_on_as_before(data):
                         return
                     if data[:1] == _FRAME:
                         self._received += data
@@ -196,12 +200,21 @@ class Connection:
         else:
             self.close()
 
-    def _takes_whole(self, data: bytes) -> bool:
-        """The short way of a request that comes whole and has the same head as the one before."""
+    def _goes_on_as_before(self, data: bytes) -> bool:
+        """The short way of a request that has the same head as the one before, if this is one."""
         head, start = self._known_head, len(self._known)
-        if head is None or not data.startswith(self._known) or len(data) - start != head.body_bytes:
+        if head is None or not data.startswith(self._known):
+            return False
+        size, have = head.body_bytes or 0, len(data) - start
+        if have > size:
             return False
         self._head_bytes, self._head = self._known, head
+        if have < size:
+            try:
+                self._begin_body(head, size, memoryview(data)[start:])
+            except BadRequestError as error:
+                self.refuse(error.status, error.detail)
+            return True
         self._body = data[start:]
         self._request = request = Request(head, self._body, time.monotonic_ns())
         self.stage = _RUNNING
@@ -263,10 +276,7 @@ class Connection:
         else:
             size = head.body_bytes or 0
             if len(self._received) < size:
-                self._reserve(size)
-                self._body = self._place = self._host.budget.lend(size, _tensors_begin(head))
-                self._filled = len(self._received)
-                self._place[: self._filled] = self._received
+                self._begin_body(head, size, self._received)
                 self._received.clear()
                 return None
             body = bytes(self._received[:size])
@@ -308,6 +318,13 @@ class Connection:
         if head.body_bytes is not None and not head.expects_continue:
             self._known, self._known_head = self._head_bytes, head
         return head
+
+    def _begin_body(self, head: Head, size: int, begin: bytearray | memoryview) -> None:
+        """Receive a body into a place of its own."""
+        self._reserve(size)
+        self._body = self._place = self._host.budget.lend(size, _tensors_begin(head))
+        self._filled = len(begin)
+        self._place[: self._filled] = begin
 
     def _reserve(self, total: int) -> None:
         more = total - self._reserved
@@ -385,6 +402,7 @@ class Connection:
             self._advance()
 
     def _sent(self) -> None:
+        self.has_asked = True
         self._forget_request()
         self.since = time.monotonic()
         if self._is_last:

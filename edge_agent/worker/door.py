@@ -8,6 +8,7 @@ No request is swallowed, because nothing that was received is dropped. All on th
 import asyncio
 import contextlib
 import logging
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from edge_agent.worker.frames import FrameModels
 from edge_agent.worker.http import Request, Response
 from edge_agent.worker.lane import FrameConnection, FrameLane
 from edge_agent.worker.ledger import Ledger
-from edge_agent.worker.limits import ACCEPT_BURST_MAX, LEAVE_MS_MAX, WorkerLimits
+from edge_agent.worker.limits import ACCEPT_BURST_MAX, LEAVE_MS_MAX, RECEIVE_BYTES, WorkerLimits
 
 Handler = Callable[[Request, Respond], None]
 Refuser = Callable[[HTTPStatus, str], Response]
@@ -43,6 +44,7 @@ class Door:
         accepted: Connections accepted or taken over so far.
         ledger: Where it is noted how each connection stands.
         budget: Memory for large requests.
+        scratch: Where connections receive what they keep a copy of.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Door:
         self._is_accepting = False
         self._connections: set[Connection] = set()
         self.budget = Budget(limits.receiving_bytes_max)
+        self.scratch = memoryview(bytearray(RECEIVE_BYTES))
         self._lane: FrameLane | None = None
         if frames is not None:
             call = self._loop.call_soon_threadsafe
@@ -172,13 +175,13 @@ class Door:
         sock = socket.socket(fileno=fd)
         self.ledger.enter(fd, kind, is_adopted=True, has_begun=bool(pending))
         if kind != FRAMES:
-            self._admit(sock, kind, pending)
+            self._admit(sock, kind, pending).has_asked = True
         elif self._lane is None:
             self.ledger.close(sock)
         elif self._lane.admit(sock, pending):
             self.accepted += 1
 
-    def _admit(self, sock: socket.socket, kind: str, pending: bytes) -> None:
+    def _admit(self, sock: socket.socket, kind: str, pending: bytes) -> Connection:
         self._watch_time()
         sock.setblocking(False)
         if kind == "tcp":
@@ -187,6 +190,7 @@ class Door:
         self._connections.add(connection)
         self.accepted += 1
         connection.start()
+        return connection
 
     # --- what a connection asks
 
@@ -296,10 +300,30 @@ class Door:
                 connection.stage is Stage.LINGERING and age_ms > limits.linger_ms
             ):
                 connection.close()
+        if self._is_open and self.connections >= limits.connections_max and self._has_callers():
+            self._make_room(now)
         if self._is_open and self.connections < limits.connections_max:
             self._set_accepting(True)
         if self._connections or (self._is_open and not self._is_accepting):
             self._watch_time()
+
+    def _has_callers(self) -> bool:
+        """Whether somebody waits to be accepted."""
+        poller = select.poll()
+        for sock in self._listeners.values():
+            poller.register(sock, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def _make_room(self, now: float) -> None:
+        """End connections that keep others out: those that never asked anything, then those that are long silent."""
+        limits = self.limits
+        for has_asked, idle_ms in ((False, limits.crowded_new_ms), (True, limits.crowded_idle_ms)):
+            for connection in list(self._connections):
+                is_silent = connection.is_idle and (now - connection.since) * 1000 > idle_ms
+                if is_silent and connection.has_asked is has_asked:
+                    connection.close()
+            if self.connections < limits.connections_max:
+                return
 
     # --- leaving
 

@@ -327,13 +327,15 @@ class Service:
         request.on_gone = future.cancel  # what has not begun is not begun any more
         timer = self._loop.call_later(self._limits.request_run_ms / 1000, self._give_up, served, request, respond)
 
-        def conclude() -> None:
+        # Request and future must not hold each other: the body's place could not be lent again before a collection.
+        def conclude(done: "Future[T]") -> None:
             timer.cancel()
             self._waiting -= 1
-            response, outcome = finish(future)
+            request.on_gone = None
+            response, outcome = finish(done)
             self._deliver(served, request, respond, response, outcome)
 
-        future.add_done_callback(lambda _done: self._loop.call_soon_threadsafe(conclude))
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(conclude, done))
 
     def _give_up(self, served: Served, request: Request, respond: Respond) -> None:
         detail = f"{served.member.name!r} took longer than {self._limits.request_run_ms} ms"
