@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge_contract.digest import Digest
+from edge_contract.pipeline import Step
 from edge_contract.runtime import Member
 from edge_contract.tensors import TensorSpec
 from tests.integration.binding_ground import DEVICE, bind, ground, row, sensor
@@ -18,7 +19,7 @@ from tests.integration.serving import MODULE
 from tests.support.mosquitto import MosquittoBroker
 from tests.support.net import wait_until
 from tests.support.require import require_program
-from tests.support.slots import adder_slot, write_slot
+from tests.support.slots import adder, adder_slot, write_slot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -90,6 +91,39 @@ def test_an_image_goes_through_the_bundles_own_preparation(tmp_path: Path, broke
         peer.publish("cameras/front/jpeg", b"\xff" + bytes(299_999))
         outputs = {item["name"]: item["data"] for item in peer.on(f"out/{DEVICE}")[0].document["outputs"]}
         assert outputs == {"size": [300_000], "first": [255]}
+
+
+PREPARE_SCRIPT = b"""
+import numpy as np
+
+def run(data):
+    return {"x": np.frombuffer(data["image"].ravel()[0], dtype=np.uint8).astype(np.float32).reshape(1, 4)}
+"""
+
+
+def test_an_image_goes_through_a_pipeline(tmp_path: Path, broker: MosquittoBroker) -> None:
+    image, x, y = (
+        TensorSpec("image", "BYTES", (1,)),
+        TensorSpec("x", "FP32", (-1, 4)),
+        TensorSpec("y", "FP32", (-1, 4)),
+    )
+    members = [
+        Member("prepare", "script", "score.py", (image,), (x,), {"imports": "device"}),
+        Member("adder", "onnx", "model.onnx", (x,), (y,)),
+        Member(
+            "digits",
+            "pipeline",
+            inputs=(image,),
+            outputs=(y,),
+            steps=(Step("prepare", {"image": "image"}, {"x": "x"}), Step("adder", {"x": "x"}, {"y": "y"})),
+        ),
+    ]
+    files = {"score.py": PREPARE_SCRIPT, "model.onnx": adder(10.0)}
+    with ground(tmp_path, broker.port) as device, sensor(broker.port) as peer:
+        device.live(write_slot(device.serving.slots, members, files, bindings=(bind(form="bytes", answer="tensor"),)))
+        device.wait_bound("b")
+        peer.publish(f"in/{DEVICE}", bytes([1, 2, 3, 4]))
+        assert np.frombuffer(peer.on(f"out/{DEVICE}")[0].content, "<f4").tolist() == [11, 12, 13, 14]
 
 
 def test_a_script_takes_any_json_and_answers_with_its_result(tmp_path: Path, broker: MosquittoBroker) -> None:
