@@ -101,9 +101,13 @@ SAMPLE_ELEMENTS_MAX: Final = 1_024
 """Elements of a tensor that is kept whole."""
 SAMPLE_CUT_ELEMENTS: Final = 256
 """Elements kept of a larger one: the start of an image says little, and its digits cost more than many a model."""
-SAMPLE_CPU_SHARE_MAX: Final = 0.05
+NUMBER_CHARS_MAX: Final = 26
+"""A number in JSON and the comma behind it."""
+CUT_CHARS_MAX: Final = 512
+"""What stands around the numbers of one tensor."""
+SAMPLE_CPU_SHARE_MAX: Final = 0.03
 """Processor time for making samples, of one core on average; what would take more is dropped and counted."""
-SAMPLE_CPU_BURST_S: Final = 2.0
+SAMPLE_CPU_BURST_S: Final = 0.25
 """Processor time that may be used at once, in seconds, after a while of using less."""
 SAMPLE_TEXT_BYTES_MAX: Final = 1_024
 """Bytes kept of one BYTES element."""
@@ -134,6 +138,8 @@ class WorkerLimits:
         request_run_ms: From its last byte to the answer; then 504.
         response_write_ms: For the client to take the answer.
         idle_ms: Between two requests.
+        crowded_new_ms: For a first request, while others wait for a connection.
+        crowded_idle_ms: Between two requests, while others wait for a connection and nobody else can go.
         linger_ms: Reading what a refused client still sends.
         parting_ms: At the end, for clients that have just been answered to ask once more; they are answered then, and
             told that the connection ends.
@@ -154,6 +160,8 @@ class WorkerLimits:
     request_run_ms: int = 60_000
     response_write_ms: int = 30_000
     idle_ms: int = 600_000
+    crowded_new_ms: int = 1_000
+    crowded_idle_ms: int = 10_000
     linger_ms: int = 2_000
     parting_ms: int = 500
     sweep_ms: int = 500
