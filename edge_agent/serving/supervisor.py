@@ -170,7 +170,7 @@ class WorkerSupervisor:
         """Start a candidate and prove it; see `ModelServer`."""
         self.discard(module)
         require_within(policy.resources, slot)
-        if module not in self._silent_since_ns:
+        if not (urgent := module in self._silent_since_ns):
             require_room(self._memory, slot)
         log = self._log_of(module)
         outliving = None
@@ -183,7 +183,7 @@ class WorkerSupervisor:
         self._candidates[module] = candidate
         candidate.guard.confinement = self._limiter.confine(module, candidate.pid, policy.resources)
         try:
-            candidate.command("prove", allow_pickle=policy.allow_pickle, **self._offered)
+            candidate.command("prove", allow_pickle=policy.allow_pickle, urgent=urgent, **self._offered)
             loaded = candidate.expect("loaded", self._limits.load_ms, "to load the model")
             if loaded.get("manifest") != str(manifest):
                 raise EdgeError("internal.bug", f"the slot {slot} holds {loaded.get('manifest')}, not {manifest}")

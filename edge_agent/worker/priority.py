@@ -44,11 +44,15 @@ class Priority:
             self._set_all(_CANDIDATE_NICE)
         _write_oom(_OOM_CANDIDATE)
 
-    def restore(self) -> None:
-        """Take the normal priority; before the first connection is accepted."""
+    def hurry(self) -> None:
+        """Take the normal priority already for loading: nobody else serves this module, and its clients wait."""
         if self._is_lowered:
             self._is_lowered = False
             self._set_all(self._normal)
+
+    def restore(self) -> None:
+        """Take the normal priority; before the first connection is accepted."""
+        self.hurry()
         _write_oom(_OOM_LIVE)
 
     @staticmethod

@@ -142,6 +142,8 @@ class WorkerProcess:
 
     def _prove(self, message: JsonObject, _fds: list[int]) -> None:
         if self._proving is None:
+            if message.get("urgent"):
+                self._priority.hurry()
             self._access = TcpAccess(str(message.get("tcp_token", "")))
             self._proving = self._loop.create_task(self._load_and_prove(read_allowance(message)))
 
