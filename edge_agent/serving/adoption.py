@@ -110,6 +110,7 @@ def _take(
     running = Running(orphan.process, orphan.control, orphan.output)
     worker = WorkerProcess(orphan.module, orphan.manifest, running, log_of(orphan.module), limits, on_sample, on_end)
     worker.golden = orphan.golden
+    worker.terms = orphan.terms
     _log.info("module %s: adopted process %d, which serves %s", orphan.module, worker.pid, orphan.manifest)
     return worker
 

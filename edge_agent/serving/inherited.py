@@ -6,7 +6,6 @@ same way. Source: sd_listen_fds(3), sd_notify(3).
 """
 
 import logging
-import os
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Final, Protocol
 
 from edge_agent.serving.channel import close_fds
 from edge_agent.serving.parking import Connection
-from edge_agent.serving.sockets import Given, Listeners, is_listening
+from edge_agent.serving.sockets import Given, Listeners, listening_socket
 from edge_contract.errors import ContractError
 from edge_contract.names import model_name
 
@@ -94,15 +93,14 @@ def _take_listener(found: Inherited, name: str, fd: int) -> None:
     model_name(module)
     if family is None:
         raise ValueError(name)
-    sock = socket.socket(fileno=os.dup(fd))
     given = found.given.get(module, Given())
-    is_taken = getattr(given, kind) is not None and (is_kept or kind in given.activated)
-    if not is_listening(sock, family) or is_taken:
-        sock.close()
+    old = given.unix if kind == "unix" else given.tcp
+    sock = listening_socket(fd, family)
+    if sock is None or (old is not None and (is_kept or kind in given.activated)):
+        if sock is not None:
+            sock.close()
         raise ValueError(name)
     close_fds([fd])
-    sock.setblocking(False)
-    old = getattr(given, kind)
     if old is not None:
         old.close()
     activated = given.activated if is_kept else given.activated | {kind}

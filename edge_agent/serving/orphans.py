@@ -20,7 +20,7 @@ from typing import Final
 from edge_agent.serving.channel import MessageReader, close_fds, encode_message, receive, send_message
 from edge_agent.serving.handle import AdoptedProcess
 from edge_agent.serving.limits import HELLO_PROTOCOL, ORPHANS_MAX
-from edge_agent.serving.sockets import is_listening, peer_of
+from edge_agent.serving.sockets import listening_socket, peer_of
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
@@ -46,6 +46,7 @@ class Orphan:
         module: Name of the module it serves.
         manifest: Digest of the bundle it serves.
         golden: Digest of what it computed on the golden vectors, or none.
+        terms: On what terms it was proved, as its agent put it.
         serving_ms: For how long it has served.
         process: Its process.
         control: The new control channel.
@@ -60,6 +61,7 @@ class Orphan:
     module: str
     manifest: Digest
     golden: Digest | None
+    terms: str
     serving_ms: int
     process: AdoptedProcess
     control: socket.socket
@@ -214,21 +216,20 @@ def _orphan(suit: _Suit, hello: JsonObject, fds: list[int]) -> Orphan:
     module, protocol = model_name(hello["module"]), int(hello["protocol"])
     golden, manifest = hello["golden"], Digest(str(hello["manifest"]))
     limbo, adopted = _numbers(hello["limbo"]), _numbers(hello["adopted"])
-    serving_ms = int(hello["serving_ms"])
+    serving_ms, terms = int(hello["serving_ms"]), str(hello.get("terms", ""))
     if len(fds) != 3 or not stat.S_ISFIFO(os.fstat(fds[2]).st_mode):
         raise ValueError("it does not pass two sockets and a pipe")
-    unix, tcp = socket.socket(fileno=os.dup(fds[0])), socket.socket(fileno=os.dup(fds[1]))
-    if not is_listening(unix, socket.AF_UNIX) or not is_listening(tcp, socket.AF_INET):
-        unix.close()
-        tcp.close()
-        raise ValueError("the sockets that it passes do not listen")
-    unix.setblocking(False)
-    tcp.setblocking(False)
     digest = None if golden is None else Digest(str(golden))
+    unix, tcp = listening_socket(fds[0], socket.AF_UNIX), listening_socket(fds[1], socket.AF_INET)
+    if unix is None or tcp is None:
+        for sock in (unix, tcp):
+            if sock is not None:
+                sock.close()
+        raise ValueError("the sockets that it passes do not listen")
     close_fds(fds[:2])
     suit.sock.settimeout(None)
     return Orphan(
-        module, manifest, digest, serving_ms, suit.process, suit.sock, fds[2], unix, tcp, limbo, adopted,
+        module, manifest, digest, terms, serving_ms, suit.process, suit.sock, fds[2], unix, tcp, limbo, adopted,
         protocol == HELLO_PROTOCOL,
     )  # fmt: skip
 

@@ -156,16 +156,27 @@ def _drop_new(tcp: socket.socket) -> None:
         tcp.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM.pack(len(_NO_SYN), program.buffer_info()[0]))
 
 
-def is_listening(sock: socket.socket, family: int) -> bool:
-    """Whether this is a stream socket of this family that listens; a unix one has a file as well."""
+def listening_socket(fd: int, family: int) -> socket.socket | None:
+    """A duplicate of a stream socket of this family that listens, non-blocking; none when it is no such thing.
+
+    A unix socket has to have a file as well.
+    """
+    duplicate = os.dup(fd)
     try:
-        if sock.family != family or sock.type != socket.SOCK_STREAM:
-            return False
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return False
-        return family != socket.AF_UNIX or str(sock.getsockname()).startswith("/")
+        sock = socket.socket(fileno=duplicate)
     except OSError:
-        return False
+        os.close(duplicate)
+        return None
+    try:
+        is_right = sock.family == family and sock.type == socket.SOCK_STREAM
+        is_right = is_right and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        if is_right and (family != socket.AF_UNIX or str(sock.getsockname()).startswith("/")):
+            sock.setblocking(False)
+            return sock
+    except OSError:
+        pass
+    sock.close()
+    return None
 
 
 def peer_of(sock: socket.socket) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Keeps one live worker a module, proves candidates beside it, swaps without losing a request (`ports.ModelServer`)."""
 
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -128,11 +129,11 @@ class WorkerSupervisor:
         for module in self._shelf.parked_modules:
             self._parkings[module] = Parking(module, CONNECTIONS_PARKED_MAX)
             self._silent_since_ns[module] = time.monotonic_ns()
-        if self._orphans is None:
-            return
-        found: Adopted = adopt_orphans(
-            self._orphans, self._shelf, self._limits, self._log_of, self._samples.take, self._worker_ended
-        )
+        found = Adopted()
+        if self._orphans is not None:
+            found = adopt_orphans(
+                self._orphans, self._shelf, self._limits, self._log_of, self._samples.take, self._worker_ended
+            )
         with self._lock:
             self._live.update(found.live)
             self._spares.update(found.spares)
@@ -146,7 +147,7 @@ class WorkerSupervisor:
             for connection in found.without_served(self._shelf.take_parked(module)):
                 parking.adopt(connection)
             if (live := self._live.get(module)) is not None:
-                with contextlib.suppress(EdgeError):  # it ended this moment; they wait for the next one
+                with contextlib.suppress(EdgeError), self._moving:  # it ended now; they wait for the next one
                     parking.leave_to(live)
 
     def release(self) -> list[Named]:
@@ -183,7 +184,9 @@ class WorkerSupervisor:
         self._candidates[module] = candidate
         candidate.guard.confinement = self._limiter.confine(module, candidate.pid, policy.resources)
         try:
-            candidate.command("prove", allow_pickle=policy.allow_pickle, urgent=urgent, **self._offered)
+            candidate.terms = self._terms(policy)
+            told = {"terms": candidate.terms, "allow_pickle": policy.allow_pickle, "urgent": urgent}
+            candidate.command("prove", **told, **self._offered)
             loaded = candidate.expect("loaded", self._limits.load_ms, "to load the model")
             if loaded.get("manifest") != str(manifest):
                 raise EdgeError("internal.bug", f"the slot {slot} holds {loaded.get('manifest')}, not {manifest}")
@@ -237,11 +240,12 @@ class WorkerSupervisor:
         """Make this bundle what serves; see `ModelServer`.
 
         Where the file of the unix socket has gone or is somebody else's, the live worker gets a new one in its place.
-        Of several workers that were adopted the one with this bundle becomes the live one.
+        Of several workers that were adopted the one with this bundle becomes the live one; it is replaced where it was
+        proved on other terms than this agent's, which may have another configuration.
         """
         self._settle_on(module, manifest)
         live = self._live.get(module)
-        if live is not None and live.manifest == manifest:
+        if live is not None and live.manifest == manifest and live.terms == self._terms(policy):
             begun_ns = time.monotonic_ns()
             if self.health(module).is_alive:
                 self._listen(module)
@@ -412,6 +416,11 @@ class WorkerSupervisor:
         return self._samples.dropped
 
     # --- parts
+
+    def _terms(self, policy: Policy) -> str:
+        """What a worker is told once, when it is proved: nothing of it can change while it runs."""
+        told = {"allow_pickle": policy.allow_pickle, **self._offered}
+        return str(Digest.of(json.dumps(told, sort_keys=True).encode()))
 
     def _log_of(self, module: str) -> BoundedLog:
         return self._logs.setdefault(module, self._make_log(self._run_dir / f"{module}.log"))

@@ -44,6 +44,7 @@ class WorkerProcess:
         module: Name of the module it belongs to.
         manifest: Digest of the bundle's manifest.
         golden: Digest of what it computed on the golden vectors; known once it is proved.
+        terms: On what terms of the agent it was proved.
         successor: Gets the connections that this worker gives away.
         undelivered: Connections it gave away that the successor did not take; the owner closes them or gives them back.
         is_expected_to_end: Whether its end is no news.
@@ -74,6 +75,7 @@ class WorkerProcess:
         self.module = module
         self.manifest = manifest
         self.golden: Digest | None = None
+        self.terms = ""
         self.successor: Adopter | None = None
         self.undelivered: list[Connection] = []
         self.is_expected_to_end = False

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from edge_agent.serving.inherited import read_inherited
 from edge_agent.serving.limits import ServingLimits
 from edge_agent.serving.supervisor import WorkerSupervisor
 from edge_agent.shell.reexec import reexec, take_passed, take_signals
-from edge_agent.systemd import take_listen_fds
+from edge_agent.systemd import SystemdSupervisor, take_listen_fds
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 
@@ -47,6 +47,7 @@ server = WorkerSupervisor(
     limits=ServingLimits(**{limits!r}),
     is_outlived=True,
     inherited=read_inherited(named),
+    keeper=SystemdSupervisor(),
 )
 server.adopt()
 say(ready=os.getpid(), workers=server.worker_pids)
@@ -110,13 +111,29 @@ class AgentProcess:
         assert self._child is not None
         return self._child.pid
 
-    def start(self, wrapper: Sequence[str] = (), pass_fds: Sequence[int] = ()) -> list[int]:
+    def start(
+        self,
+        wrapper: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> list[int]:
         """Start it; gives the workers that it has adopted.
 
         Args:
             wrapper: A program and arguments to start it with.
             pass_fds: Descriptors it keeps.
+            variables: Added to its environment.
         """
+        self.begin(wrapper, pass_fds, variables)
+        return self.wait_ready()
+
+    def begin(
+        self,
+        wrapper: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it, as `start`, without waiting."""
         program = _PROGRAM.format(root=str(REPOSITORY_ROOT), run=str(self.run_dir), limits=self._limits)
         theirs, self._input = os.pipe()
         self._seen = self._log.stat().st_size if self._log.exists() else 0
@@ -127,10 +144,10 @@ class AgentProcess:
                 cwd=REPOSITORY_ROOT,
                 pass_fds=pass_fds,
                 stdin=theirs,
+                env={**os.environ, **(variables or {})},
             )
         finally:
             os.close(theirs)
-        return self.wait_ready()
 
     def wait_ready(self) -> list[int]:
         """Wait until it is up; gives the workers that it has adopted."""
