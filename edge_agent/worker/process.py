@@ -111,6 +111,7 @@ class WorkerProcess:
             "agreement": self._agreement,
         }
         self._golden_digest: str | None = None
+        self._terms = ""
         self._serving_since = 0.0
         self._is_retiring = False
         self._passed_on = PassedOn()
@@ -144,6 +145,7 @@ class WorkerProcess:
         if self._proving is None:
             if message.get("urgent"):
                 self._priority.hurry()
+            self._terms = str(message.get("terms", ""))
             self._access = TcpAccess(str(message.get("tcp_token", "")))
             self._proving = self._loop.create_task(self._load_and_prove(read_allowance(message)))
 
@@ -307,6 +309,7 @@ class WorkerProcess:
             "module": arguments.module,
             "manifest": str(self._proved().manifest),
             "golden": self._golden_digest,
+            "terms": self._terms,
             "serving_ms": int((time.monotonic() - self._serving_since) * 1000),
             "limbo": self._passed_on.limbo,
             "adopted": self._passed_on.adopted,
