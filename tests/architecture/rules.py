@@ -177,6 +177,8 @@ LIGHT_STARTS: dict[str, frozenset[str]] = {
     "edge_agent": HEAVY_NAMES,
     "edge_agent.core": HEAVY_NAMES | {"click", "cryptography"},
     "edge_agent.cli": HEAVY_NAMES,
+    "edge_agent.binding.keeper": HEAVY_NAMES,  # the agent's side of the binding
+    "edge_agent.binding.process": HEAVY_NAMES - {"paho"},
     "edge_agent.shell.runner": HEAVY_NAMES - {"paho", "tuf", "securesystemslib"},
     "cloud_registry.core": HEAVY_NAMES | {"click", "cryptography"},
     # httpx imports rich by itself where that is installed.

@@ -69,6 +69,26 @@ def test_a_sensor_without_code_follows_updates_and_a_rollback(stack: Stack) -> N
         )
 
 
+def test_messages_wait_while_the_agent_is_gone(stack: Stack) -> None:
+    device = stack.device("buoy-2", "dinghy")
+    with device.config.open("a", encoding="utf-8") as file:
+        file.write(f"[binding]\nport = {stack.broker.port}\n")
+    ship(stack, device, 1, "--bind", TOPICS)
+    device.start()
+    device.wait(lambda: _is_bound(device), "the topics to be bound")
+    with sensor(stack.broker.port, "heights/#", name="pier") as pier:
+        for number in range(300):
+            pier.publish("waves/buoy-2", question(number))
+            if number == 100:
+                device.kill()
+            if number == 200:
+                device.start()
+        device.wait(
+            lambda: {int(heard.document["id"]) for heard in pier.heard} == set(range(300)), "an answer to every message"
+        )
+        assert set(_values(pier)) == {1.0}
+
+
 def _values(shore: Sensor) -> list[float]:
     return [heard.document["outputs"][0]["data"][0] for heard in list(shore.heard)]
 

@@ -18,6 +18,7 @@ from edge_agent.binding.limits import CRASHES_MAX
 from edge_contract.runtime import Member
 from tests.integration.binding_ground import DEVICE, Ground, Heard, bind, ground, row, sensor
 from tests.integration.serving import MODULE, serving
+from tests.support.certs import Authority
 from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.net import LOOPBACK, wait_until
 from tests.support.slots import adder_slot, write_slot
@@ -369,6 +370,34 @@ def test_a_broker_that_refuses_the_password_is_told_of(tmp_path: Path) -> None:
             assert client.is_ready()
 
 
+def test_a_broker_with_certificates_on_both_sides(tmp_path: Path) -> None:
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    authority = Authority(tmp_path)
+    server, ours = authority.issue("broker", LOOPBACK), authority.issue("device")
+    for file in (authority.file, server.certificate, server.key):
+        file.chmod(0o644)
+    lines = (
+        f"cafile {authority.file}",
+        f"certfile {server.certificate}",
+        f"keyfile {server.key}",
+        "require_certificate true",
+        "use_identity_as_username true",
+    )
+    with (
+        mosquitto(folder, listener_lines=lines) as broker,
+        ground(
+            tmp_path, broker.port, tls=True, ca=authority.file, certificate=ours.certificate, key=ours.key
+        ) as device,
+    ):
+        device.live(adder_slot(device.serving.slots, 10.0, bindings=(bind(),)))
+        device.wait_bound("b")
+        broker.stop()
+        wait_until(lambda: not device.report()["modules"][MODULE]["online"], 30, what="the loss to be seen")
+        broker.start()
+        device.wait_bound("b")
+
+
 def test_an_answer_that_the_broker_does_not_take_is_counted(tmp_path: Path) -> None:
     folder = tmp_path / "broker"
     folder.mkdir()
@@ -395,7 +424,7 @@ def test_a_topic_that_the_broker_does_not_allow_is_told_of(tmp_path: Path, broke
         return data[:-1] + b"\x87" if data[:1] == b"\x90" else data
 
     with socket.create_server((LOOPBACK, 0)) as front:
-        threading.Thread(target=_front, args=(front, broker.port, False, refuse), daemon=True).start()
+        threading.Thread(target=_front, args=(front, broker.port, None, refuse), daemon=True).start()
         with ground(tmp_path, front.getsockname()[1]) as device:
             device.live(adder_slot(device.serving.slots, 10.0, bindings=(bind(),)))
             wait_until(
@@ -428,10 +457,13 @@ def test_a_swap_that_changes_the_form_answers_what_waits_in_the_new_one(
         assert len(peer.on(f"out/{DEVICE}")[-1].content) == 16
 
 
-def test_a_broker_that_speaks_an_older_protocol_is_spoken_to_in_it(tmp_path: Path, broker: MosquittoBroker) -> None:
-    """A front that refuses MQTT 5 as 3.1.1 prescribes, and passes everything else on."""
+@pytest.mark.parametrize("refusal", [bytes([0x20, 2, 0, 1]), b""], ids=["it says so", "it says nothing"])
+def test_a_broker_that_speaks_an_older_protocol_is_spoken_to_in_it(
+    tmp_path: Path, broker: MosquittoBroker, refusal: bytes
+) -> None:
+    """A front that refuses MQTT 5, as 3.1.1 prescribes or without a word, and passes everything else on."""
     with socket.create_server((LOOPBACK, 0)) as front:
-        threading.Thread(target=_front, args=(front, broker.port, True), daemon=True).start()
+        threading.Thread(target=_front, args=(front, broker.port, refusal), daemon=True).start()
         port = front.getsockname()[1]
         with ground(tmp_path, port) as device, sensor(broker.port, is_v5=False) as peer:
             device.live(adder_slot(device.serving.slots, 10.0, bindings=(bind(),)))
@@ -441,16 +473,18 @@ def test_a_broker_that_speaks_an_older_protocol_is_spoken_to_in_it(tmp_path: Pat
             assert answered(peer.on(f"out/{DEVICE}")) == {1}
 
 
-def _front(front: socket.socket, port: int, is_old: bool, change: Callable[[bytes], bytes] = lambda data: data) -> None:
-    """Pass connections on to a broker, what it says changed; an old one knows no MQTT 5."""
+def _front(
+    front: socket.socket, port: int, refusal: bytes | None, change: Callable[[bytes], bytes] = lambda data: data
+) -> None:
+    """Pass connections on to a broker, what it says changed; those of MQTT 5 get a refusal if there is one."""
     while True:
         try:
             connection, _ = front.accept()
         except OSError:
             return
         first = connection.recv(4096)
-        if is_old and first[8] == 5:  # the protocol level, behind the type, the length and "MQTT"
-            connection.sendall(bytes([0x20, 2, 0, 1]))
+        if refusal is not None and first[8] == 5:  # the protocol level, behind the type, the length and "MQTT"
+            connection.sendall(refusal)
             connection.close()
             continue
         behind = socket.create_connection((LOOPBACK, port))
