@@ -5,6 +5,7 @@ its bytes (Open Inference Protocol, "Binary Tensor Data Extension"). Pure functi
 """
 
 import struct
+import sys
 from collections.abc import Sequence
 from itertools import chain
 from math import isfinite, prod
@@ -31,6 +32,8 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 """numpy type by datatype. BYTES is an array of `bytes` objects."""
 
 _FEW: Final = 32
+_COPIED_BYTES_MAX: Final = 4_096
+_IS_LITTLE: Final = sys.byteorder == "little"
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -45,11 +48,16 @@ def datatype_of(array: Array) -> str:
     Raises:
         EdgeError: `model.output-invalid` for a type that the protocol does not have.
     """
-    name = _NAMES.get(array.dtype.newbyteorder("<"))
+    return datatype_of_dtype(array.dtype)
+
+
+def datatype_of_dtype(dtype: np.dtype[Any]) -> str:
+    """The same for the type alone."""
+    name = _NAMES.get(dtype.newbyteorder("<"))
     if name is None:
-        if array.dtype.kind in "SU":
+        if dtype.kind in "SU":
             return "BYTES"
-        raise EdgeError("model.output-invalid", f"a tensor of type {array.dtype} cannot be sent")
+        raise EdgeError("model.output-invalid", f"a tensor of type {dtype} cannot be sent")
     return name
 
 
@@ -176,6 +184,8 @@ def to_bytes(array: Array) -> bytes | memoryview:
     """The binary data of a tensor; not copied where it is little-endian and contiguous already."""
     if array.dtype.kind in "OSU":
         return b"".join(struct.pack("<I", len(item)) + item for item in map(_as_bytes, array.ravel().tolist()))
+    if array.nbytes <= _COPIED_BYTES_MAX and array.dtype.isnative and _IS_LITTLE:
+        return array.tobytes()
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return plain.reshape(-1).view(np.uint8).data if plain.size else b""
 

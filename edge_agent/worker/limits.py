@@ -35,6 +35,10 @@ LEAVE_MS_MAX: Final = 2_000
 
 # Open Inference Protocol
 REQUEST_ID_CHARS_MAX: Final = 256
+KNOWN_MAX: Final = 256
+"""Requests and answers whose JSON is kept."""
+KNOWN_BYTES_MAX: Final = 4 * KIB
+"""The longest JSON of a request that is kept."""
 BYTES_ELEMENT_BYTES_MAX: Final = 16 * MIB
 TIMEOUT_US_MAX: Final = 3_600_000_000
 """Largest parameter `timeout` of a request; what is longer than `request_run_ms` changes nothing."""

@@ -6,6 +6,7 @@ Pure functions, any thread. See https://github.com/kserve/open-inference-protoco
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from edge_agent.worker.arrays import (
@@ -13,13 +14,14 @@ from edge_agent.worker.arrays import (
     Array,
     check_shape,
     datatype_of,
+    datatype_of_dtype,
     from_bytes,
     from_json_data,
     invalid,
     to_bytes,
     to_json_data,
 )
-from edge_agent.worker.limits import REQUEST_ID_CHARS_MAX, TIMEOUT_US_MAX
+from edge_agent.worker.limits import KNOWN_BYTES_MAX, KNOWN_MAX, REQUEST_ID_CHARS_MAX, TIMEOUT_US_MAX
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.limits import TENSORS_MAX
@@ -121,6 +123,10 @@ def read_request(
             raise invalid(f"the header Inference-Header-Content-Length does not fit a body of {len(body)} bytes")
         binary = memoryview(body)[json_bytes:]
         document = memoryview(body)[:json_bytes]
+        if json_bytes <= KNOWN_BYTES_MAX:
+            document = bytes(document)
+            if (known := _KNOWN.get(document)) is not None and known.is_for(inputs, outputs, len(binary)):
+                return known.read(binary)
     value = read_json(document)
     if not isinstance(value, dict):
         raise invalid("an inference request is a JSON object")
@@ -130,7 +136,63 @@ def read_request(
     request = InferRequest(request_id, arrays, timeout_us=_timeout_us(parameters))
     request.is_binary = _flag(parameters, "binary_data_output", False)
     _read_outputs(value.get("outputs"), request, {spec.name for spec in outputs})
+    if json_bytes is not None and json_bytes <= KNOWN_BYTES_MAX and not request_id:
+        _remember(bytes(document), request, inputs, outputs, len(binary))
     return request
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the JSON of a request says, all of whose tensors follow it as bytes: the same JSON says the same again.
+
+    Attributes:
+        inputs: Signature it was checked against; that very one.
+        outputs: The same of the outputs.
+        binary_bytes: How much follows the JSON.
+        steps: Name, datatype, shape and bytes of each tensor that does.
+        request: The request, without its inputs.
+    """
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    binary_bytes: int
+    steps: tuple[tuple[str, str, tuple[int, ...], int], ...]
+    request: InferRequest
+
+    def is_for(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], binary_bytes: int) -> bool:
+        return self.inputs is inputs and self.outputs is outputs and self.binary_bytes == binary_bytes
+
+    def read(self, binary: memoryview) -> InferRequest:
+        arrays: dict[str, Array] = {}
+        place = 0
+        for name, datatype, shape, size in self.steps:
+            arrays[name] = from_bytes(name, datatype, shape, binary[place : place + size])
+            place += size
+        like = self.request
+        return InferRequest("", arrays, like.outputs, like.binary, like.is_binary, like.timeout_us)
+
+
+_KNOWN: Final[dict[bytes, _Known]] = {}
+
+
+def _remember(
+    document: bytes,
+    request: InferRequest,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    binary_bytes: int,
+) -> None:
+    """Keep what was read, unless some of it was data in the JSON itself, or bytes whose lengths stand among them."""
+    arrays = request.inputs
+    if sum(array.nbytes for array in arrays.values()) != binary_bytes or any(
+        array.dtype.kind == "O" for array in arrays.values()
+    ):
+        return
+    steps = tuple((name, datatype_of(array), array.shape, array.nbytes) for name, array in arrays.items())
+    empty = InferRequest("", {}, request.outputs, request.binary, request.is_binary, request.timeout_us)
+    if len(_KNOWN) >= KNOWN_MAX:
+        _KNOWN.clear()
+    _KNOWN[document] = _Known(inputs, outputs, binary_bytes, steps, empty)
 
 
 def _request_id(value: JsonObject) -> str:
@@ -270,6 +332,8 @@ def write_answer(request: InferRequest, model: str, version: str, outputs: Mappi
     Raises:
         EdgeError: `model.output-invalid` when an array has a type that cannot be sent, or NaN would go into JSON.
     """
+    if request.is_binary and not request.binary and not request.id:
+        return _write_binary(model, version, outputs)
     tensors: list[JsonObject] = []
     parts: list[bytes | memoryview] = []
     for name, array in outputs.items():
@@ -286,6 +350,30 @@ def write_answer(request: InferRequest, model: str, version: str, outputs: Mappi
         document["id"] = request.id
     head = write_json(document)
     return Answer([head, *parts], len(head) if parts else None)
+
+
+def _write_binary(model: str, version: str, outputs: Mapping[str, Array]) -> Answer:
+    """The answer whose tensors all follow it as bytes; the JSON of tensors of the same shapes is the same."""
+    parts: list[bytes | memoryview] = [to_bytes(array) for array in outputs.values()]
+    rows = tuple(
+        (name, array.shape, array.dtype, len(data)) for (name, array), data in zip(outputs.items(), parts, strict=True)
+    )
+    head = _binary_head(model, version, rows)
+    return Answer([head, *parts], len(head) if parts else None)
+
+
+@lru_cache(KNOWN_MAX)
+def _binary_head(model: str, version: str, rows: tuple[tuple[str, tuple[int, ...], Any, int], ...]) -> bytes:
+    tensors = [
+        {
+            "name": name,
+            "shape": list(shape),
+            "datatype": datatype_of_dtype(dtype),
+            "parameters": {"binary_data_size": size},
+        }
+        for name, shape, dtype, size in rows
+    ]
+    return write_json({"model_name": model, "model_version": version, "outputs": tensors})
 
 
 def write_json(document: Any, default: Callable[[Any], Any] | None = None) -> bytes:

@@ -247,3 +247,56 @@ def test_nan_never_goes_into_json() -> None:
     with pytest.raises(EdgeError) as caught:
         write_answer(InferRequest("", {}), "m", "1", {"y": np.array([np.nan], dtype=np.float32)})
     assert caught.value.code == "model.output-invalid"
+
+
+def _binary(rows: int = 1, **changes: Any) -> tuple[bytes, int]:
+    item = {"name": "x", "datatype": "FP32", "shape": [rows, 2], "parameters": {"binary_data_size": 8 * rows}}
+    document = json.dumps({"inputs": [item], "parameters": {"binary_data_output": True}, **changes}).encode()
+    return document, len(document)
+
+
+def test_json_that_came_before_is_read_as_the_first_time() -> None:
+    inputs, outputs = (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),)
+    document, size = _binary()
+    for number in range(3):
+        data = np.array([[number, 7]], dtype=np.float32)
+        request = read_request(document + data.tobytes(), size, inputs, outputs)
+        assert request.inputs["x"].tolist() == data.tolist()
+        assert (request.id, request.outputs, request.is_binary, request.timeout_us) == ("", (), True, 0)
+    with pytest.raises(EdgeError, match="belong to no input"):
+        read_request(document + bytes(9), size, inputs, outputs)
+    with pytest.raises(EdgeError, match="longer than the body"):
+        read_request(document + bytes(7), size, inputs, outputs)
+
+
+def test_json_that_came_before_is_read_anew_for_another_model() -> None:
+    document, size = _binary()
+    outputs = (TensorSpec("y", "FP32", (-1, 2)),)
+    read_request(document + bytes(8), size, (TensorSpec("x", "FP32", (-1, 2)),), outputs)
+    with pytest.raises(EdgeError, match="came as FP32"):
+        read_request(document + bytes(8), size, (TensorSpec("x", "FP32", (-1, 3)),), outputs)
+
+
+def test_what_differs_from_request_to_request_is_not_remembered() -> None:
+    inputs, outputs = (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),)
+    document, size = _binary(id="seven")
+    for _ in range(2):
+        assert read_request(document + bytes(8), size, inputs, outputs).id == "seven"
+    texts = (TensorSpec("x", "BYTES", (2,)),)
+    item = {"name": "x", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 10}}
+    document = json.dumps({"inputs": [item]}).encode()
+    for data in (b"\x01\0\0\0a\x01\0\0\0b", b"\x02\0\0\0ab\0\0\0\0"):
+        found = read_request(document + data, len(document), texts, ()).inputs["x"].tolist()
+        assert b"".join(found) == b"ab"
+
+
+def test_answers_in_binary_name_their_tensors_each_time() -> None:
+    request = InferRequest("", {}, is_binary=True)
+    for rows in (1, 2, 1):
+        array = np.full((rows, 2), rows, dtype=np.float32)
+        answer = write_answer(request, "m", "3", {"y": array})
+        head = json.loads(bytes(answer.parts[0]))
+        assert head["outputs"] == [
+            {"name": "y", "shape": [rows, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8 * rows}}
+        ]
+        assert b"".join(answer.parts[1:]) == array.tobytes()
