@@ -19,6 +19,8 @@ import numpy as np
 
 from edge_agent.worker.arrays import Array, datatype_of
 from edge_agent.worker.limits import (
+    CUT_CHARS_MAX,
+    NUMBER_CHARS_MAX,
     SAMPLE_CPU_BURST_S,
     SAMPLE_CPU_SHARE_MAX,
     SAMPLE_CUT_ELEMENTS,
@@ -217,9 +219,22 @@ def make_body(taken: Taken, bytes_max: int = SAMPLE_BYTES_MAX) -> JsonObject:
             "latency_us": taken.latency_us,
             "request_id": taken.request_id,
         }
-        if len(dump(body)) <= bytes_max or elements == 0:
+        if _is_small(taken, bytes_max) or elements == 0 or len(dump(body)) <= bytes_max:
             return body
         elements //= 4
+
+
+def _is_small(taken: Taken, bytes_max: int) -> bool:
+    """Whether its tensors certainly fit, so that nobody has to write them down to see it."""
+    cuts = 0
+    for side in (taken.inputs, taken.outputs):
+        if not isinstance(side, dict) or not all(isinstance(cut, Cut) for cut in side.values()):
+            return False
+        for name, cut in side.items():
+            if cut.array.dtype.kind not in "fiub":
+                return False
+            cuts += cut.array.size * NUMBER_CHARS_MAX + 8 * len(name) + CUT_CHARS_MAX
+    return cuts + 8 * len(taken.request_id) + CUT_CHARS_MAX <= bytes_max
 
 
 def _side(value: Any, elements: int, bytes_max: int) -> JsonObject:
