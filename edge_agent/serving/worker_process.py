@@ -304,7 +304,10 @@ class WorkerProcess:
         return bool(data)
 
     def _take_messages(self, reader: MessageReader) -> bool:
-        data, received = receive(self._control)
+        try:
+            data, received = receive(self._control)
+        except ConnectionResetError:  # it ended with commands unread; all that it said was received before
+            return False
         if not data:
             close_fds(received)
             return False
