@@ -283,7 +283,7 @@ class Service:
             served.batcher is None
             and member.engine.is_quick
             and 0 < member.run_us <= INLINE_US_MAX
-            and ((served.in_pool == 0 and not served.turns.is_busy) or member.engine.is_concurrent)
+            and (member.engine.is_concurrent or (served.in_pool == 0 and not served.turns.is_busy))
         )
 
     def _infer_in_pool(self, served: Served, request: Request, respond: Respond) -> None:
