@@ -18,11 +18,12 @@ from paho.mqtt.properties import Properties
 
 from edge_agent.binding.keeper import BindingKeeper, ask_report
 from edge_agent.config import BindingConfig
+from edge_agent.serving.limits import ServingLimits
 from edge_contract.bindings import Binding, read_binding
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
-from tests.integration.serving import MODULE, Serving, serving
+from tests.integration.serving import MODULE, PATIENT, Serving, serving
 from tests.support.net import LOOPBACK, wait_until
 
 DEVICE = "cam-7"
@@ -212,9 +213,11 @@ class Ground:
 
 
 @contextlib.contextmanager
-def ground(folder: Path, port: int, *, protocol: str = "auto", **config: Any) -> Iterator[Ground]:
+def ground(
+    folder: Path, port: int, *, protocol: str = "auto", limits: ServingLimits = PATIENT, **config: Any
+) -> Iterator[Ground]:
     """A supervisor and a keeper, both ended afterwards."""
-    with serving(folder) as state:
+    with serving(folder, limits) as state:
         keeper = BindingKeeper(
             BindingConfig(port=port, protocol=protocol, **config),
             DEVICE,

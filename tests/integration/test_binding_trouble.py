@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from edge_agent.binding.keeper import BindingKeeper
 from edge_agent.binding.limits import CRASHES_MAX
 from edge_contract.runtime import Member
 from tests.integration.binding_ground import DEVICE, Ground, Heard, bind, ground, row, sensor
-from tests.integration.serving import MODULE, serving
+from tests.integration.serving import MODULE, PATIENT, serving
 from tests.support.certs import Authority
 from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.net import LOOPBACK, wait_until
@@ -438,7 +439,8 @@ def test_a_swap_that_changes_the_form_answers_what_waits_in_the_new_one(
     tmp_path: Path, broker: MosquittoBroker
 ) -> None:
     hold = tmp_path / "hold"
-    with ground(tmp_path, broker.port) as device, sensor(broker.port) as peer:
+    limits = replace(PATIENT, drain_ms=200)
+    with ground(tmp_path, broker.port, limits=limits) as device, sensor(broker.port) as peer:
         slow(device, hold)
         try:
             for number in range(20):
