@@ -60,7 +60,7 @@ def run(options: Mapping[str, str]) -> dict[str, Any]:
                     found[setting].append(_child([str(slot), options["runs"], ""]))
         return {
             "settings": {setting: _medians(rows) for setting, rows in found.items()},
-            "compiled": _compiled(slots["default"], folder / "compiled", rounds, options["runs"]),
+            "compiled": compiled(slots["default"], folder / "compiled", rounds, options["runs"]),
         }
 
 
@@ -104,7 +104,7 @@ def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: round(statistics.median(row[key] for row in rows), 2) for key in rows[0] if key != "outputs"}
 
 
-def _compiled(slot: Path, folder: Path, rounds: int, runs: str) -> dict[str, Any]:
+def compiled(slot: Path, folder: Path, rounds: int, runs: str) -> dict[str, Any]:
     """First load against reload, in pairs of fresh processes; with and without every file being read again."""
     command = [sys.executable, "-m", "edge_agent.worker.compiling"]
     command += ["--slot", str(slot), "--member", MEMBER, "--into", str(folder)]
