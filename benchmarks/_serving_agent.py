@@ -3,8 +3,8 @@
     python -m benchmarks._serving_agent RUN_DIR COMPILED_DIR IS_ADOPTING
 
 One JSON object a line in, one out: `{"op": "ensure" | "swap", "module", "manifest", "slot"}`, `{"op": "pid" | "where",
-"module"}`, `{"op": "end"}`. It is the supervisor that the agent uses, with everything switched on; samples are taken and
-thrown away.
+"module"}`, `{"op": "end"}`. It is the supervisor that the agent uses, with everything switched on; samples are taken
+and thrown away.
 """
 
 import json

@@ -22,7 +22,14 @@ from benchmarks._process import memory_mb, tree
 from benchmarks._verdicts import Figure, summary
 
 SUMMARY: Final = "what clients lose and wait for: a hundred swaps, a big model's swap, worker killed, agent killed"
-OPTIONS: Final = {"swaps": "100", "silences": "9", "window_s": "2.5", "kills": "5", "agent_kills": "3", "connections": "8"}
+OPTIONS: Final = {
+    "swaps": "100",
+    "silences": "9",
+    "window_s": "2.5",
+    "kills": "5",
+    "agent_kills": "3",
+    "connections": "8",
+}
 QUICK: Final = {"swaps": "2", "silences": "1", "window_s": "1.5", "kills": "1", "agent_kills": "1"}
 
 _LANES: Final = {"http": ("tcp", TINY.http()), "frame": ("unix", TINY.frame())}
@@ -168,7 +175,7 @@ def _silences(folder: Path, native: Native, count: int, window_s: float) -> _Fou
 
 
 def _worker_kills(folder: Path, native: Native, count: int, connections: int) -> list[_Found]:
-    """kill -9 of the worker under a closed loop, beside connections that ask nothing just then."""
+    """Kill -9 of the worker under a closed loop, beside connections that ask nothing just then."""
     bundle = tiny_bundle(folder, 1)
     kind, request = _LANES["http"]
     results = []
@@ -198,7 +205,7 @@ def _wait_for_another(ours: Ours, worker: int) -> None:
 
 
 def _agent_kills(folder: Path, native: Native, lane: str, count: int, connections: int) -> _Found:
-    """kill -9 of the agent under a closed loop; the next one adopts the worker and swaps it."""
+    """Kill -9 of the agent under a closed loop; the next one adopts the worker and swaps it."""
     bundles = [tiny_bundle(folder, number) for number in range(1, count + 2)]
     kind, request = _LANES[lane]
     manifests = tuple(bundle.manifest.hex for bundle in bundles)
