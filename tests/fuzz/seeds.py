@@ -7,7 +7,8 @@ import struct
 import zlib
 from typing import Final
 
-from edge_agent.frames import INFER, PREFIX, REQUEST
+from edge_agent.frames import DESCRIBE, INFER, PREFIX, REQUEST
+from tests.fuzz.targets import FRAME_KEYS
 
 _JSON: Final = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[1,2]}]}'
 _ALL: Final = (
@@ -41,6 +42,12 @@ def _frame(choice: int, payload: bytes, id_bytes: int = 0, wanted: int = 0) -> b
     return bytes((choice,)) + REQUEST.pack(PREFIX, INFER, 0, id_bytes, len(payload), 0, 7, 0, wanted) + payload
 
 
+def _sent(number: int, payload: bytes, kind: int = INFER, key: int = FRAME_KEYS[2], id_bytes: int = 0) -> bytes:
+    return REQUEST.pack(PREFIX, kind, 0, id_bytes, len(payload), 0, number, key, 0) + payload
+
+
+_ROWS: Final = struct.pack("<II", 2, 0) + struct.pack("<ffff", 1, 2, 3, 4)
+
 SEEDS: Final[dict[str, list[bytes]]] = {
     "http": [
         b"\x80" + _post(_JSON),
@@ -67,6 +74,12 @@ SEEDS: Final[dict[str, list[bytes]]] = {
         _frame(0, struct.pack("<IIIIII", 1, 2, 1, 5, 0, 0)[:16] + struct.pack("<ff", 1, 2) + struct.pack("<qq", 3, 4)),
         _frame(1, struct.pack("<II", 1, 2) + b"\x01\x00" + bytes(6) + b"\x00\x3c\x00\x3c"),
         _frame(255, b""),
+    ],
+    "lane": [
+        b"\x80" + _sent(1, b"", DESCRIBE, 0) + _sent(2, _ROWS) + _sent(3, _ROWS + b"id", id_bytes=2),
+        b"\x20" + _sent(1, b"", key=5) + _sent(2, b"?", kind=0x66),
+        b"\xc0" + _sent(1, _ROWS) + b"GET / HTTP/1.1\r\n\r\n",
+        b"\x60" + _sent(1, bytes(1_900)) + _sent(2, bytes(2_100)),
     ],
     "compressed": [
         b"gzip\n" + gzip.compress(_JSON, mtime=0),

@@ -7,14 +7,16 @@ import json
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from edge_agent.frames import ANSWER, ERROR, ID_BYTES_MAX, INFER, PREFIX, REQUEST, STALE, TENSORS
+from edge_agent.frames import ANSWER, ERROR, ID_BYTES_MAX, INFER, LAST, PREFIX, REQUEST, STALE, TENSORS
 from edge_agent.worker.arrays import DTYPES, Array
+from edge_agent.worker.budget import Budget
 from edge_agent.worker.bundle import LoadedBundle, LoadedMember
 from edge_agent.worker.connection import Connection, Respond, Stage
 from edge_agent.worker.door import Door
@@ -22,6 +24,8 @@ from edge_agent.worker.engines import Place
 from edge_agent.worker.frames import FrameModels
 from edge_agent.worker.http import BadRequestError, Request, Response
 from edge_agent.worker.inflating import coding_of, inflate
+from edge_agent.worker.lane import FrameConnection, FrameLane
+from edge_agent.worker.ledger import Ledger
 from edge_agent.worker.limits import WorkerLimits
 from edge_agent.worker.oip import InferRequest, read_request, write_answer
 from edge_agent.worker.replies import refusal
@@ -202,7 +206,7 @@ def _frame_models() -> FrameModels:
 
 
 _MODELS: Final = _frame_models()
-_KEYS: Final = tuple(_MODELS._models)
+FRAME_KEYS: Final = tuple(_MODELS._models)
 
 
 def frames(data: bytes) -> None:
@@ -215,7 +219,7 @@ def frames(data: bytes) -> None:
     fields[3] = min(fields[3], ID_BYTES_MAX, len(payload))
     fields[4] = len(payload)
     if choice < 250:
-        fields[7] = _KEYS[choice % len(_KEYS)]
+        fields[7] = FRAME_KEYS[choice % len(FRAME_KEYS)]
     parts = _MODELS.infer(fields, payload, 0, lambda: False)
     answer = b"".join(bytes(part) for part in parts)
     head = ANSWER.unpack_from(answer)
@@ -225,6 +229,42 @@ def frames(data: bytes) -> None:
     assert head[1] in (TENSORS, ERROR, STALE)
     if head[1] == ERROR:
         assert json.loads(answer[ANSWER.size :])["code"] in _REFUSALS
+
+
+@cache
+def _lane() -> FrameLane:
+    return FrameLane(_MODELS, _LIMITS, Budget(8_000), Ledger(), _ignore, _ignore, _ignore)
+
+
+def _ignore(*_arguments: object) -> None:
+    """What a lane tells its door."""
+
+
+def _converse(pending: bytes, rest: bytes) -> bytes:
+    """What a client gets that sends this and nothing more; `pending` had come to another worker before."""
+    client, server = socket.socketpair()
+    with client:
+        client.sendall(rest)
+        client.shutdown(socket.SHUT_WR)
+        FrameConnection(_lane(), server, pending).run()
+        return _received(client)
+
+
+def lane(data: bytes) -> None:
+    """A stream of frames gets the same answers however it is cut; the last of them says so if the stream is spoilt."""
+    place, data = (data[0] if data else 0), data[1:]
+    cut = place * len(data) // 255
+    whole = _converse(b"", data)
+    end, is_last = 0, False
+    while end < len(whole):
+        assert not is_last, "an answer after the last one"
+        head = ANSWER.unpack_from(whole, end)
+        assert head[0] == PREFIX
+        is_last = bool(head[2] & LAST)
+        end += ANSWER.size + head[4]
+    assert end == len(whole), "the answers do not fill what came"
+    assert _converse(data[:cut], data[cut:]) == whole, f"cut at {cut}"
+    assert _lane().budget.used == 0, "room for a payload was not given back"
 
 
 # --- compressed bodies
@@ -241,7 +281,7 @@ def compressed(data: bytes) -> None:
         _require(error.status in (400, 413, 415), error)
 
 
-TARGETS: Final[dict[str, Target]] = {"http": http, "oip": oip, "frames": frames, "compressed": compressed}
+TARGETS: Final[dict[str, Target]] = {"http": http, "oip": oip, "frames": frames, "lane": lane, "compressed": compressed}
 
 
 def run_on_loop(work: Callable[[], None]) -> None:
