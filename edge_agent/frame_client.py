@@ -184,6 +184,10 @@ class FrameClient:
             raise self._odd() from None
         self._signatures = signatures
 
+    def known(self, model: str) -> Signature | None:
+        """The signature of a model that was asked for before."""
+        return self._signatures.get(model)
+
     def infer(
         self,
         model: str,
@@ -225,19 +229,46 @@ class FrameClient:
                 continue
             head, payload = self._ask(INFER, signature.key, mask, deadline_ms, parts, size, identity)
             if head[1] == TENSORS:
-                try:
-                    places = _named(payload) if head[2] & NAMED else layout.find(payload).places
-                    if places and places[-1].end > len(payload):
-                        raise self._odd()
-                except (EdgeError, KeyError, TypeError, ValueError, struct.error):
-                    raise self._odd() from None
-                return Answer(head[8], head[7], signature.name, places, payload)
+                return Answer(head[8], head[7], signature.name, self.places(head, layout, payload), payload)
             if head[1] != STALE:
                 raise self._odd()
             self._learn(payload)
         raise EdgeError("model.not-serving", f"the signature of {model!r} changed {_STALE_MAX} times in one request")
 
     # --- the wire
+
+    def places(self, head: Sequence[Any], layout: Layout, payload: bytearray) -> Sequence[Place]:
+        """Where the tensors of an answer lie.
+
+        Raises:
+            EdgeError: `network.cut` when they do not fit in it.
+        """
+        try:
+            places = _named(payload) if head[2] & NAMED else layout.find(payload).places
+        except (EdgeError, KeyError, TypeError, ValueError, struct.error):
+            raise self._odd() from None
+        if places and places[-1].end != len(payload):
+            raise self._odd()
+        return places
+
+    def exchange(self, request: bytes, number: int) -> tuple[tuple[Any, ...], bytearray]:
+        """Send a whole small request and receive its answer: the fields of its head, and its payload.
+
+        Raises:
+            EdgeError: What the worker answered.
+            NoFramesError: See there.
+            CutError: See there.
+            OSError: The connection cannot be had, or timed out.
+        """
+        sock = self._sock or self._connect()
+        try:
+            sock.sendall(request)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # a refusal may have come before the end of the request was taken
+        except OSError:
+            self.close()
+            raise
+        return self._receive(sock, number)
 
     def _connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -261,28 +292,30 @@ class FrameClient:
         identity: bytes,
     ) -> tuple[tuple[Any, ...], bytearray]:
         """Send one request and receive its answer: the fields of its head, and its payload."""
-        sock = self._sock or self._connect()
         self._number = number = self._number + 1 & 0xFFFF_FFFF_FFFF_FFFF
         id_bytes = len(identity)
         request = REQUEST.pack(PREFIX, kind, 0, id_bytes, size + id_bytes, deadline_ms, number, key, wanted)
+        pieces = [request, *parts, identity] if id_bytes else [request, *parts]
+        if size <= _BUFFER_BYTES:
+            return self.exchange(b"".join(pieces), number)
+        sock = self._sock or self._connect()
         try:
-            pieces = [request, *parts, identity] if id_bytes else [request, *parts]
-            if size <= _BUFFER_BYTES:
-                sock.sendall(b"".join(pieces))
-            else:
-                _send_all(sock, [memoryview(piece) for piece in pieces if len(piece)])
+            _send_all(sock, [memoryview(piece) for piece in pieces if len(piece)])
         except (BrokenPipeError, ConnectionResetError):
-            pass  # a refusal may have come before the end of the request was taken
+            pass  # as above
         except OSError:
             self.close()
             raise
+        return self._receive(sock, number)
+
+    def _receive(self, sock: socket.socket, number: int) -> tuple[tuple[Any, ...], bytearray]:
         try:
-            return self._receive(sock, number)
+            return self._receive_answer(sock, number)
         except (OSError, CutError, NoFramesError):
             self.close()
             raise
 
-    def _receive(self, sock: socket.socket, number: int) -> tuple[tuple[Any, ...], bytearray]:
+    def _receive_answer(self, sock: socket.socket, number: int) -> tuple[tuple[Any, ...], bytearray]:
         buffer = self._buffer
         have = _receive_some(sock, buffer)
         while 0 < have < _HEAD_BYTES:

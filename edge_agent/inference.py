@@ -163,8 +163,20 @@ class InferenceClient:
             EdgeError: `model.*` as the worker answers, `network.*`.
         """
         arrays = _arrays or _import_arrays()
+        attempt = 1
+        if self._frames is not None and not (outputs or request_id or deadline_ms):
+            try:
+                before = arrays.ask_as_before(self._frames, model, inputs)
+                if before is not None:
+                    return cast("Outputs", before)
+            except NoFramesError:
+                self._frames = None
+            except CutError:
+                attempt = 2
+            except OSError as error:
+                raise self._unanswered(error) from error
         encode = partial(arrays.encode_arrays, inputs)
-        answer = self._ask_frames(model, encode, outputs, request_id, deadline_ms)
+        answer = self._ask_frames(model, encode, outputs, request_id, deadline_ms, attempt)
         if answer is not None:
             return cast("Outputs", arrays.decode_arrays(answer))
         for _ in range(_ATTEMPTS):
@@ -188,6 +200,7 @@ class InferenceClient:
         outputs: Sequence[str],
         request_id: str,
         deadline_ms: int,
+        attempt: int = 1,
     ) -> Answer | None:
         """Ask by frames; none when that cannot be and HTTP has to do."""
         frames = self._frames
@@ -195,19 +208,17 @@ class InferenceClient:
             return None
         if not 0 <= deadline_ms <= DEADLINE_MS_MAX:
             raise EdgeError("model.input-invalid", f"a deadline is 0 to {DEADLINE_MS_MAX} ms away")
-        for attempt in range(1, _ATTEMPTS + 1):
+        for number in range(attempt, _ATTEMPTS + 1):
             try:
                 return frames.infer(model, encode, tuple(outputs), request_id, deadline_ms)
             except NoFramesError:
                 self._frames = None
                 return None
             except CutError as error:
-                if attempt == _ATTEMPTS:
+                if number == _ATTEMPTS:
                     raise EdgeError("network.cut", f"the connection to {self._place} was cut") from error
-            except TimeoutError as error:
-                raise EdgeError("network.timeout", f"no answer from {self._place} in time") from error
             except OSError as error:
-                raise self._unreachable(error) from error
+                raise self._unanswered(error) from error
         return None
 
     def infer(
@@ -299,19 +310,18 @@ class InferenceClient:
                 self._connection.close()
                 if attempt == _ATTEMPTS:
                     raise EdgeError("network.cut", f"the connection to {self._place} was cut: {error}") from error
-            except TimeoutError as error:
-                self._connection.close()
-                raise EdgeError("network.timeout", f"no answer from {self._place} in time") from error
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
-                raise self._unreachable(error) from error
+                raise self._unanswered(error) from error
         else:
             raise EdgeError("internal.bug", "a request was neither answered nor refused")
         if answer.status >= http.client.BAD_REQUEST:
             raise _error(answer.status, content)
         return answer, content
 
-    def _unreachable(self, error: Exception) -> EdgeError:
+    def _unanswered(self, error: Exception) -> EdgeError:
+        if isinstance(error, TimeoutError):
+            return EdgeError("network.timeout", f"no answer from {self._place} in time")
         return EdgeError(
             "network.unreachable",
             f"nothing answers at {self._place}: {error}",

@@ -6,14 +6,15 @@ array (a list, a number) becomes one of the model's type.
 
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.frame_client import Answer, Encoded, Signature
+from edge_agent.frame_client import Answer, Encoded, FrameClient, Signature
+from edge_agent.frames import INFER, PREFIX, REQUEST, TENSORS, Place
 from edge_agent.inference import Prediction, Tensor
 from edge_agent.plain_tensors import unpack_bytes
 from edge_contract.digest import Digest
@@ -28,6 +29,10 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "BYTES": np.dtype(object),
 }  # fmt: skip
 _LENGTH: Final = struct.Struct("<I")
+_SMALL_BYTES: Final = 16 * 1024
+_SHAPES_MAX: Final = 64
+_NUMBER: Final = 0xFFFF_FFFF_FFFF_FFFF
+"""Of requests made before: one thread asks and waits, so an answer cannot be another's."""
 
 
 class Outputs(dict[str, Array]):
@@ -53,22 +58,61 @@ class Outputs(dict[str, Array]):
         return Digest.from_hex(self._manifest.hex())
 
 
+class _Kept:
+    """What is remembered of a model: the types of its inputs, and requests that were sent before but for their data."""
+
+    __slots__ = ("dtypes", "name", "requests")
+
+    def __init__(self, signature: Signature) -> None:
+        self.dtypes = tuple(_DTYPES[spec.datatype] for spec in signature.inputs.specs)
+        self.name = signature.inputs.names[0]
+        self.requests: dict[tuple[int, ...], bytes] = {}
+
+
+def ask_as_before(frames: FrameClient, model: str, inputs: Mapping[str, Any]) -> Outputs | None:
+    """Ask a model with one input again, with a small array of a shape that it had before.
+
+    Returns:
+        Its outputs; none when this is something else, or the signature is another one by now.
+
+    Raises:
+        EdgeError: What the worker answered, `network.cut`.
+        NoFramesError, CutError, OSError: As `FrameClient.exchange`.
+    """
+    signature = frames.known(model)
+    if signature is None or signature.kept is None:
+        return None
+    kept: _Kept = signature.kept
+    array = inputs.get(kept.name)
+    if type(array) is not np.ndarray or array.dtype != kept.dtypes[0]:
+        return None
+    request = kept.requests.get(array.shape)
+    if request is None or len(inputs) != 1:
+        return None
+    head, payload = frames.exchange(request + array.tobytes(), _NUMBER)
+    if head[1] != TENSORS:
+        return None
+    outputs = Outputs(head[8], head[7], signature.name)
+    _decode(payload, frames.places(head, signature.outputs, payload), outputs)
+    return outputs
+
+
 def encode_arrays(inputs: Mapping[str, Any], signature: Signature) -> Encoded:
     """The payload for arrays by input name.
 
     Raises:
         EdgeError: `model.input-invalid`.
     """
-    dtypes = signature.kept
-    if dtypes is None:
-        dtypes = signature.kept = tuple(_DTYPES[spec.datatype] for spec in signature.inputs.specs)
+    kept: _Kept | None = signature.kept
+    if kept is None:
+        kept = signature.kept = _Kept(signature)
     names = signature.inputs.names
     if len(inputs) != len(names):
         raise _misnamed(inputs, names)
     shapes: list[tuple[int, ...]] = []
     parts: list[bytes | memoryview] = []
     lengths: list[int] = []
-    for name, dtype in zip(names, dtypes, strict=True):
+    for name, dtype in zip(names, kept.dtypes, strict=True):
         try:
             array = inputs[name]
         except KeyError:
@@ -81,6 +125,11 @@ def encode_arrays(inputs: Mapping[str, Any], signature: Signature) -> Encoded:
             lengths.append(len(part))
         parts.append(part)
     plan = signature.inputs.make(tuple(shapes), lengths)
+    if len(parts) == 1 and plan.size <= _SMALL_BYTES and not lengths:
+        if len(kept.requests) >= _SHAPES_MAX:
+            kept.requests.clear()
+        head = REQUEST.pack(PREFIX, INFER, 0, 0, plan.size, 0, _NUMBER, signature.key, 0)
+        kept.requests[shapes[0]] = head + plan.table
     return (parts if len(parts) == 1 and not plan.table else plan.join(parts)), plan.size
 
 
@@ -91,14 +140,17 @@ def decode_arrays(answer: Answer) -> Outputs:
         EdgeError: `network.cut`.
     """
     outputs = Outputs(answer.manifest, answer.version, answer.model)
-    payload = answer.payload
-    for place in answer.places:
+    _decode(answer.payload, answer.places, outputs)
+    return outputs
+
+
+def _decode(payload: bytearray, places: Sequence[Place], outputs: Outputs) -> None:
+    for place in places:
         if place.datatype == "BYTES":
             outputs[place.name] = _texts(payload[place.start : place.end], place.shape, place.count)
         else:
             numbers: Array = np.frombuffer(payload, _DTYPES[place.datatype], place.count, place.start)
             outputs[place.name] = numbers.reshape(place.shape)
-    return outputs
 
 
 def as_tensors(inputs: Mapping[str, Any], signature: list[Any]) -> list[Tensor]:

@@ -307,8 +307,10 @@ def test_outputs_that_break_the_signature_come_with_their_names(tmp_path: Path) 
             assert reply is not None
             assert reply.flags == NAMED
         with InferenceClient(worker.path) as client:
-            y = client.infer_arrays({"x": X}, "m")["y"]
-            assert (y.dtype.name, y.tolist()) == ("float64", [3.0])
+            for _ in range(3):
+                y = client.infer_arrays({"x": X}, "m")["y"]
+                assert (y.dtype.name, y.tolist()) == ("float64", [3.0])
+        assert worker.call(lambda: worker.metrics.requests) == 4, "each is computed once"
 
 
 def test_an_unknown_kind_is_refused_and_the_connection_goes_on(tmp_path: Path) -> None:
