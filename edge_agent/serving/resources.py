@@ -84,9 +84,11 @@ class Confinement:
                 self._group.write("pids.max", str(PIDS_MAX))
                 self._applied["processes_max"] = {"value": PIDS_MAX, "by": "cgroup"}
         if before.cpus or before.cpu_permille_max:
+            ours = os.sched_getaffinity(0)
             with contextlib.suppress(OSError):
-                self._in_group(("cpuset.cpus", "\n"))  # first: the kernel takes no affinity beyond it
-                self._run_on(os.sched_getaffinity(0))
+                # First: the kernel takes no affinity beyond it. By name: it empties no group with processes.
+                self._in_group(("cpuset.cpus", ",".join(map(str, sorted(ours)))))
+                self._run_on(ours)
         bounds: tuple[tuple[str, object, object, Callable[[], str]], ...] = (
             ("memory_bytes_max", wanted.memory_bytes_max, before.memory_bytes_max, self._bound_memory),
             ("cpu_permille_max", wanted.cpu_permille_max, before.cpu_permille_max, self._bound_time),

@@ -185,7 +185,7 @@ class WorkerSupervisor:
         candidate.guard.confinement = self._limiter.confine(module, candidate.pid, policy.resources)
         try:
             candidate.terms = self._terms(policy)
-            told = {"terms": candidate.terms, "allow_pickle": policy.allow_pickle, "urgent": urgent}
+            told: dict[str, Any] = {"terms": candidate.terms, "allow_pickle": policy.allow_pickle, "urgent": urgent}
             candidate.command("prove", **told, **self._offered)
             loaded = candidate.expect("loaded", self._limits.load_ms, "to load the model")
             if loaded.get("manifest") != str(manifest):

@@ -30,7 +30,7 @@ from tests.support.slots import adder_slot, write_slot
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 SCRIPT = Member("digits", "script", "score.py")
-IMPATIENT = ServingLimits(load_ms=60_000, serve_ms=30_000, answer_ms=10_000, exit_ms=5_000, stuck_ms=3_000)
+IMPATIENT = ServingLimits(load_ms=60_000, serve_ms=30_000, answer_ms=10_000, exit_ms=5_000, stuck_ms=6_000)
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}]})
 # What holds the interpreter's lock: a regular expression that tries two to the power of forty ways.
 SCRIPT_SOURCE = textwrap.dedent("""
