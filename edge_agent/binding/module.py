@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edge_agent.binding.broker import Broker, Subscription
+from edge_agent.binding.broker import Broker
+from edge_agent.binding.connection import Subscription
 from edge_agent.binding.lane import Lane
 from edge_agent.binding.limits import DRAIN_MS
 from edge_agent.binding.messages import Message, Outgoing

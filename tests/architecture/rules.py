@@ -131,7 +131,7 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
         "paho",
         (
             "edge_agent/link/**",
-            "edge_agent/binding/broker.py",
+            "edge_agent/binding/connection.py",
             "cloud_registry/adapters/**",
             "cloud_registry/collect/**",
         ),
