@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 import benchmarks
+from benchmarks._verdicts import table
 
 _FORMAT_VERSION = 1
 
@@ -30,12 +31,14 @@ class Benchmark:
         summary: One line about what it measures.
         run: Measures; takes every option of ``options`` with its value.
         options: Option names and their defaults.
+        quick: Options of a smoke test.
     """
 
     name: str
     summary: str
     run: Callable[[Mapping[str, str]], dict[str, Any]]
     options: Mapping[str, str] = field(default_factory=dict)
+    quick: Mapping[str, str] = field(default_factory=dict)
 
 
 def find(name: str) -> Benchmark | None:
@@ -46,7 +49,7 @@ def find(name: str) -> Benchmark | None:
     summary, run = getattr(module, "SUMMARY", None), getattr(module, "run", None)
     if not isinstance(summary, str) or not callable(run):
         return None
-    return Benchmark(name, summary, run, dict(getattr(module, "OPTIONS", {})))
+    return Benchmark(name, summary, run, dict(getattr(module, "OPTIONS", {})), dict(getattr(module, "QUICK", {})))
 
 
 def find_all() -> list[Benchmark]:
@@ -59,8 +62,13 @@ def _module_names() -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def measure(benchmark: Benchmark, given: Mapping[str, str]) -> dict[str, Any]:
+def measure(benchmark: Benchmark, given: Mapping[str, str], is_quick: bool = False) -> dict[str, Any]:
     """Run one benchmark and put its figures beside what they were measured on.
+
+    Args:
+        benchmark: Which.
+        given: Options that differ from its defaults.
+        is_quick: As a smoke test, where the benchmark has one; what is given still counts.
 
     Raises:
         click.UsageError: An option that this benchmark does not have.
@@ -69,7 +77,7 @@ def measure(benchmark: Benchmark, given: Mapping[str, str]) -> dict[str, Any]:
     if unknown:
         known = ", ".join(sorted(benchmark.options)) or "none"
         raise click.UsageError(f"benchmark {benchmark.name!r} has no option {unknown[0]!r}; it has: {known}")
-    options = {**benchmark.options, **given}
+    options = {**benchmark.options, **(benchmark.quick if is_quick else {}), **given}
     started_at = datetime.now(UTC)
     started = time.perf_counter()
     result = benchmark.run(options)
@@ -119,6 +127,9 @@ def _print_lines(value: Any, indent: int = 0) -> None:
         if isinstance(inner, dict):
             click.echo(f"{' ' * indent}{name}:")
             _print_lines(inner, indent + 2)
+        elif name == "figures":
+            for line in table(inner):
+                click.echo(f"{' ' * indent}{line}")
         else:
             click.echo(f"{' ' * indent}{name}: {inner}")
 
@@ -136,7 +147,8 @@ def _print_lines(value: Any, indent: int = 0) -> None:
     callback=_parse_options,
     help="An option of the benchmark; may be given again.",
 )
-def main(name: str | None, as_json: bool, output: Path | None, options: dict[str, str]) -> None:
+@click.option("--quick", "is_quick", is_flag=True, help="A smoke test, where the benchmark has one.")
+def main(name: str | None, as_json: bool, output: Path | None, options: dict[str, str], is_quick: bool) -> None:
     """Run the benchmark NAME; without a name, list them."""
     if name is None:
         found = find_all()
@@ -151,7 +163,7 @@ def main(name: str | None, as_json: bool, output: Path | None, options: dict[str
     benchmark = find(name)
     if benchmark is None:
         raise click.UsageError(f"there is no benchmark {name!r}: run python -m benchmarks for the list")
-    measured = measure(benchmark, options)
+    measured = measure(benchmark, options, is_quick)
     text = json.dumps(measured, indent=2, allow_nan=False)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

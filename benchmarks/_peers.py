@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks._bundles import Subject, post
+from benchmarks._process import free_port
 
 _START_S: Final = 90.0
 _ORT: Final = "onnxruntime==1.32.0"
@@ -190,7 +190,7 @@ def install(peer: Peer, folder: Path) -> Path:
 def running(peer: Peer, python: Path, model: Path, folder: Path) -> Iterator[tuple[int, str]]:
     """The peer serving a model while the block runs; gives its process id and its address."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     environment = os.environ | {"MODEL_FILE": str(model), "PORT": str(port), "OPENBLAS_NUM_THREADS": "1"}
     command = _command(peer, python, folder, port)
     environment["PATH"] = f"{python.parent}:{environment['PATH']}"
@@ -214,19 +214,13 @@ def _command(peer: Peer, python: Path, folder: Path, port: int) -> list[str]:
         model = {"name": "model", "implementation": "served.Onnx"}
         (folder / "model-settings.json").write_text(json.dumps(model), encoding="utf-8")
         settings = {
-            "http_port": port, "grpc_port": _free_port(), "metrics_port": _free_port(), "host": "127.0.0.1",
+            "http_port": port, "grpc_port": free_port(), "metrics_port": free_port(), "host": "127.0.0.1",
             "parallel_workers": 0, "debug": False,
         }  # fmt: skip
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         return [str(python.parent / "mlserver"), "start", str(folder)]
     (folder / "served.py").write_text(_FASTAPI if peer.name == "fastapi" else _KSERVE, encoding="utf-8")
     return [str(python), "served.py"]
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -1,6 +1,7 @@
 """What processes cost, as Linux counts it: processor time and memory of a process and everything below it."""
 
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def memory_mb(pid: int) -> tuple[float, float]:
             elif line.startswith("Pss:"):
                 proportional += int(line.split()[1])
     return resident / 1024, proportional / 1024
+
+
+def free_port() -> int:
+    """A port of this host that nobody listened on just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def cores() -> int:

@@ -1,6 +1,6 @@
 """Figures beside what was promised of them. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -49,6 +49,25 @@ class Figure:
             "verdict": self.verdict,
             "note": self.note,
         }
+
+
+_COLUMNS = ("figure", "value", "must", "aim", "unit", "verdict", "note")
+
+
+def table(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a table of what `Figure.to_json` gives, and a last one that counts the verdicts."""
+    rows = [_COLUMNS, *(tuple(_cell(figure[column]) for column in _COLUMNS) for figure in figures)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(_COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    verdicts = [str(figure["verdict"]) for figure in figures]
+    counted = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
+    return [*lines, f"{len(figures)} figures: {counted}"]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:

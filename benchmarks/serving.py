@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,7 @@ from benchmarks import _peers, engines
 from benchmarks._bundles import IMAGE, TINY, Bundle, Subject, image_bundle, tiny_bundle
 from benchmarks._native import Native
 from benchmarks._ours import Ours
-from benchmarks._process import cores, cpu_ms, memory_mb, tree
+from benchmarks._process import cores, cpu_ms, free_port, memory_mb, tree
 from benchmarks._verdicts import Figure, paired_ratio, summary
 
 SUMMARY: Final = "a prediction over HTTP and over frames, beside the limit, an echo in C, FastAPI, MLServer and KServe"
@@ -34,7 +34,11 @@ OPTIONS: Final = {
     "engine_rounds": "5",
 }
 
+QUICK: Final = {"rounds": "1", "burst_s": "0.2", "peers": "", "starts": "1", "idle_s": "2", "engine_rounds": "1"}
+"""A smoke test: shows that it runs, measures nothing that could be trusted."""
+
 _CONNECTIONS: Final = 8
+_SAME_CORE_US: Final = 25.0
 _ALONE_S: Final = 60.0
 _Samples = dict[str, list[float]]
 
@@ -48,7 +52,8 @@ def run(options: Mapping[str, str]) -> dict[str, Any]:
             one; `engine_rounds` of loading.
 
     Returns:
-        `figures` against what is promised, `p50_us`, `cpu_us` and `rate` by server, the spread of each over the rounds.
+        `figures` against what is promised, `p50_us`, `cpu_us` and `rate` by server, the spread of each over the rounds;
+        `placement`, in how many rounds the echo ran on its client's core.
     """
     names = [name for name in options["peers"].split(",") if name]
     with tempfile.TemporaryDirectory(prefix="lighterman-serving-") as folder_name, ExitStack() as stack:
@@ -65,6 +70,7 @@ def run(options: Mapping[str, str]) -> dict[str, Any]:
         for module in ("tiny", "image"):
             _wait_alone(ours.worker(module))
         bench = _Bench(native, ours, folder, float(options["burst_s"]))
+        bench.manifests = (tiny.manifest.hex, image.manifest.hex)
         stack.enter_context(bench.echoes())
         for name in names:
             peer = _peers.PEERS[name]
@@ -90,8 +96,10 @@ class _Bench:
 
     def __init__(self, native: Native, ours: Ours, folder: Path, burst_s: float) -> None:
         self._native, self._ours, self._folder, self._burst_s = native, ours, folder, burst_s
+        self.manifests: tuple[str, ...] = ()
         self.peers: dict[tuple[str, str], tuple[int, str]] = {}
         self.figures: list[Figure] = []
+        self._echo_port = 0
         self.p50: _Samples = {}
         self.cpu: _Samples = {}
         self.rate: _Samples = {}
@@ -104,12 +112,15 @@ class _Bench:
             stack.enter_context(
                 self._native.echo(f"unix:{self._folder / f'{name}.echo'}", subject.array.nbytes, out_bytes)
             )
+        self._echo_port = free_port()
+        stack.enter_context(self._native.echo(f"tcp:{self._echo_port}", TINY.array.nbytes, 16))
         return stack
 
     def round(self, tiny: Bundle, image: Bundle) -> None:
         """One burst of everything."""
         self._limit("limit tiny", tiny, TINY)
         self._burst("echo tiny", "raw:16", f"unix:{self._folder / 'tiny.echo'}", TINY.array.tobytes(), 0)
+        self._burst("echo tcp tiny", "raw:16", f"tcp:127.0.0.1:{self._echo_port}", TINY.array.tobytes(), 0)
         worker = self._ours.worker("tiny")
         unix, tcp = (self._ours.address("tiny", kind) for kind in ("unix", "tcp"))
         self._burst("ours frames tiny", "frame", unix, TINY.frame(), worker)
@@ -137,15 +148,17 @@ class _Bench:
         shape = ",".join(str(size) for size in subject.array.shape)
         command = [sys.executable, "-m", "benchmarks._limit", str(bundle.model), shape, str(self._burst_s)]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        self._note(name, found["p50_us"], found["cpu_us"], found["count"] / self._burst_s)
+        self._note(name, found["bound_p50_us"], found["cpu_us"], found["count"] / self._burst_s)
+        self._note(f"{name}, session.run", found["p50_us"], found["cpu_us"], found["count"] / self._burst_s)
 
     def _burst(
         self, name: str, mode: str, address: str, request: bytes, pid: int, connections: int = 1, seconds: float = 0.0
     ) -> None:
         before = cpu_ms(pid) if pid else 0.0
-        found = self._native.load(mode, address, request, connections, seconds or self._burst_s)
+        manifests = self.manifests if name.startswith("ours") else ()
+        found = self._native.load(mode, address, request, connections, seconds or self._burst_s, manifests)
         cpu = cpu_ms(pid) - before if pid else 0.0
-        wrong = found["failed"] + found["resets"] + found["refused"]
+        wrong = sum(found[count] for count in ("failed", "closes", "resets", "refused", "unknown"))
         if wrong or not found["answers"]:
             raise RuntimeError(f"{name}: {found}")
         self._note(name, found["p50_us"], 1000 * cpu / found["answers"], found["answers"] / found["seconds"])
@@ -166,7 +179,9 @@ class _Bench:
     def result(self) -> dict[str, Any]:
         """Everything that was found."""
         figures = [
-            Figure("tiny, frames over the unix socket (C client): p50 over (limit + echo)",
+            Figure("tiny, own client over the unix socket (frames, Python and numpy): p50 over (limit + echo)",
+                   self._over_floor("ours InferenceClient tiny"), 3.0, 2.2),
+            Figure("tiny, own client's frames from a C program: the same ratio",
                    self._over_floor("ours frames tiny"), 3.0, 2.2),
             Figure("tiny, Open Inference Protocol binary over HTTP, unix socket: the same ratio",
                    self._over_floor("ours http unix tiny"), 6.0, 4.2),
@@ -193,11 +208,17 @@ class _Bench:
             )
         return {
             "figures": [figure.to_json() for figure in (*figures, *self.figures)],
-            "own_python_client_over_floor": self._over_floor("ours InferenceClient tiny"),
+            "placement": placement(self.p50["echo tiny"]),
             "p50_us": {name: summary(values) for name, values in self.p50.items()},
             "cpu_us": {name: summary(values) for name, values in self.cpu.items() if any(values)},
             "rate": {name: summary(values) for name, values in self.rate.items()},
         }
+
+
+def placement(echo_p50_us: Sequence[float]) -> dict[str, int]:
+    """In how many rounds the echo's two ends shared a core, and in how many each had to wake another one."""
+    same = sum(value < _SAME_CORE_US for value in echo_p50_us)
+    return {"rounds_on_one_core": same, "rounds_on_two_cores": len(echo_p50_us) - same}
 
 
 def _starts(folder: Path, native: Native, bundle: Bundle, count: int) -> dict[str, float]:
@@ -209,9 +230,12 @@ def _starts(folder: Path, native: Native, bundle: Bundle, count: int) -> dict[st
         with Ours(run_dir) as ours:
             begun = time.perf_counter()
             ours.do("ensure", "tiny", bundle)
-            native.load("http", ours.address("tiny", "tcp"), TINY.http(), 1, 0.001)
+            address, manifests = ours.address("tiny", "tcp"), (bundle.manifest.hex,)
+            found = native.load("http", address, TINY.http(), 1, 0.001, manifests)
             seconds.append(time.perf_counter() - begun)
-            native.load("http", ours.address("tiny", "tcp"), TINY.http(), 1, 0.2)
+            if not found["answers"] or found["unknown"]:
+                raise RuntimeError(f"a fresh worker gave no right answer: {found}")
+            native.load("http", address, TINY.http(), 1, 0.2)
             resident.append(memory_mb(ours.worker("tiny"))[0])
     return {"start_s": median(seconds), "rss_mb": median(resident)}
 

@@ -53,7 +53,7 @@ static int family, manifest_count;
 static char manifests[MANIFESTS_MAX][65];
 static uint32_t *latencies; /* tenths of a microsecond */
 static size_t latency_count;
-static uint64_t answers, failed, resets, refused, backwards, unknown, silence, last_answer, first_failure_status;
+static uint64_t answers, failed, closes, resets, refused, backwards, unknown, silence, last_answer, first_failure_status;
 static uint64_t pause_ns;
 static volatile sig_atomic_t is_over;
 
@@ -155,9 +155,10 @@ static void take_answer(struct connection *c) {
     failed++;
     if (!first_failure_status) first_failure_status = mode == FRAME ? c->answer[4] : strtoul((char *)c->answer + 9, NULL, 10);
   }
-  /* An answer that says so is the last one of its connection: that is no loss. */
+  /* An answer that says so is the last one of its connection: no loss, but counted. */
   const unsigned char *last = mode == HTTP ? find_header(c->answer, c->want, "connection") : NULL;
   if ((last && !strncasecmp((const char *)last, "close", 5)) || (mode == FRAME && c->answer[5] & 2)) {
+    closes++;
     close(c->fd);
     c->fd = -1;
   }
@@ -306,10 +307,10 @@ int main(int argc, char **argv) {
     run_many(all, count, end);
   double seconds = (double)(now_ns() - begun) / 1e9;
   qsort(latencies, latency_count, sizeof *latencies, by_size);
-  printf("{\"answers\": %lu, \"failed\": %lu, \"failure\": %lu, \"resets\": %lu, \"refused\": %lu, \"backwards\": %lu, "
+  printf("{\"answers\": %lu, \"failed\": %lu, \"failure\": %lu, \"closes\": %lu, \"resets\": %lu, \"refused\": %lu, \"backwards\": %lu, "
          "\"unknown\": %lu, \"seconds\": %.4f, \"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f, "
          "\"silence_us\": %.1f}\n",
-         answers, failed, first_failure_status, resets, refused, backwards, unknown, seconds, quantile(0.5),
+         answers, failed, first_failure_status, closes, resets, refused, backwards, unknown, seconds, quantile(0.5),
          quantile(0.9), quantile(0.99), quantile(1), (double)silence / 1e3);
   return 0;
 }
