@@ -30,7 +30,7 @@ FRAME_BUFFER_BYTES: Final = 64 * KIB
 """What a connection receives at once; a larger payload gets a place of its own."""
 FRAME_STACK_BYTES: Final = 1 * MIB
 """Of the thread of a connection. Scripts compute in threads of their own, with the usual stack."""
-LEAVE_MS_MAX: Final = 2_000
+LEAVE_MS_MAX: Final = 500
 """For the thread of a connection to notice that the worker drains, once its time is up."""
 
 # Open Inference Protocol
