@@ -1,6 +1,7 @@
 """The worker's end of the control channel, which may outlast one agent. Runs on the event loop."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections import deque
@@ -105,6 +106,8 @@ class Control:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
             self._reader.close()
+            with contextlib.suppress(OSError):  # seen by an agent that is still there: it talked nonsense
+                self._sock.shutdown(socket.SHUT_RDWR)
             for _line, fds in self._out:
                 close_fds(fds)
             self._out.clear()

@@ -78,6 +78,8 @@ class Outliving:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             self._place = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            with contextlib.suppress(FileNotFoundError):  # of a process with this number, before the machine restarted
+                os.unlink(self._name, dir_fd=self._place)
             # By way of the folder's descriptor: the whole path may be longer than an address holds.
             sock.bind(f"/proc/self/fd/{self._place}/{self._name}")
             sock.listen(_BACKLOG)

@@ -426,6 +426,9 @@ def run_worker(arguments: Arguments, limits: WorkerLimits | None = None) -> None
     # the channel. Not SIG_IGN: what a script starts would inherit that.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda _number, _frame: None)
+    for fd in (arguments.control_fd, arguments.unix_fd, arguments.tcp_fd, arguments.output_fd):
+        if fd is not None:
+            os.set_inheritable(fd, False)  # what a script starts may outlive this process
     lifeline = Lifeline(arguments.control_fd, limits.hangup_ms, arguments.output_fd, arguments.log)
 
     async def live() -> None:

@@ -121,9 +121,9 @@ def test_what_an_adopted_worker_does_is_seen_like_that_of_any_other(tmp_path: Pa
             client.infer("digits", [X], request_id="alone")
             agent.start()
             # What was taken while there was no agent has waited for this one.
-            assert agent.wait_said("sample")["sample"] == "alone"
+            wait_until(lambda: '"sample": "alone"' in agent.tail(), 30, what="the sample that waited")
             client.infer("digits", [X], request_id="adopted")
-            assert agent.wait_said("sample")["sample"] == "adopted"
+            wait_until(lambda: '"sample": "adopted"' in agent.tail(), 30, what="the sample")
             agent.ask("ensure", MODULE, *bundle)
             worker = agent.ask("worker_pid", MODULE)
             os.kill(worker, signal.SIGKILL)
