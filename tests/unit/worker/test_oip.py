@@ -249,7 +249,7 @@ def test_nan_never_goes_into_json() -> None:
     assert caught.value.code == "model.output-invalid"
 
 
-def _binary(rows: int = 1, **changes: Any) -> tuple[bytes, int]:
+def _all_binary(rows: int = 1, **changes: Any) -> tuple[bytes, int]:
     item = {"name": "x", "datatype": "FP32", "shape": [rows, 2], "parameters": {"binary_data_size": 8 * rows}}
     document = json.dumps({"inputs": [item], "parameters": {"binary_data_output": True}, **changes}).encode()
     return document, len(document)
@@ -257,7 +257,7 @@ def _binary(rows: int = 1, **changes: Any) -> tuple[bytes, int]:
 
 def test_json_that_came_before_is_read_as_the_first_time() -> None:
     inputs, outputs = (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),)
-    document, size = _binary()
+    document, size = _all_binary()
     for number in range(3):
         data = np.array([[number, 7]], dtype=np.float32)
         request = read_request(document + data.tobytes(), size, inputs, outputs)
@@ -270,7 +270,7 @@ def test_json_that_came_before_is_read_as_the_first_time() -> None:
 
 
 def test_json_that_came_before_is_read_anew_for_another_model() -> None:
-    document, size = _binary()
+    document, size = _all_binary()
     outputs = (TensorSpec("y", "FP32", (-1, 2)),)
     read_request(document + bytes(8), size, (TensorSpec("x", "FP32", (-1, 2)),), outputs)
     with pytest.raises(EdgeError, match="came as FP32"):
@@ -279,7 +279,7 @@ def test_json_that_came_before_is_read_anew_for_another_model() -> None:
 
 def test_what_differs_from_request_to_request_is_not_remembered() -> None:
     inputs, outputs = (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),)
-    document, size = _binary(id="seven")
+    document, size = _all_binary(id="seven")
     for _ in range(2):
         assert read_request(document + bytes(8), size, inputs, outputs).id == "seven"
     texts = (TensorSpec("x", "BYTES", (2,)),)
