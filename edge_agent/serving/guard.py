@@ -91,7 +91,8 @@ class Guard:
             try:
                 send(connection)
             except EdgeError:
-                self.keeping.not_sent()
+                if is_kept and not self.keeping.not_sent(connection):
+                    return  # whoever salvaged it sees to it
                 raise
             if not is_kept:
                 close_fds(connection[1])

@@ -120,11 +120,18 @@ class Keeping:
             self._arriving.append(connection if is_kept else None)
             return is_kept
 
-    def not_sent(self) -> None:
-        """Give the connection of the last `arriving` back to its owner: the worker did not get it."""
+    def not_sent(self, connection: Connection) -> bool:
+        """Give the connection of the last `arriving` back to its owner: the worker did not get it.
+
+        Returns:
+            Whether it is the owner's again; false when it was salvaged meanwhile, because the worker has ended.
+        """
         with self._lock:
-            if self._arriving and self._arriving.pop() is not None:
-                self._budget.give()
+            if not self._arriving or self._arriving[-1] is not connection:
+                return False
+            self._arriving.pop()
+            self._budget.give()
+            return True
 
     def gave_away(self, message: JsonObject) -> None:
         """Let go of a connection that the worker has handed over with this event."""

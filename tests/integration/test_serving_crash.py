@@ -346,3 +346,30 @@ def test_a_client_sees_at_once_that_its_connection_was_closed(tmp_path: Path) ->
                 received += data
             assert received.startswith(b"HTTP/1.1 200 ")
             connection.close()
+
+
+@pytest.mark.parametrize("victim", ["live", "candidate"])
+def test_a_crash_in_the_middle_of_a_swap_costs_idle_clients_nothing(tmp_path: Path, victim: str) -> None:
+    with serving(tmp_path, IMPATIENT) as state:
+        bundles = [adder_slot(state.slots, float(version), version=version) for version in (1, 2)]
+        state.supervisor.ensure(MODULE, *bundles[0])
+        with idle(state) as kept, asking(state) as askers:
+            for turn in range(4):
+                kept.use()
+                _all_go_on(askers)
+                live, target = state.supervisor._live.get(MODULE), bundles[(turn + 1) % 2]
+                state.supervisor.prove(MODULE, *target)
+                candidate = state.supervisor._candidates[MODULE]
+                worker = live if victim == "live" else candidate
+                assert worker is not None
+                # Somewhere between the begin of the swap and its end, each time elsewhere.
+                killer = threading.Timer(turn * 0.004, worker.fail)
+                killer.start()
+                with contextlib.suppress(EdgeError):
+                    state.supervisor.activate(MODULE, target[0])
+                killer.join()
+                assert worker.has_ended
+                state.supervisor.ensure(MODULE, *target)
+                assert kept.use() == {str(target[0])}
+        assert sum(asker.refused for asker in askers) == 0
+        assert [asker.odd for asker in askers if asker.odd] == []

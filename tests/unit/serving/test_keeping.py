@@ -213,6 +213,20 @@ def test_a_connection_that_could_not_be_sent_stays_the_owners(pair: Pair, budget
     assert all(budget.take() for _ in range(8))
 
 
+def test_a_connection_that_was_salvaged_while_it_was_sent_has_one_owner(pair: Pair) -> None:
+    guard = Guard("line", ServingLimits())
+    guard.keeping = pair.keeping
+    found: list[tuple[str, list[int]]] = []
+
+    def fail(_connection: object) -> None:
+        found.extend(pair.die())
+        raise EdgeError("model.worker-crashed", "it is gone")
+
+    connection = ("tcp", [os.memfd_create("any")])
+    guard.send(connection, fail)  # without an error: the sender has nothing more to do with it
+    assert found == [connection]
+
+
 def test_more_connections_than_there_is_room_for_are_served_and_not_kept(pair: Pair, budget: KeptBudget) -> None:
     ends = [pair.enter() for _ in range(10)]
     assert len(pair.keeping) == 8
