@@ -1,13 +1,16 @@
 """Our own server, as the benchmarks run it: a process with the agent's supervisor, and its workers."""
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from benchmarks._bundles import Bundle
+
+_END_S: Final = 60.0
 
 
 class Ours:
@@ -59,10 +62,16 @@ class Ours:
     def kill(self) -> None:
         """As a crash: without a word, its workers stay."""
         self.process.kill()
-        self.process.wait()
+        self._forget()
 
     def end(self) -> None:
         """End it with its workers."""
-        if self.process.poll() is None and self.process.stdin is not None:
+        if self.process.poll() is None:
+            assert self.process.stdin is not None
             self.process.stdin.close()
-            self.process.wait(60)
+            self.process.wait(_END_S)
+        self._forget()
+
+    def _forget(self) -> None:
+        with contextlib.suppress(BrokenPipeError), self.process:
+            pass  # closes the pipes and takes the exit code
