@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from edge_agent.frames import ANSWER, ERROR, ID_BYTES_MAX, INFER, LAST, PREFIX, REQUEST, STALE, TENSORS
+from edge_agent.worker import oip as oip_module
 from edge_agent.worker.arrays import DTYPES, Array
 from edge_agent.worker.budget import Budget
 from edge_agent.worker.bundle import LoadedBundle, LoadedMember
@@ -145,16 +146,34 @@ def oip(data: bytes) -> None:
     json_bytes = (None, size, body.find(b"\0") if b"\0" in body else len(body))[choice // len(_SIGNATURES) % 3]
     if json_bytes == len(body) + 1:
         return
-    try:
-        asked = read_request(body, json_bytes, inputs, ())
-    except EdgeError as error:
-        _require(error.code in _REFUSALS, error)
+    found = [_read(body, json_bytes, inputs) for _ in range(2)]  # the second time it may be known
+    oip_module._KNOWN.clear()
+    found.append(_read(body, json_bytes, inputs))
+    asked = found[0]
+    if isinstance(asked, str):
+        assert found == [asked] * 3, "refused for different reasons"
         return
+    for other in found[1:]:
+        assert isinstance(other, InferRequest)
+        assert (other.id, other.outputs, other.binary) == (asked.id, asked.outputs, asked.binary)
+        assert (other.is_binary, other.timeout_us) == (asked.is_binary, asked.timeout_us)
+        assert other.inputs.keys() == asked.inputs.keys()
+        for name, array in asked.inputs.items():
+            np.testing.assert_array_equal(other.inputs[name], array)
     for spec in inputs:
         array = asked.inputs[spec.name]
         assert array.dtype == DTYPES[spec.datatype]
         assert spec.fits(spec.datatype, array.shape)
     _come_back(asked, inputs)
+
+
+def _read(body: bytearray, json_bytes: int | None, inputs: tuple[TensorSpec, ...]) -> InferRequest | str:
+    """A request as it is read, or why it is refused."""
+    try:
+        return read_request(body, json_bytes, inputs, ())
+    except EdgeError as error:
+        _require(error.code in _REFUSALS, error)
+        return f"{error.code}: {error.detail}"
 
 
 def _come_back(asked: InferRequest, inputs: tuple[TensorSpec, ...]) -> None:
