@@ -15,11 +15,13 @@ import pytest
 from edge_agent.inference import InferenceClient
 from edge_contract.runtime import Member
 from edge_contract.tensors import TensorSpec
-from tests.integration.serving import MODULE, Serving, X, serving
+from tests.integration.adopting import agent_process
+from tests.integration.serving import MODULE, X, serving
 from tests.support.net import wait_until
 from tests.support.slots import adder_slot, write_slot
 
 SWAPS = 12
+KILLS = 3
 CLIENTS = 8
 ANSWERS_BETWEEN = 50
 
@@ -63,9 +65,9 @@ class Asker:
             self.error = f"{type(error).__name__}: {error}"
 
 
-def _start(state: Serving) -> tuple[list[Asker], list[threading.Thread], threading.Event]:
+def _start(path: Path) -> tuple[list[Asker], list[threading.Thread], threading.Event]:
     is_stopped = threading.Event()
-    askers = [Asker(state.supervisor.addresses(MODULE)[0], is_stopped) for _ in range(CLIENTS)]
+    askers = [Asker(path, is_stopped) for _ in range(CLIENTS)]
     threads = [threading.Thread(target=asker.run, daemon=True) for asker in askers]
     for thread in threads:
         thread.start()
@@ -87,7 +89,7 @@ def test_no_frame_is_lost_and_no_connection_either(tmp_path: Path, how: str) -> 
         bundles = [adder_slot(state.slots, 10.0 * number, version=number + 1) for number in range(SWAPS + 1)]
         number_of = {str(manifest): number for number, (manifest, _slot) in enumerate(bundles)}
         state.supervisor.ensure(MODULE, *bundles[0])
-        askers, threads, is_stopped = _start(state)
+        askers, threads, is_stopped = _start(state.supervisor.addresses(MODULE)[0])
         try:
             for bundle in bundles[1:]:
                 _wait_for_answers(askers)
@@ -128,6 +130,29 @@ def test_a_swap_to_another_signature_is_learned_on_the_way(tmp_path: Path) -> No
             outputs = client.infer_arrays({"text": ["ab", "c"]}, MODULE)
             assert (outputs["n"].tolist(), outputs.version, outputs.manifest) == ([2, 1], 2, script[0])
             assert frames._sock is first
+
+
+def test_agents_are_killed_and_models_swapped_by_the_next_and_no_frame_is_lost(tmp_path: Path) -> None:
+    bundles = [adder_slot(tmp_path / "slots", 10.0 * number, version=number + 1) for number in range(KILLS + 1)]
+    with agent_process(tmp_path) as agent:
+        agent.start()
+        agent.ask("ensure", MODULE, *bundles[0])
+        askers, threads, is_stopped = _start(agent.addresses()[0])
+        try:
+            for bundle in bundles[1:]:
+                _wait_for_answers(askers)
+                agent.kill()
+                _wait_for_answers(askers)
+                agent.start()
+                agent.ask("ensure", MODULE, *bundle)
+            _wait_for_answers(askers)
+        finally:
+            is_stopped.set()
+            for thread in threads:
+                thread.join(60)
+        assert [asker.error for asker in askers] == [""] * CLIENTS
+        for asker in askers:
+            assert [manifest for manifest, _value in asker.answers] == [str(manifest) for manifest, _slot in bundles]
 
 
 def test_a_killed_worker_costs_one_repetition(tmp_path: Path) -> None:
