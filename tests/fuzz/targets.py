@@ -112,7 +112,9 @@ def _received(client: socket.socket) -> bytes:
 
 
 def http(data: bytes) -> None:
-    """The same requests are found in the same bytes however they are cut, handed over at the cut or not."""
+    """The same requests are found in the same bytes however they are cut, handed over at the cut or not; also when they
+    come once more, and their heads are known.
+    """
     place, data = (data[0] if data else 0), data[1:]
     cut = place * len(data) // 255
     whole = _drive([data], is_handed_over=False)
@@ -126,6 +128,10 @@ def http(data: bytes) -> None:
     for is_handed_over in (False, True):
         again = _drive([data[:cut], data[cut:]], is_handed_over)
         assert again[:2] == whole[:2], f"cut at {cut} (handed over: {is_handed_over}): {again[:2]} and not {whole[:2]}"
+    twice = _drive([data + data], is_handed_over=False)[:2]
+    for parts in ([data, data], [data, data[:cut], data[cut:]]):
+        again = _drive(parts, is_handed_over=False)
+        assert again[:2] == twice, f"twice, cut at {cut}: {again[:2]} and not {twice}"
 
 
 # --- the Open Inference Protocol, JSON and binary
