@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edge_agent.serving.limits import ServingLimits
 from edge_agent.serving.parking import Adopter
 from edge_agent.serving.worker_process import WorkerProcess
+from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 
 _log = logging.getLogger(__name__)
@@ -65,6 +66,28 @@ def replace(live: WorkerProcess, candidate: WorkerProcess, limits: ServingLimits
             f"the new worker of {live.module!r} ended, or got stuck, while it took over the connections",
         )
     live.stop()
+
+
+def settle(workers: Sequence[WorkerProcess], manifest: Digest | None, limits: ServingLimits) -> WorkerProcess:
+    """Of several workers of a module that all serve keep one, and move the clients of the others to it.
+
+    Args:
+        workers: At least one; the newest first.
+        manifest: The bundle that is wanted; the newest worker stays when none has it.
+        limits: Bounds.
+
+    Returns:
+        The one that stays. It may have ended.
+    """
+    chosen = next((worker for worker in workers if worker.manifest == manifest), workers[0])
+    for worker in workers:
+        if worker is not chosen:
+            try:
+                replace(worker, chosen, limits)
+            except EdgeError as error:
+                _log.error("module %s: %s", worker.module, error)
+                chosen = worker  # it serves on, or has ended; what comes next finds out
+    return chosen
 
 
 def _restore(live: WorkerProcess, limits: ServingLimits) -> None:

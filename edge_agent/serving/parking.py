@@ -4,6 +4,8 @@ costs its clients time and nothing else.
 
 import contextlib
 import logging
+import threading
+from collections.abc import Iterable
 from typing import Protocol
 
 from edge_agent.serving.channel import close_fds
@@ -75,3 +77,53 @@ class Parking:
         for _transport, fds in connections:
             with contextlib.suppress(OSError):
                 close_fds(fds)
+
+
+class ParkingLot:
+    """The connections of all modules that wait for a worker. Any thread.
+
+    They move under one lock, so that each is in one place.
+    """
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+        self._lock = threading.Lock()
+        self._parkings: dict[str, Parking] = {}
+
+    def of(self, module: str) -> Parking:
+        """Where a module's connections wait, with as much room as those of the others leave."""
+        parking = self._parkings.setdefault(module, Parking(module))
+        others = sum(len(other) for other in list(self._parkings.values()) if other is not parking)
+        parking.connections_max = CONNECTIONS_PARKED_MAX - others
+        return parking
+
+    def park(self, module: str, connections: Iterable[Connection]) -> None:
+        """Hold connections; owned from now on."""
+        with self._lock:
+            parking = self.of(module)
+            for connection in connections:
+                parking.adopt(connection)
+
+    def leave_to(self, module: str, adopter: Adopter) -> None:
+        """Give a module's connections away.
+
+        Raises:
+            EdgeError: As `Adopter.adopt`; what was not taken stays here.
+        """
+        with self._lock:
+            if (parking := self._parkings.get(module)) is not None:
+                parking.leave_to(adopter)
+
+    def held(self) -> dict[str, list[Connection]]:
+        """What is held, by module; still owned here."""
+        return {module: parking.connections for module, parking in list(self._parkings.items())}
+
+    def close(self, module: str) -> None:
+        """Close a module's connections."""
+        if (parking := self._parkings.pop(module, None)) is not None:
+            parking.close()
+
+    def close_all(self) -> None:
+        """Close everything."""
+        for module in list(self._parkings):
+            self.close(module)

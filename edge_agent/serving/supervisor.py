@@ -14,13 +14,13 @@ from edge_agent.ports import Attestation, Health, MemoryGauge
 from edge_agent.serving.adoption import Adopted, adopt_orphans
 from edge_agent.serving.asking import ask_who_answers
 from edge_agent.serving.handle import can_adopt
-from edge_agent.serving.handover import drain, replace
+from edge_agent.serving.handover import drain, replace, settle
 from edge_agent.serving.inherited import Inherited, Named, SocketKeeper, name_parked
-from edge_agent.serving.limits import CONNECTIONS_PARKED_MAX, ORPHAN_FOLDER, ServingLimits
+from edge_agent.serving.limits import ORPHAN_FOLDER, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.memory import SystemMemory, process_own_bytes, require_room
 from edge_agent.serving.orphans import waiting_name
-from edge_agent.serving.parking import Parking
+from edge_agent.serving.parking import ParkingLot
 from edge_agent.serving.resources import Limiter, require_within
 from edge_agent.serving.samples import OnSample, SampleDeliverer
 from edge_agent.serving.shelf import Shelf
@@ -103,11 +103,10 @@ class WorkerSupervisor:
             "tcp_token": tcp_token,
         }
         self._lock = threading.Lock()  # guards _live, _silent_since_ns and the moment a worker becomes live
-        self._moving = threading.Lock()  # guards connections on their way between parkings and workers
         self._live: dict[str, WorkerProcess] = {}
         self._candidates: dict[str, WorkerProcess] = {}
         self._silent_since_ns: dict[str, int] = {}  # by module that served and whose clients wait now
-        self._parkings: dict[str, Parking] = {}
+        self._parked = ParkingLot()
         self._spares: dict[str, list[WorkerProcess]] = {}  # by module, adopted beside the live worker; they serve too
         self._logs: dict[str, BoundedLog] = {}
         self._shelf = Shelf(run_dir, host, ports, unix_paths, inherited or Inherited(), keeper)
@@ -127,7 +126,6 @@ class WorkerSupervisor:
         next `ensure` of a module decides about its worker.
         """
         for module in self._shelf.parked_modules:
-            self._parkings[module] = Parking(module, CONNECTIONS_PARKED_MAX)
             self._silent_since_ns[module] = time.monotonic_ns()
         found = Adopted()
         if self._orphans is not None:
@@ -143,12 +141,8 @@ class WorkerSupervisor:
             if worker.has_ended:
                 self._worker_ended(worker)
         for module in self._shelf.parked_modules:
-            parking = self._parkings[module]
-            for connection in found.without_served(self._shelf.take_parked(module)):
-                parking.adopt(connection)
-            if (live := self._live.get(module)) is not None:
-                with contextlib.suppress(EdgeError), self._moving:  # it ended now; they wait for the next one
-                    parking.leave_to(live)
+            self._parked.park(module, found.without_served(self._shelf.take_parked(module)))
+            self._move_parked(module)
 
     def release(self) -> list[Named]:
         """Let go of everything, so that the next program in this process adopts it; for a re-execution.
@@ -161,8 +155,8 @@ class WorkerSupervisor:
         for module in list(self._candidates):
             self.discard(module)
         named = self._shelf.name_all()
-        for module, parking in self._parkings.items():
-            named += name_parked(module, parking.connections)
+        for module, connections in self._parked.held().items():
+            named += name_parked(module, connections)
         return named
 
     # --- ports.ModelServer
@@ -220,9 +214,7 @@ class WorkerSupervisor:
             candidate.expect("serving", self._limits.serve_ms, "to begin serving")
             if live is not None and not live.has_ended:
                 self._replace(live, candidate)
-            if (parking := self._parkings.get(module)) is not None:
-                with self._moving:
-                    parking.leave_to(candidate)
+            self._parked.leave_to(module, candidate)
         except EdgeError:
             self.discard(module)
             raise
@@ -312,7 +304,7 @@ class WorkerSupervisor:
                 live.is_expected_to_end = True
                 self._silent_since_ns[module] = time.monotonic_ns()
         if live is not None:
-            live.successor = self._parking(module)
+            live.successor = self._parked.of(module)
             drain([live], self._limits, is_handed_over=True)
 
     def memory_bytes(self, module: str) -> int:
@@ -355,8 +347,7 @@ class WorkerSupervisor:
             live = self._live.pop(module, None)
             self._silent_since_ns.pop(module, None)
         self._shelf.close(module)
-        if (parking := self._parkings.pop(module, None)) is not None:
-            parking.close()
+        self._parked.close(module)
         workers = [*self._spares.pop(module, []), *([] if live is None else [live])]
         drain(workers, self._limits, is_handed_over=False)
 
@@ -369,9 +360,7 @@ class WorkerSupervisor:
         workers += [spare for spares in self._spares.values() for spare in spares]
         self._spares.clear()
         drain(workers, self._limits, is_handed_over=False)
-        for parking in self._parkings.values():
-            parking.close()
-        self._parkings.clear()
+        self._parked.close_all()
         self._shelf.close_all()
         self._samples.close(self._limits.exit_ms / 1000)
 
@@ -446,14 +435,7 @@ class WorkerSupervisor:
         workers = [worker for worker in (live, *spares) if worker is not None and not worker.has_ended]
         if not workers:
             return
-        chosen = next((worker for worker in workers if worker.manifest == manifest), workers[0])
-        for worker in workers:
-            if worker is not chosen:
-                try:
-                    replace(worker, chosen, self._limits)
-                except EdgeError as error:
-                    _log.error("module %s: %s", module, error)
-                    chosen = worker  # it serves on, or has ended; what comes next finds out
+        chosen = settle(workers, manifest, self._limits)
         with self._lock:
             self._live[module] = chosen
             self._silent_since_ns.pop(module, None)
@@ -470,39 +452,22 @@ class WorkerSupervisor:
             self._move_parked(live.module)
             raise
 
-    def _park(self, worker: WorkerProcess) -> None:
-        """Keep what the clients of a worker that ended by itself can go on with, for whoever serves next."""
-        found = worker.rescue()
-        if not found:
-            return
-        with self._moving:
-            parking = self._parking(worker.module)
-            for connection in found:
-                parking.adopt(connection)
-        self._move_parked(worker.module)
-
-    def _parking(self, module: str) -> Parking:
-        """Where a module's connections wait, with as much room as those of the others leave."""
-        parking = self._parkings.setdefault(module, Parking(module))
-        others = sum(len(other) for other in list(self._parkings.values()) if other is not parking)
-        parking.connections_max = CONNECTIONS_PARKED_MAX - others
-        return parking
-
     def _move_parked(self, module: str) -> None:
         """Give connections that wait to the live worker, if there is one. Any thread."""
         with self._lock:
             live = self._live.get(module)
         if live is not None and not live.has_ended and not live.is_expected_to_end:
-            with self._moving, contextlib.suppress(EdgeError):  # it ended this moment; they wait for the next one
-                if (parking := self._parkings.get(module)) is not None:
-                    parking.leave_to(live)
+            with contextlib.suppress(EdgeError):  # it ended this moment; they wait for the next one
+                self._parked.leave_to(module, live)
 
     def _worker_ended(self, worker: WorkerProcess) -> None:
         if self._orphans is not None:
             with contextlib.suppress(OSError):
                 (self._orphans / waiting_name(worker.module, worker.pid)).unlink(missing_ok=True)
-        if not worker.is_expected_to_end:
-            self._park(worker)
+        # What its clients can go on with is for whoever serves next.
+        if not worker.is_expected_to_end and (found := worker.rescue()):
+            self._parked.park(worker.module, found)
+            self._move_parked(worker.module)
         with self._lock:
             is_news = self._live.get(worker.module) is worker and not worker.is_expected_to_end
             if is_news:

@@ -277,7 +277,7 @@ def test_a_full_house_waits_through_the_gap(tmp_path: Path) -> None:
 
 def test_connections_of_all_modules_share_one_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent keeps descriptors for its own work, however many clients wait."""
-    monkeypatch.setattr("edge_agent.serving.supervisor.CONNECTIONS_PARKED_MAX", 3)
+    monkeypatch.setattr("edge_agent.serving.parking.CONNECTIONS_PARKED_MAX", 3)
     with serving(tmp_path) as state:
         one = adder_slot(state.slots, 10.0)
         clients = []
