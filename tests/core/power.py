@@ -256,7 +256,7 @@ class World:
             wanted = dict.fromkeys(self.plan.modules, self.plan.given[-1])
         tried = {version for version in wanted.values() if version not in self.plan.given} if self.plan.trial else set()
         return tuple(
-            assignment(version, module=name, **({"trial": self.plan.trial} if version in tried else {}))
+            assignment(version, module=name, trial=self.plan.trial if version in tried else None)
             for name, version in wanted.items()
         )
 
