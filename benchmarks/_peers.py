@@ -56,6 +56,11 @@ async def predict(body: Body):
     array = np.asarray(body.data, dtype=np.float32).reshape(body.shape)
     return {"outputs": session.run([OUTPUT], {INPUT: array})[0].tolist()}
 
+@app.post("/predict-in-a-thread")
+def predict_in_a_thread(body: Body):
+    array = np.asarray(body.data, dtype=np.float32).reshape(body.shape)
+    return {"outputs": session.run([OUTPUT], {INPUT: array})[0].tolist()}
+
 @app.post("/raw")
 async def raw(request: Request):
     shape = [int(size) for size in request.headers["x-shape"].split(",")]
@@ -134,10 +139,13 @@ def _oip_json(path: str) -> Callable[[Subject], bytes]:
     return make
 
 
-def _fastapi_json(subject: Subject) -> bytes:
-    data = [round(float(value), 4) for value in subject.array.ravel()]
-    body = {"shape": list(subject.array.shape), "data": data}
-    return post("/predict", json.dumps(body).encode(), "application/json")
+def _fastapi_json(path: str) -> Callable[[Subject], bytes]:
+    def make(subject: Subject) -> bytes:
+        data = [round(float(value), 4) for value in subject.array.ravel()]
+        body = {"shape": list(subject.array.shape), "data": data}
+        return post(path, json.dumps(body).encode(), "application/json")
+
+    return make
 
 
 def _fastapi_raw(subject: Subject) -> bytes:
@@ -150,7 +158,7 @@ PEERS: Final = {
         "fastapi",
         ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", _ORT),
         "/ready",
-        {"json": _fastapi_json, "raw": _fastapi_raw},
+        {"json": _fastapi_json("/predict"), "json thread": _fastapi_json("/predict-in-a-thread"), "raw": _fastapi_raw},
     ),
     "mlserver": Peer(
         # A fresh 1.7.1 does not start its workers with a newer uvloop.
