@@ -55,6 +55,11 @@ class Guard:
         """How often the worker is to beat."""
         return max(1, self._limits.stuck_ms // (LOOKS * _BEATS_A_LOOK))
 
+    @property
+    def resources(self) -> Resources:
+        """What the worker may use, as it was told last."""
+        return Resources() if self.confinement is None else self.confinement.resources
+
     def bound(self, limiter: Limiter, pid: int, resources: Resources) -> None:
         """Bound a worker that serves already: one that an agent before this one started, or another policy came."""
         if self.confinement is None:

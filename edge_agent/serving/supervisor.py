@@ -1,6 +1,7 @@
 """Keeps one live worker a module, proves candidates beside it, swaps without losing a request (`ports.ModelServer`)."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import threading
@@ -32,7 +33,7 @@ from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
-from edge_contract.terms import Agreement, Trial
+from edge_contract.terms import Agreement, Resources, Trial
 
 _log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class WorkerSupervisor:
         self._live: dict[str, WorkerProcess] = {}
         self._candidates: dict[str, WorkerProcess] = {}
         self._silent_since_ns: dict[str, int] = {}  # by module that served and whose clients wait now
+        self._on_trial: dict[str, Resources] = {}  # what the candidate of a module may use after its trial
         self._parked = ParkingLot()
         self._spares: dict[str, list[WorkerProcess]] = {}  # by module, adopted beside the live worker; they serve too
         self._logs: dict[str, BoundedLog] = {}
@@ -209,6 +211,8 @@ class WorkerSupervisor:
             if live is not None and live.manifest == manifest and not live.has_ended:
                 return 0
             raise EdgeError("model.worker-crashed", f"module {module!r} has no proved candidate {manifest}")
+        if (own := self._on_trial.pop(module, None)) is not None:
+            candidate.guard.bound(self._limiter, candidate.pid, own)
         try:
             candidate.command("serve", beat_ms=candidate.guard.beat_ms)
             candidate.expect("serving", self._limits.serve_ms, "to begin serving")
@@ -286,7 +290,13 @@ class WorkerSupervisor:
 
     def begin_trial(self, module: str, trial: Trial) -> None:
         """Connect the live worker with the candidate; see `ModelServer`."""
-        begin_trial(self._live.get(module), self._candidates.get(module), trial)
+        candidate = self._candidates.get(module)
+        if candidate is not None and trial.memory_bytes_max:
+            own = candidate.guard.resources
+            bounds = [bound for bound in (own.memory_bytes_max, trial.memory_bytes_max) if bound]
+            candidate.guard.bound(self._limiter, candidate.pid, dataclasses.replace(own, memory_bytes_max=min(bounds)))
+            self._on_trial[module] = own
+        begin_trial(self._live.get(module), candidate, trial)
 
     def trial(self, module: str) -> Agreement:
         """Ask the candidate what it found; see `ModelServer`."""
@@ -317,6 +327,7 @@ class WorkerSupervisor:
 
     def discard(self, module: str) -> None:
         """End the candidate; see `ModelServer`."""
+        self._on_trial.pop(module, None)
         candidate = self._candidates.pop(module, None)
         if candidate is not None:
             candidate.kill()
