@@ -100,6 +100,8 @@ class MessageReader:
                     "internal.bug", f"a control message announces {count!r} descriptors, which did not come"
                 )
             yield message, [self._fds.popleft() for _ in range(count)]
+        if len(self._fds) > CONTROL_FDS_MAX:  # more than the message that has begun may have
+            raise EdgeError("internal.bug", f"{len(self._fds)} descriptors came that no control message announces")
 
     def close(self) -> None:
         """Close descriptors that came without their message."""

@@ -59,7 +59,7 @@ def read_inherited(named: Iterable[Named]) -> Inherited:
     parked: dict[tuple[str, str], tuple[str, int]] = {}
     for name, fd in named:
         try:
-            if name.startswith((_PARKED, _PENDING)):
+            if name.startswith((f"{_PARKED}/", f"{_PENDING}/")):
                 what, module, number, transport = name.split("/")
                 key = (model_name(module), number)
                 if what == _PENDING:

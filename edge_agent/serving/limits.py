@@ -24,6 +24,9 @@ UNIX_PATH_BYTES_MAX: Final = 107
 EVENTS_WAITING_MAX: Final = 256
 """A worker's answers that nobody has taken yet; one that says more has lost its mind and is ended."""
 
+OUTPUT_REST_READS_MAX: Final = 32
+"""Reads of `RECEIVE_BYTES` from the pipe of a worker that is gone: more than a pipe holds."""
+
 LISTEN_BACKLOG: Final = 512
 
 CONNECTIONS_PARKED_MAX: Final = 256

@@ -117,7 +117,8 @@ class Confinement:
             return
         try:
             for task in _tasks(self._pid):
-                os.setpriority(os.PRIO_PROCESS, task, self.resources.nice)
+                with contextlib.suppress(ProcessLookupError):  # this thread ended meanwhile
+                    os.setpriority(os.PRIO_PROCESS, task, self.resources.nice)
         except OSError as error:
             self._refuse("nice", error.strerror or str(error))
         else:
@@ -177,7 +178,8 @@ class Confinement:
 
     def _run_on(self, cpus: set[int]) -> None:
         for task in _tasks(self._pid):
-            os.sched_setaffinity(task, cpus)
+            with contextlib.suppress(ProcessLookupError):  # this thread ended meanwhile
+                os.sched_setaffinity(task, cpus)
 
     # --- while it runs
 

@@ -51,3 +51,6 @@ class SampleDeliverer:
             except EdgeError as error:  # a full disk, for example; telemetry gives way
                 self.dropped += 1
                 _log.warning("a sample of module %s was dropped: %s", item[0], error)
+            except Exception:  # noqa: BLE001 - what one worker made up must not end the samples of all modules
+                self.dropped += 1
+                _log.exception("a sample of module %s was dropped", item[0])

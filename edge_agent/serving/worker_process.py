@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from edge_agent.serving.channel import MessageReader, close_fds, encode_message, receive, send_message
 from edge_agent.serving.guard import Guard
 from edge_agent.serving.handle import UNKNOWN_EXIT
-from edge_agent.serving.limits import EVENTS_WAITING_MAX, RECEIVE_BYTES, ServingLimits
+from edge_agent.serving.limits import EVENTS_WAITING_MAX, OUTPUT_REST_READS_MAX, RECEIVE_BYTES, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.parking import Adopter, Connection
 from edge_agent.serving.starting import Running
@@ -317,7 +317,7 @@ class WorkerProcess:
             name = message.get("event")
             if name == "sample":
                 self._on_sample(self.module, message.get("record") or {})
-            elif name == "connection":
+            elif name == "connection" and 0 < len(fds) <= 2:
                 self.guard.keeping.gave_away(message)
                 self._pass_on((str(message.get("transport")), fds))
             else:
@@ -345,8 +345,9 @@ class WorkerProcess:
                 _log.error("module %s: process %d was killed and is still there", self.module, self.pid)
         self.guard.ended()
         with contextlib.suppress(OSError):
-            while self._copy_output_rest():
-                pass
+            for _ in range(OUTPUT_REST_READS_MAX):  # who holds the pipe may print without end
+                if not self._copy_output_rest():
+                    break
         os.close(self._output)
         self._has_ended.set()
         self._on_end(self)

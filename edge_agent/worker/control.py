@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from edge_agent.serving.channel import Message, MessageReader, close_fds, encode_message, receive, send_message
-from edge_agent.worker.limits import CONTROL_WAITING_BYTES_MAX
+from edge_agent.worker.limits import CONTROL_WAITING_BYTES_MAX, INFLIGHT_RETRY_MS, KEEPS_WAITING_MAX
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 
@@ -115,7 +116,13 @@ class Control:
             self._on_end()
 
     def send(self, event: JsonObject, fds: Sequence[int] = ()) -> None:
-        """Send an event; descriptors are closed once they are on their way."""
+        """Send an event; descriptors are closed once they are on their way.
+
+        Duplicates of connections (`keep`) are left out while the agent reads nothing: they are cut if this one crashes.
+        """
+        if fds and event.get("event") == "keep" and len(self._out) >= KEEPS_WAITING_MAX:
+            close_fds(fds)
+            return
         self._queue(encode_message(event, len(fds)), list(fds))
 
     def offer_samples(self, records: Sequence[JsonObject]) -> None:
@@ -154,8 +161,11 @@ class Control:
             except (BlockingIOError, InterruptedError):
                 self._loop.add_writer(self._sock, self._flush)
                 return
-            except OSError:
+            except OSError as error:
                 self._loop.remove_writer(self._sock)
+                if error.errno == errno.ETOOMANYREFS:  # unix(7): of all processes of this user; they will be read
+                    self._loop.call_later(INFLIGHT_RETRY_MS / 1000, self._flush)
+                    return
                 self._loop.call_soon(self._break_off, self._sock)
                 return
             close_fds(fds)

@@ -124,6 +124,11 @@ RETIRE_MS: Final = 10_000
 """For a worker that no agent will come for to answer what it has begun."""
 ADOPTED_KEPT: Final = 1_024
 """Connections got from other workers that are remembered, the newest: many more than one worker has at a time."""
+KEEPS_WAITING_MAX: Final = 512
+"""Events that wait for an agent that does not read, from which on it gets no duplicates of connections: each waiting
+one holds a descriptor that the next client needs."""
+INFLIGHT_RETRY_MS: Final = 50
+"""When a user has as many descriptors on their way as the kernel lets it have."""
 CONTROL_WAITING_BYTES_MAX: Final = 1 * MIB
 """Samples that wait for the agent to read; newer ones are dropped and counted."""
 

@@ -57,6 +57,14 @@ def test_what_one_program_names_the_next_one_reads(tmp_path: Path, stack: ExitSt
         close_fds(fds)
 
 
+def test_a_module_may_be_called_like_what_is_passed_on(tmp_path: Path, stack: ExitStack) -> None:
+    for module in ("parked-cars", "pending"):
+        listeners = _listeners(stack, tmp_path, module)
+        found = read_inherited([(f"{module}.unix", os.dup(listeners.unix.fileno()))])
+        stack.callback(_close, found.given.get(module, Given()))
+        assert found.given[module].unix is not None
+
+
 def test_a_socket_of_systemd_goes_before_one_that_an_agent_kept(tmp_path: Path, stack: ExitStack) -> None:
     mine, theirs = _listeners(stack, tmp_path), _listeners(stack, tmp_path, "theirs")
     for order in (1, -1):

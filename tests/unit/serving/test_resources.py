@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.serving import cgroups
+from edge_agent.serving import cgroups, resources
 from edge_agent.serving.cgroups import OWN, CgroupError, CgroupTree
 from edge_agent.serving.limits import DATA_SLACK_BYTES, PIDS_MAX
 from edge_agent.serving.resources import Limiter
@@ -209,3 +209,14 @@ def test_what_a_session_has_started_is_ended(process: int) -> None:
     os.kill(process, 0)
     found.end()
     os.kill(process, 0)  # the worker itself is not
+
+
+def test_a_thread_that_ends_meanwhile_leaves_the_others_bounded(process: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    monkeypatch.setattr(resources, "_tasks", lambda pid: iter((gone.pid, pid)))
+    found = Limiter(is_dividing=False).confine("line", process, Resources(cpus=(0,), nice=5))
+    found.settle()
+    assert os.sched_getaffinity(process) == {0}
+    assert os.getpriority(os.PRIO_PROCESS, process) == 5
+    assert found.to_json()["refused"] == {}

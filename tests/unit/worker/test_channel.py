@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.serving.channel import MessageReader, close_fds, encode_message, receive, send_message
 from edge_agent.serving.environment import worker_environment
-from edge_agent.serving.limits import CONTROL_LINE_BYTES_MAX, UNIX_PATH_BYTES_MAX
+from edge_agent.serving.limits import CONTROL_FDS_MAX, CONTROL_LINE_BYTES_MAX, UNIX_PATH_BYTES_MAX
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.sockets import Listeners
 from edge_contract.errors import EdgeError
@@ -67,6 +67,16 @@ def test_each_message_gets_its_own_descriptors(tmp_path: Path) -> None:
 def test_nonsense_on_the_channel_is_refused(line: bytes) -> None:
     with pytest.raises(EdgeError):
         list(MessageReader().feed(line, []))
+
+
+def test_descriptors_that_nobody_announces_do_not_pile_up() -> None:
+    reader = MessageReader()
+    fds = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(CONTROL_FDS_MAX + 1)]
+    for fd in fds[1:]:
+        assert list(reader.feed(b" ", [fd])) == []
+    with pytest.raises(EdgeError, match="announces"):
+        list(reader.feed(b" ", fds[:1]))
+    reader.close()
 
 
 def test_a_message_too_long_for_the_receiver_is_not_sent() -> None:
