@@ -16,6 +16,11 @@ from edge_contract.jsonio import JsonObject
 _log = logging.getLogger(__name__)
 
 
+def sample_line(record: JsonObject) -> bytes:
+    """The message for one sample. Any thread: writing it takes longer than many an answer, so not the event loop's."""
+    return encode_message({"event": "sample", "record": record})
+
+
 class Control:
     """Sends events to the agent without ever blocking, and passes its commands on.
 
@@ -125,13 +130,12 @@ class Control:
             return
         self._queue(encode_message(event, len(fds)), list(fds))
 
-    def offer_samples(self, records: Sequence[JsonObject]) -> None:
-        """Send samples if the agent keeps up, else drop them."""
-        for record in records:
+    def offer_samples(self, lines: Sequence[bytes]) -> None:
+        """Send samples, as `sample_line` writes them, if the agent keeps up, else drop them."""
+        for line in lines:
             if self._out_bytes + self._samples_bytes > CONTROL_WAITING_BYTES_MAX:
                 self.dropped += 1
                 continue
-            line = encode_message({"event": "sample", "record": record})
             if self._is_ended:
                 self._samples.append(line)
                 self._samples_bytes += len(line)

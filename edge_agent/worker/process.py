@@ -17,7 +17,7 @@ from edge_agent.worker.access import TcpAccess
 from edge_agent.worker.beat import Beat
 from edge_agent.worker.bundle import LoadedBundle, load_bundle, prove_bundle, read_allowance
 from edge_agent.worker.compiling import Compiler
-from edge_agent.worker.control import Control
+from edge_agent.worker.control import Control, sample_line
 from edge_agent.worker.door import Door
 from edge_agent.worker.engines import Allowance, Engine
 from edge_agent.worker.frames import FrameModels
@@ -199,7 +199,8 @@ class WorkerProcess:
             self._door.listen(kind, sock)
 
     def _deliver_samples(self, records: Sequence[JsonObject]) -> None:
-        self._loop.call_soon_threadsafe(self._control.offer_samples, records)
+        lines = [sample_line(record) for record in records]  # on the sampler's thread, which accounts for it
+        self._loop.call_soon_threadsafe(self._control.offer_samples, lines)
 
     def _proved(self) -> LoadedBundle:
         if self._bundle is None:

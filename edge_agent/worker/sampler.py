@@ -172,7 +172,9 @@ class Sampler:
                     break
             records = [record for item in items if isinstance(item, Taken) and (record := self._record(item))]
             if records:
+                begun_s = time.thread_time()
                 self._deliver(records)
+                self._budget_s -= time.thread_time() - begun_s
             for item in items:
                 if isinstance(item, threading.Event):
                     item.set()
