@@ -116,8 +116,12 @@ class WorkerSupervisor:
         self._samples = SampleDeliverer(on_sample)
         self._orphans: Path | None = None
         if is_outlived and can_adopt():
-            self._orphans = run_dir / ORPHAN_FOLDER
-            self._orphans.mkdir(mode=0o700, exist_ok=True)
+            folder = run_dir / ORPHAN_FOLDER
+            try:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                self._orphans = folder
+            except OSError as error:  # full, or read-only: whoever needs a socket there is told
+                _log.error("workers end with this agent: %s cannot be made: %s", folder, error.strerror)
 
     # --- after a start
 
@@ -220,7 +224,9 @@ class WorkerSupervisor:
                 self._replace(live, candidate)
             self._parked.leave_to(module, candidate)
         except EdgeError:
+            self._parked.park(module, candidate.rescue())  # it may have accepted, and been given, connections
             self.discard(module)
+            self._move_parked(module)
             raise
         with self._lock:
             del self._candidates[module]
@@ -370,9 +376,10 @@ class WorkerSupervisor:
             workers, self._live = list(self._live.values()), {}
         workers += [spare for spares in self._spares.values() for spare in spares]
         self._spares.clear()
-        drain(workers, self._limits, is_handed_over=False)
-        self._parked.close_all()
+        # First, as in `stop`: who connects while the workers drain is refused, and not left in a queue that ends.
         self._shelf.close_all()
+        self._parked.close_all()
+        drain(workers, self._limits, is_handed_over=False)
         self._samples.close(self._limits.exit_ms / 1000)
 
     # --- more than the port

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from edge_agent.inference import InferenceClient, Tensor
-from edge_agent.serving.limits import ServingLimits
+from edge_agent.serving.limits import ORPHAN_FOLDER, ServingLimits
+from edge_agent.serving.supervisor import WorkerSupervisor
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.runtime import Member
@@ -403,7 +404,10 @@ def test_closing_finishes_what_was_begun(tmp_path: Path) -> None:
         asking.start()
         wait_until(started.exists, 30, what="the request to be computed")
         closing = threading.Thread(target=state.supervisor.close, daemon=True)
+        unix_path = state.supervisor.addresses(MODULE)[0]
         closing.start()
+        # While a request is still computed nobody new is kept waiting for a worker that will not come.
+        wait_until(lambda: not unix_path.exists(), 5, what="the socket to be closed")
         hold.unlink()
         closing.join(30)
         asking.join(30)
@@ -431,3 +435,10 @@ def test_a_stopped_module_refuses_clients_at_once_and_can_serve_again(tmp_path: 
         state.supervisor.ensure(MODULE, *good)
         with state.client() as client:
             assert client.infer("digits", [X]).manifest == good[0]
+
+
+def test_a_run_directory_without_room_for_orphans_ends_no_agent(tmp_path: Path) -> None:
+    (tmp_path / ORPHAN_FOLDER).touch()  # no folder can be made, as on a disk that is full or read-only
+    supervisor = WorkerSupervisor(tmp_path, lambda *_: None, lambda *_: None, is_outlived=True)
+    supervisor.adopt()
+    supervisor.close()

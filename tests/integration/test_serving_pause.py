@@ -17,6 +17,7 @@ import pytest
 
 from edge_agent.inference import InferenceClient
 from edge_agent.serving.limits import ServingLimits
+from edge_agent.serving.parking import Adopter, Parking
 from edge_agent.serving.supervisor import WorkerSupervisor
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -256,6 +257,33 @@ def test_stopping_in_the_gap_lets_waiting_clients_go(tmp_path: Path) -> None:
             assert caught.value.code in ("network.unreachable", "network.cut")
             client.close()
         assert len(os.listdir("/proc/self/fd")) <= before, "no connection is left behind"
+
+
+def test_a_candidate_that_fails_while_it_takes_over_loses_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path) as state:
+        one, two = adder_slot(state.slots, 10.0), adder_slot(state.slots, 20.0, version=2)
+        state.supervisor.ensure(MODULE, *one)
+        with state.client() as client:
+            client.infer("digits", [X])
+            assert client._frames is not None
+            before = client._frames._sock
+            state.supervisor.pause(MODULE)
+            state.supervisor.prove(MODULE, *two)
+            leave_to = Parking.leave_to
+
+            def leave_and_fail(parking: Parking, adopter: Adopter) -> None:
+                leave_to(parking, adopter)
+                raise EdgeError("model.worker-crashed", "it does not read its commands")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Parking, "leave_to", leave_and_fail)
+                with pytest.raises(EdgeError, match="does not read"):
+                    state.supervisor.activate(MODULE, two[0])
+            state.supervisor.ensure(MODULE, *one)
+            assert client.infer("digits", [X]).manifest == one[0]
+            assert client._frames._sock is before
 
 
 def test_a_full_house_waits_through_the_gap(tmp_path: Path) -> None:
