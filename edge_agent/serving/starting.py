@@ -54,8 +54,16 @@ def start_worker(module: str, slot: Path, listeners: Listeners, outliving: Outli
     Raises:
         EdgeError: `device.memory-short` when the system cannot start a process.
     """
-    control, theirs = socket.socketpair()
-    output, output_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        control, theirs = socket.socketpair()
+        try:
+            output, output_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            control.close()
+            theirs.close()
+            raise
+    except OSError as error:  # no descriptor left
+        raise EdgeError("device.memory-short", f"no worker could be started: {error.strerror or error}") from error
     os.set_blocking(output_in, True)
     fds = [theirs.fileno(), listeners.unix.fileno(), listeners.tcp.fileno()]
     command = worker_command(module, slot, *fds)

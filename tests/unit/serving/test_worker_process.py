@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import socket
@@ -9,14 +10,18 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from edge_agent.serving.channel import encode_message
 from edge_agent.serving.limits import ServingLimits
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.parking import Connection
 from edge_agent.serving.samples import SampleDeliverer
-from edge_agent.serving.starting import Running
+from edge_agent.serving.sockets import Listeners
+from edge_agent.serving.starting import Running, start_worker
 from edge_agent.serving.worker_process import WorkerProcess
 from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 
 MANIFEST = Digest.of(b"manifest")
@@ -76,6 +81,21 @@ def test_who_prints_without_end_does_not_hold_up_the_end_of_a_worker(tmp_path: P
     theirs.close()
     _, is_over = _worker(tmp_path, ours, os.open("/dev/zero", os.O_RDONLY))
     assert is_over.wait(30)
+
+
+def test_an_agent_without_descriptors_starts_no_worker_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pipe2(_flags: int) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    listeners = Listeners.open("digits", tmp_path, "127.0.0.1", 0)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "pipe2", pipe2)
+    with pytest.raises(EdgeError, match="no worker could be started"):
+        start_worker("digits", tmp_path, listeners, None)
+    assert len(os.listdir("/proc/self/fd")) == before
+    listeners.close()
 
 
 def test_a_sample_that_nobody_understands_ends_no_others() -> None:
