@@ -30,7 +30,7 @@ from edge_agent.frames import (
 )
 from edge_agent.worker.arrays import DTYPES, Array, datatype_of, from_bytes, to_bytes
 from edge_agent.worker.bundle import LoadedBundle, LoadedMember
-from edge_agent.worker.limits import JOIN_BYTES_MAX, REQUEST_ID_CHARS_MAX, WorkerLimits
+from edge_agent.worker.limits import JOIN_BYTES_MAX, REQUEST_ID_CHARS_MAX, SHARED_CORE_US_MAX, WorkerLimits
 from edge_agent.worker.oip import write_json
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
@@ -103,7 +103,11 @@ class _Model:
 
 
 class FrameModels:
-    """The models of one bundle behind frames. Any thread."""
+    """The models of one bundle behind frames. Any thread.
+
+    Attributes:
+        is_quick: Whether threads of several connections had better share a core; see `edge_agent.worker.cores`.
+    """
 
     def __init__(self, module: str, bundle: LoadedBundle, compute: Compute, limits: WorkerLimits) -> None:
         """Answer for a proved bundle.
@@ -119,6 +123,9 @@ class FrameModels:
         self._version = bundle.runtime.version
         # A script that takes any JSON has no tensors to send.
         models = [_Model(member) for member in bundle.members.values() if member.engine.inputs]
+        self.is_quick = all(
+            member.engine.is_quick and 0 < member.run_us <= SHARED_CORE_US_MAX for member in bundle.members.values()
+        )
         self._models = {model.key: model for model in models}
         self._description = write_json(
             {

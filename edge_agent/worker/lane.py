@@ -18,6 +18,7 @@ from typing import Final
 from edge_agent.frames import DESCRIBE, FIRST_BYTE, ID_BYTES_MAX, INFER, LAST, PREFIX, REQUEST, VERSION, invalid
 from edge_agent.serving.page import BUSY, FRAMES, IDLE, WRITING
 from edge_agent.worker.budget import Budget
+from edge_agent.worker.cores import share_core
 from edge_agent.worker.frames import FrameModels, Parts
 from edge_agent.worker.ledger import Ledger
 from edge_agent.worker.limits import (
@@ -76,6 +77,7 @@ class FrameConnection:
         self._payload: bytes | memoryview = b""
         self._head: tuple[int, ...] = ()
         self._reserved = 0
+        self._is_core_shared = False
         self._lock = threading.Lock()  # decides who has a request whose computing has just ended: thread or event loop
         self._stage = _READING
         self._poller = select.poll()
@@ -119,6 +121,7 @@ class FrameConnection:
         lane, lock, models, is_gone = self._lane, self._lock, self._models, self._is_gone
         states, slot, unpack, clock_ns = self._states, self._slot, REQUEST.unpack_from, time.monotonic_ns
         small = _HEAD_BYTES + self._unchecked_bytes
+        is_quick, connections = models.is_quick, lane.connections
         while not lane.is_draining:
             if not self._have:
                 self._have = self._wait_and_read(self._buffer, 0.0)
@@ -130,6 +133,9 @@ class FrameConnection:
             else:
                 head, payload = self._receive()
             received_ns = clock_ns()
+            if is_quick and (len(connections) > 1) is not self._is_core_shared:
+                self._is_core_shared = not self._is_core_shared
+                share_core(self._is_core_shared)
             self._stage = _RUNNING
             if head[1] == INFER:
                 answer = models.infer(head, payload, received_ns, is_gone)

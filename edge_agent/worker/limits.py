@@ -28,6 +28,8 @@ JOIN_BYTES_MAX: Final = 16 * KIB
 # Frames
 FRAME_BUFFER_BYTES: Final = 64 * KIB
 """What a connection receives at once; a larger payload gets a place of its own."""
+SHARED_CORE_US_MAX: Final = 200
+"""Threads of a model whose runs are shorter share one core; longer ones gain from all of them."""
 FRAME_STACK_BYTES: Final = 1 * MIB
 """Of the thread of a connection. Scripts compute in threads of their own, with the usual stack."""
 LEAVE_MS_MAX: Final = 500
@@ -60,7 +62,7 @@ DRIFT_ROWS_MIN: Final = 8
 """Rows of golden and of live outputs below which nothing is said of drift."""
 DRIFT_INTERVAL_MS: Final = 20
 """One request in this time is looked at for drift."""
-SWITCH_INTERVAL_S: Final = 0.0005
+SWITCH_INTERVAL_S: Final = 0.002
 """How long a thread may keep the interpreter while another waits for it; Python's own 5 ms would be added to an answer
 whenever a sample is being made."""
 RERUN_POLL_MS: Final = 5
@@ -111,7 +113,7 @@ CUT_CHARS_MAX: Final = 512
 """What stands around the numbers of one tensor."""
 SAMPLE_CPU_SHARE_MAX: Final = 0.03
 """Processor time for making samples, of one core on average; what would take more is dropped and counted."""
-SAMPLE_CPU_BURST_S: Final = 0.25
+SAMPLE_CPU_BURST_S: Final = 0.05
 """Processor time that may be used at once, in seconds, after a while of using less."""
 SAMPLE_TEXT_BYTES_MAX: Final = 1_024
 """Bytes kept of one BYTES element."""

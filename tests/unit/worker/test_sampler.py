@@ -167,5 +167,5 @@ def test_making_samples_takes_no_more_processor_time_than_it_may(monkeypatch: py
     taken = Taken("m", 1, 1, 1, "")
     assert [sampler._record(taken) is not None for _ in range(4)] == [True, False, False, False]
     assert sampler.dropped == 3
-    clock["now"] += 0.9 / SAMPLE_CPU_SHARE_MAX  # what the first one took beyond the burst is earned, and a little more
+    clock["now"] += 1.0 / SAMPLE_CPU_SHARE_MAX  # what the first one took beyond the burst is earned, and a little more
     assert [sampler._record(taken) is not None for _ in range(2)] == [True, False]
