@@ -37,6 +37,44 @@ INPUT, OUTPUT = session.get_inputs()[0].name, session.get_outputs()[0].name
 _FASTAPI: Final = (
     _SESSION
     + """
+from fastapi import FastAPI
+from pydantic import BaseModel
+import uvicorn
+
+app = FastAPI()
+
+class Tensor(BaseModel):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float]
+
+class InferRequest(BaseModel):
+    inputs: list[Tensor]
+
+class InferResponse(BaseModel):
+    outputs: list[Tensor]
+
+@app.get("/ready")
+def ready():
+    return {}
+
+# Not async: "if your function blocks, use a normal def", says the documentation.
+@app.post("/infer")
+def infer(request: InferRequest) -> InferResponse:
+    given = request.inputs[0]
+    array = np.asarray(given.data, dtype=np.float32).reshape(given.shape)
+    found = session.run([OUTPUT], {INPUT: array})[0]
+    output = Tensor(name=OUTPUT, shape=list(found.shape), datatype="FP32", data=found.ravel().tolist())
+    return InferResponse(outputs=[output])
+
+uvicorn.run(app, host="127.0.0.1", port=int(os.environ["PORT"]), log_level="error")
+"""
+)
+
+_FASTAPI_TUNED: Final = (
+    _SESSION
+    + """
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 import uvicorn
@@ -56,18 +94,13 @@ async def predict(body: Body):
     array = np.asarray(body.data, dtype=np.float32).reshape(body.shape)
     return {"outputs": session.run([OUTPUT], {INPUT: array})[0].tolist()}
 
-@app.post("/predict-in-a-thread")
-def predict_in_a_thread(body: Body):
-    array = np.asarray(body.data, dtype=np.float32).reshape(body.shape)
-    return {"outputs": session.run([OUTPUT], {INPUT: array})[0].tolist()}
-
 @app.post("/raw")
 async def raw(request: Request):
     shape = [int(size) for size in request.headers["x-shape"].split(",")]
     array = np.frombuffer(await request.body(), np.float32).reshape(shape)
     return Response(session.run([OUTPUT], {INPUT: array})[0].tobytes(), media_type="application/octet-stream")
 
-uvicorn.run(app, host="127.0.0.1", port=int(os.environ["PORT"]), log_level="error")
+uvicorn.run(app, host="127.0.0.1", port=int(os.environ["PORT"]), log_level="error", loop="uvloop", http="httptools")
 """
 )
 
@@ -122,12 +155,14 @@ class Peer:
         packages: What is installed there.
         ready: Path that answers 200 once it serves.
         requests: Whole requests by format, for a subject.
+        script: What it serves.
     """
 
     name: str
     packages: tuple[str, ...]
     ready: str
     requests: dict[str, Callable[[Subject], bytes]]
+    script: str
 
 
 def _oip_json(path: str) -> Callable[[Subject], bytes]:
@@ -155,10 +190,14 @@ def _fastapi_raw(subject: Subject) -> bytes:
 
 PEERS: Final = {
     "fastapi": Peer(
-        "fastapi",
+        "fastapi", ("fastapi==0.165.0", "uvicorn==0.54.0", _ORT), "/ready", {"json": _oip_json("/infer")}, _FASTAPI
+    ),
+    "fastapi-tuned": Peer(
+        "fastapi-tuned",
         ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", _ORT),
         "/ready",
-        {"json": _fastapi_json("/predict"), "json thread": _fastapi_json("/predict-in-a-thread"), "raw": _fastapi_raw},
+        {"json": _fastapi_json("/predict"), "raw": _fastapi_raw},
+        _FASTAPI_TUNED,
     ),
     "mlserver": Peer(
         # A fresh 1.7.1 does not start its workers with a newer uvloop.
@@ -166,9 +205,14 @@ PEERS: Final = {
         ("mlserver==1.7.1", "uvloop<0.22", _ORT),
         "/v2/models/model/ready",
         {"json": _oip_json("/v2/models/model/infer")},
+        _MLSERVER,
     ),
     "kserve": Peer(
-        "kserve", ("kserve==0.21.0", _ORT), "/v2/models/model/ready", {"json": _oip_json("/v2/models/model/infer")}
+        "kserve",
+        ("kserve==0.21.0", _ORT),
+        "/v2/models/model/ready",
+        {"json": _oip_json("/v2/models/model/infer")},
+        _KSERVE,
     ),
 }
 
@@ -218,7 +262,7 @@ def running(peer: Peer, python: Path, model: Path, folder: Path) -> Iterator[tup
 
 def _command(peer: Peer, python: Path, folder: Path, port: int) -> list[str]:
     if peer.name == "mlserver":
-        (folder / "served.py").write_text(_MLSERVER, encoding="utf-8")
+        (folder / "served.py").write_text(peer.script, encoding="utf-8")
         model = {"name": "model", "implementation": "served.Onnx"}
         (folder / "model-settings.json").write_text(json.dumps(model), encoding="utf-8")
         settings = {
@@ -227,7 +271,7 @@ def _command(peer: Peer, python: Path, folder: Path, port: int) -> list[str]:
         }  # fmt: skip
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         return [str(python.parent / "mlserver"), "start", str(folder)]
-    (folder / "served.py").write_text(_FASTAPI if peer.name == "fastapi" else _KSERVE, encoding="utf-8")
+    (folder / "served.py").write_text(peer.script, encoding="utf-8")
     return [str(python), "served.py"]
 
 
