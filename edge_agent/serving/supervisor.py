@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import resource
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from edge_agent.serving.asking import ask_who_answers
 from edge_agent.serving.handle import can_adopt
 from edge_agent.serving.handover import drain, replace, settle
 from edge_agent.serving.inherited import Inherited, Named, SocketKeeper, name_parked
-from edge_agent.serving.limits import ORPHAN_FOLDER, ServingLimits
+from edge_agent.serving.limits import DESCRIPTORS_WANTED, ORPHAN_FOLDER, ServingLimits
 from edge_agent.serving.logfile import BoundedLog
 from edge_agent.serving.memory import SystemMemory, process_own_bytes, require_room
 from edge_agent.serving.orphans import waiting_name
@@ -44,6 +45,15 @@ and must not call the supervisor back."""
 _ANY_PORT: Mapping[str, int] = MappingProxyType({})
 _NO_PATHS: Mapping[str, Path] = MappingProxyType({})
 _NO_POLICY: Final = Policy()
+
+
+def _want_descriptors() -> None:
+    """Take as many descriptors as are wanted and the system grants without a question."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(DESCRIPTORS_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class WorkerSupervisor:
@@ -92,6 +102,7 @@ class WorkerSupervisor:
             keeper: Keeps the listening sockets for the next agent, or none.
             limiter: Keeps workers within what the policy lets them use; by what this machine permits when none.
         """
+        _want_descriptors()
         self._run_dir = run_dir
         self._on_sample = on_sample
         self._on_exit = on_exit

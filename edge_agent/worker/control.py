@@ -95,7 +95,8 @@ class Control:
         try:
             for message in self._reader.feed(data, fds):
                 self._on_message(message)
-        except (EdgeError, KeyError, TypeError, ValueError) as error:
+        except (EdgeError, KeyError, IndexError, OSError, TypeError, ValueError) as error:
+            # What came with the rest of it cannot be told from what comes next any more.
             _log.error("the control channel is of no use any more: %s", error)
             self._end()
         return True
