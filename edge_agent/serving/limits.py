@@ -30,8 +30,8 @@ OUTPUT_REST_READS_MAX: Final = 32
 LISTEN_BACKLOG: Final = 512
 
 DESCRIPTORS_WANTED: Final = 4_096
-"""What the agent asks of the system: copies of clients' connections, parked ones, and its own. Systems give 1,024 unless
-asked."""
+"""What the agent asks of the system: copies of clients' connections, parked ones, and its own. Systems give 1,024
+unless asked."""
 
 CONNECTIONS_PARKED_MAX: Final = 256
 """Connections of all modules that the agent holds between two workers: as many as a worker takes. Each is a descriptor
