@@ -121,11 +121,17 @@ def tiny_bundle(folder: Path, version: int) -> Bundle:
     return _slot(folder, tiny_model(version), version, "tiny", TINY)
 
 
-def image_bundle(folder: Path, version: int) -> Bundle:
-    """A slot with a version of a network of MobileNetV2's shape; other weights in every version."""
-    file = folder / f"mobilenet-{version}.onnx"
+def image_bundle(folder: Path, version: int, width: float = 1.0) -> Bundle:
+    """A slot with a version of a network of MobileNetV2's shape; other weights in every version.
+
+    Args:
+        folder: Where slots go.
+        version: Its number.
+        width: Multiplies the channels, and so what a run takes; 1.0 has 14 MB.
+    """
+    file = folder / f"mobilenet-{version}-{width}.onnx"
     if not file.exists():
-        subprocess.run([sys.executable, "-m", "benchmarks._mobilenet", str(file), str(version)], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks._mobilenet", str(file), str(version), str(width)], check=True)
     return _slot(folder, file.read_bytes(), version, "image", IMAGE)
 
 

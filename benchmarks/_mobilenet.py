@@ -1,6 +1,6 @@
 """Writes an ONNX model of MobileNetV2's shape with random weights: 14 MB, one image in, a thousand scores out.
 
-    python -m benchmarks._mobilenet FILE [SEED]
+    python -m benchmarks._mobilenet FILE [SEED [WIDTH]]
 
 In a process of its own, because the onnx library holds the whole model in memory.
 """
@@ -56,12 +56,13 @@ class _Graph:
         return self.add("Clip", x, self.constant(np.array(0, np.float32)), self.constant(np.array(6, np.float32)))
 
 
-def model_bytes(seed: int = 0) -> bytes:
-    """The model: `image` FP32 [1, 3, 224, 224] to `scores` FP32 [1, 1000]."""
+def model_bytes(seed: int = 0, width: float = 1.0) -> bytes:
+    """The model: `image` FP32 [1, 3, 224, 224] to `scores` FP32 [1, 1000]; `width` multiplies the channels between."""
     graph = _Graph(seed)
     x = graph.convolution("image", (3, 32, 3), 2, 1, True)
     channels = 32
-    for expansion, outputs, repeats, first_stride in _STAGES:
+    for expansion, plain, repeats, first_stride in _STAGES:
+        outputs = 8 * round(plain * width / 8)
         for repeat in range(repeats):
             stride = first_stride if repeat == 0 else 1
             before, wide = x, channels * expansion
@@ -86,4 +87,5 @@ def model_bytes(seed: int = 0) -> bytes:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(model_bytes(int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    told = dict(enumerate(sys.argv))
+    Path(told[1]).write_bytes(model_bytes(int(told.get(2, 0)), float(told.get(3, 1.0))))

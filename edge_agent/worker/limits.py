@@ -111,9 +111,9 @@ NUMBER_CHARS_MAX: Final = 26
 """A number in JSON and the comma behind it."""
 CUT_CHARS_MAX: Final = 512
 """What stands around the numbers of one tensor."""
-SAMPLE_CPU_SHARE_MAX: Final = 0.03
+SAMPLE_CPU_SHARE_MAX: Final = 0.02
 """Processor time for making samples, of one core on average; what would take more is dropped and counted."""
-SAMPLE_CPU_BURST_S: Final = 0.05
+SAMPLE_CPU_BURST_S: Final = 0.02
 """Processor time that may be used at once, in seconds, after a while of using less."""
 SAMPLE_TEXT_BYTES_MAX: Final = 1_024
 """Bytes kept of one BYTES element."""
