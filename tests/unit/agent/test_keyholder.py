@@ -66,11 +66,15 @@ def children() -> set[int]:
     """Processes that this one started and that have not ended, by what the system knows."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        for word in (task / "children").read_text().split():
+        try:
+            words = (task / "children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that ended meanwhile, one of another test perhaps
+        for word in words:
             try:
                 if Path(f"/proc/{word}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                     found.add(int(word))
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue
     return found
 
