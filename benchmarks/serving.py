@@ -6,6 +6,7 @@ docs/benchmarks.md says how to read the figures.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ OPTIONS: Final = {
     "starts": "5",
     "idle_s": "20",
     "engine_rounds": "5",
+    "cores": "0",
 }
 
 QUICK: Final = {"rounds": "1", "burst_s": "0.2", "peers": "", "starts": "1", "idle_s": "2", "engine_rounds": "1"}
@@ -51,13 +53,16 @@ def run(options: Mapping[str, str]) -> dict[str, Any]:
     Args:
         options: `rounds` of `burst_s` seconds for each server; `peers` by name, and `peers_dir`, where their
             environments are kept (a temporary folder when empty); `starts` of a worker; `idle_s` of watching an idle
-            one; `engine_rounds` of loading.
+            one; `engine_rounds` of loading; `cores` that client and servers share, 0 for all: with 1 no round trip
+            wakes another core, which costs more than a tiny model and depends on the machine, not on the server.
 
     Returns:
         `figures` against what is promised, `p50_us`, `cpu_us` and `rate` by server, the spread of each over the rounds;
         `placement`, in how many rounds the echo ran on its client's core.
     """
     names = [name for name in options["peers"].split(",") if name]
+    if count := int(options["cores"]):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])  # whatever is started takes after this process
     with tempfile.TemporaryDirectory(prefix="lighterman-serving-") as folder_name, ExitStack() as stack:
         folder = Path(folder_name)
         native = Native(folder)
