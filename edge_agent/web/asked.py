@@ -38,6 +38,7 @@ class Asked:
         model: Name of the model the bundle has to be of; empty for any.
         version: Version it has to be, 0 for any.
         token: Bearer token for the registry, or empty.
+        access_token: What clients over TCP have to present; empty lets in whoever can connect.
         ca: Certificates to trust for https; the system's when none.
         root: Root metadata of the image repository to trust, or none.
         metadata: Folder or URL of the image repository's metadata; empty for the registry's own.
@@ -75,6 +76,7 @@ class Asked:
     drain_s: int = DRAIN_S_DEFAULT
     policy: Policy = field(default_factory=Policy)
     providers: tuple[str, ...] = ()
+    access_token: str = ""
 
     def check(self) -> "Asked":
         """Require options that belong together; gives itself.

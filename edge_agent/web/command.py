@@ -25,6 +25,11 @@ _PATH: Final = click.Path(path_type=Path)
 @click.option("--model", default="", metavar="NAME", help="Which model; with a folder, what it has to be.")
 @click.option("--version", type=click.IntRange(1), help="Which version of it.")
 @click.option("--token-file", type=_PATH, help="File with a token for the registry; LIGHTERMAN_TOKEN does too.")
+@click.option(
+    "--access-token-file",
+    type=_PATH,
+    help="File with the token that clients over TCP have to present; LIGHTERMAN_ACCESS_TOKEN does too.",
+)
 @click.option("--ca", type=_PATH, help="Certificates to trust for https; the system's by default.")
 @click.option("--root", type=_PATH, help="Root metadata that you trust: serve what it leads to a signature for.")
 @click.option("--metadata", default="", metavar="DIR|URL", help="Signed metadata; the registry's own by default.")
@@ -92,6 +97,7 @@ def _asked(options: dict[str, Any]) -> Any:
         model=options["model"],
         version=options["version"] or 0,
         token=_token(options["token_file"], options["registry"]),
+        access_token=_access_token(options["access_token_file"]),
         ca=options["ca"],
         root=options["root"],
         metadata=options["metadata"],
@@ -116,6 +122,23 @@ def _token(file: Path | None, registry: str) -> str:
 
     if file is None:
         return os.environ.get("LIGHTERMAN_TOKEN", "") if registry else ""
+    return _read_token(file)
+
+
+def _access_token(file: Path | None) -> str:
+    """The token for clients, from a file or the environment; one that was meant and is empty must not open the door."""
+    import os
+
+    told = os.environ.get("LIGHTERMAN_ACCESS_TOKEN")
+    if file is None and told is None:
+        return ""
+    token = (told or "").strip() if file is None else _read_token(file)
+    if not token:
+        raise EdgeError("config.invalid", "the token for clients is empty", "Write it there, or leave the option out.")
+    return token
+
+
+def _read_token(file: Path) -> str:
     try:
         with file.open(encoding="utf-8") as source:
             return source.read(TOKEN_FILE_BYTES_MAX).strip()

@@ -274,6 +274,7 @@ class _Service:
             limits=ServingLimits(drain_ms=asked.drain_s * 1000),
             make_log=_StderrLog,
             providers=asked.providers,
+            tcp_token=asked.access_token,
             unix_paths={self._module: asked.unix or folder / _OWN_SOCKET},
         )
         self._failures = 0

@@ -40,6 +40,7 @@ The digest pins the bundle: for another version, write the file again."""
 @click.option("--registry", default="", metavar="URL", help="Pull the bundle from here; the image holds it by default.")
 @click.option("--bundle-path", default="/bundle", show_default=True, help="Where the image holds it.")
 @click.option("--secret", "token_secret", default="", help="Secret whose key `token` the registry wants.")
+@click.option("--access-secret", default="", help="Secret whose key `token` clients have to present.")
 @click.option("--root", type=FILE, help="Root metadata, to have signatures verified beside the pinned digest.")
 @click.option("--ca", type=FILE, help="Certificates to trust for the registry; the image's own by default.")
 @click.option("--hardware-id", default="", help="Hardware of the nodes, where the bundle is signed for certain ones.")

@@ -9,6 +9,8 @@ from packager.service.request import TRUST_PATH, WORK_PATH, ServiceRequest
 
 _PROCESSES_MAX: Final = 256
 _TOKEN: Final = "token"
+_ACCESS_TOKEN: Final = "access-token"
+_VARIABLES: Final = {_TOKEN: "LIGHTERMAN_TOKEN", _ACCESS_TOKEN: "LIGHTERMAN_ACCESS_TOKEN"}
 _ASK: Final = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}/v2/health/ready', timeout={timeout})"
 
 
@@ -19,7 +21,7 @@ def compose(request: ServiceRequest) -> JsonObject:
     ask = _ASK.format(port=request.port, timeout=PROBE_TIMEOUT_S - 1)
     service: JsonObject = {
         "image": request.image,
-        "command": request.arguments(f"/run/secrets/{_TOKEN}" if request.token_secret else ""),
+        "command": request.arguments(*(f"/run/secrets/{name}" if name else "" for name in _secrets(request))),
         "user": f"{USER}:{USER}",
         "read_only": True,
         "cap_drop": ["ALL"],
@@ -40,14 +42,19 @@ def compose(request: ServiceRequest) -> JsonObject:
         "labels": request.facts.notes,
     }
     document: JsonObject = {"name": request.service_name, "services": {request.service_name: service}}
-    if request.token_secret:
-        service["secrets"] = [_TOKEN]
-        document["secrets"] = {_TOKEN: {"environment": "LIGHTERMAN_TOKEN"}}
+    if secrets := {name: {"environment": _VARIABLES[name]} for name in _secrets(request) if name}:
+        service["secrets"] = list(secrets)
+        document["secrets"] = secrets
     if request.trust_files:
         service["configs"] = [{"source": name, "target": f"{TRUST_PATH}/{name}"} for name in request.trust_files]
         document["configs"] = {name: {"content": text} for name, text in request.trust_files.items()}
     literal: JsonObject = _literal(document)
     return literal
+
+
+def _secrets(request: ServiceRequest) -> tuple[str, str]:
+    """Names of the secrets that the service has: the registry's token and the clients', empty for none."""
+    return _TOKEN if request.token_secret else "", _ACCESS_TOKEN if request.access_secret else ""
 
 
 def _resources(request: ServiceRequest, limit_bytes: int) -> JsonObject:

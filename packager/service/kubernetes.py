@@ -127,9 +127,13 @@ def _container(request: ServiceRequest) -> JsonObject:
         "args": request.arguments(),
         "ports": [{"name": "http", "containerPort": request.port, "protocol": "TCP"}],
     }
-    if request.token_secret:
-        key = {"name": request.token_secret, "key": _TOKEN_KEY}
-        container["env"] = [{"name": "LIGHTERMAN_TOKEN", "valueFrom": {"secretKeyRef": key}}]
+    secrets = {"LIGHTERMAN_TOKEN": request.token_secret, "LIGHTERMAN_ACCESS_TOKEN": request.access_secret}
+    if variables := [
+        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": _TOKEN_KEY}}}
+        for variable, secret in secrets.items()
+        if secret
+    ]:
+        container["env"] = variables
     return {
         **container,
         "startupProbe": _probe(_READY, PROBE_S, -(-request.start_s // PROBE_S)),

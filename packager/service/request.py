@@ -110,6 +110,7 @@ class ServiceRequest:
         registry: Base URL the bundle is pulled from; empty when the image holds it.
         bundle_path: Where the image holds it.
         token_secret: Name of the secret whose key `token` the registry wants, or empty.
+        access_secret: Name of the secret whose key `token` clients have to present, or empty.
         root: Root metadata to verify signatures by, or empty.
         ca: Certificates to trust for the registry, PEM; the image's own when empty.
         hardware_id: The hardware it runs on, for bundles that are signed for certain hardware alone.
@@ -136,6 +137,7 @@ class ServiceRequest:
     registry: str = ""
     bundle_path: str = BUNDLE_PATH
     token_secret: str = ""
+    access_secret: str = ""
     root: str = ""
     ca: str = ""
     hardware_id: str = ""
@@ -162,7 +164,7 @@ class ServiceRequest:
         """
         if not _IMAGE.fullmatch(self.image) or len(self.image) > IMAGE_CHARS_MAX:
             raise _invalid(f"--image {self.image[:80]!r} is no reference of an image")
-        for what, name in (("--name", self.name), ("--namespace", self.namespace), ("--secret", self.token_secret)):
+        for what, name in (("--name", self.name), ("--namespace", self.namespace), *self._secrets):
             if name and (not _LABEL.fullmatch(name) or len(name) > NAME_CHARS_MAX):
                 rule = f"lower-case letters, digits and '-', a letter first, at most {NAME_CHARS_MAX} characters"
                 raise _invalid(f"{what} {name[:80]!r} is no name here", f"Use {rule}.")
@@ -246,11 +248,16 @@ class ServiceRequest:
         files = {ROOT_FILE: self.root, CA_FILE: self.ca}
         return {name: text for name, text in files.items() if text}
 
-    def arguments(self, token_file: str = "") -> list[str]:
+    @property
+    def _secrets(self) -> tuple[tuple[str, str], ...]:
+        return ("--secret", self.token_secret), ("--access-secret", self.access_secret)
+
+    def arguments(self, token_file: str = "", access_token_file: str = "") -> list[str]:
         """Arguments of `edge-agent serve` in the container.
 
         Args:
             token_file: File with the registry's token, where it does not come in the environment.
+            access_token_file: The same of the token that clients present.
         """
         facts = self.facts
         if self.registry:
@@ -261,6 +268,7 @@ class ServiceRequest:
             source += [f"--hardware-id={self.hardware_id}"] if self.hardware_id else []
         else:
             source = [self.bundle_path]
+        source += [f"--access-token-file={access_token_file}"] if access_token_file else []
         source += ["--allow-pickle"] if self.allow_pickle else []
         source += ["--allow-unproved"] if self.allow_unproved else []
         return [

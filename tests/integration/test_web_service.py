@@ -96,6 +96,22 @@ def test_it_answers_as_a_device_does(bundle: Written, tmp_path: Path) -> None:
         assert "edge_agent.serve" in service.child.output()
 
 
+def test_clients_have_to_present_the_token_that_was_asked_for(bundle: Written, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("open sesame\n", encoding="utf-8")
+    with web_service(*pinned(bundle), "--access-token-file", file) as service:
+        assert service.ask("/v2/health/ready")[0] == 200, "probes know no secrets"
+        assert service.ask("/v2/models/digits")[0] == 401
+        with contextlib.closing(service.connect()) as connection:
+            connection.request("GET", "/v2/models/digits", headers={"Authorization": "Bearer open sesame"})
+            assert connection.getresponse().status == 200
+        assert "sesame" not in service.child.output()
+    file.write_text("\n", encoding="utf-8")
+    assert refused(*pinned(bundle), "--access-token-file", file) == (2, "config.invalid")
+    assert refused(*pinned(bundle), environment={"LIGHTERMAN_ACCESS_TOKEN": ""}) == (2, "config.invalid")
+    assert refused(*pinned(bundle), "--access-token-file", tmp_path / "none") == (2, "config.file-missing")
+
+
 def test_it_answers_on_a_unix_socket_as_well(bundle: Written) -> None:
     with web_service(*pinned(bundle)) as first:
         path = first.work_dir.parent / "s.sock"

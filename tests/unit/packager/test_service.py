@@ -388,3 +388,22 @@ def test_the_image_is_built_from_what_is_there_and_runs_as_nobody() -> None:
     assert {"edge_agent", "edge_contract"} <= set(sources) <= {*wanted, *sources}
     assert "USER 65532:65532" in lines
     assert 'ENTRYPOINT ["edge-agent", "serve"]' in lines
+
+
+def test_the_token_of_clients_comes_from_a_secret_and_stands_in_no_file() -> None:
+    request = dataclasses.replace(FULL, access_secret="clients")
+    (container,) = [
+        part
+        for document in kubernetes(request)
+        if document["kind"] == "Deployment"
+        for part in document["spec"]["template"]["spec"]["containers"]
+    ]
+    key = {"name": "clients", "key": "token"}
+    assert {"name": "LIGHTERMAN_ACCESS_TOKEN", "valueFrom": {"secretKeyRef": key}} in container["env"]
+    document = compose(request)
+    (service,) = document["services"].values()
+    assert "--access-token-file=/run/secrets/access-token" in service["command"]
+    assert "access-token" in service["secrets"]
+    assert document["secrets"]["access-token"] == {"environment": "LIGHTERMAN_ACCESS_TOKEN"}
+    with pytest.raises(EdgeError, match="--access-secret"):
+        dataclasses.replace(FULL, access_secret="No Name").check()
