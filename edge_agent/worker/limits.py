@@ -111,8 +111,10 @@ NUMBER_CHARS_MAX: Final = 26
 """A number in JSON and the comma behind it."""
 CUT_CHARS_MAX: Final = 512
 """What stands around the numbers of one tensor."""
+SAMPLE_CHEAP_ELEMENTS: Final = 256
+"""Samples of so few elements are bounded by their number alone."""
 SAMPLE_CPU_SHARE_MAX: Final = 0.01
-"""Processor time for making samples, of one core on average; what would take more is dropped and counted."""
+"""Processor time for making larger samples, of one core on average; what would take more is dropped and counted."""
 SAMPLE_CPU_BURST_S: Final = 0.02
 """Processor time that may be used at once, in seconds, after a while of using less."""
 SAMPLE_TEXT_BYTES_MAX: Final = 1_024

@@ -169,3 +169,14 @@ def test_making_samples_takes_no_more_processor_time_than_it_may(monkeypatch: py
     assert sampler.dropped == 3
     clock["now"] += 1.0 / SAMPLE_CPU_SHARE_MAX  # what the first one took beyond the burst is earned, and a little more
     assert [sampler._record(taken) is not None for _ in range(2)] == [True, False]
+
+
+def test_small_samples_are_bounded_by_their_number_alone() -> None:
+    """A collector that was away gets every prediction of a small model, however fast they came."""
+    delivered: list[JsonObject] = []
+    sampler = Sampler("line", "digits", 1, Digest.of(b""), delivered.extend)
+    sampler._budget_s = -1.0
+    small, large = Cut.of(np.zeros(8, np.float32)), Cut.of(np.zeros(SAMPLE_ELEMENTS_MAX, np.float32))
+    assert sampler._record(Taken("m", {"x": small}, {"y": small}, 1, "")) is not None
+    assert sampler._record(Taken("m", {"x": large}, {"y": small}, 1, "")) is None
+    assert sampler.dropped == 1
