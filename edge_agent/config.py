@@ -13,8 +13,6 @@ from edge_agent.limits import (
     HOOK_MS_DEFAULT,
     HOOK_MS_MAX,
     HOOK_MS_MIN,
-    PERIOD_MS_MAX,
-    PERIOD_MS_MIN,
     PORT_MAX,
     RESERVE_BYTES_DEFAULT,
     SCRUB_MS_DEFAULT,
@@ -24,7 +22,14 @@ from edge_agent.limits import (
     SPOOL_BYTES_MIN,
 )
 from edge_contract.errors import ContractError, EdgeError
-from edge_contract.limits import BLOB_BYTES_MAX, MODULES_MAX, POLL_MS_DEFAULT, REPORT_MS_DEFAULT
+from edge_contract.limits import (
+    BLOB_BYTES_MAX,
+    MODULES_MAX,
+    PERIOD_MS_MAX,
+    PERIOD_MS_MIN,
+    POLL_MS_DEFAULT,
+    REPORT_MS_DEFAULT,
+)
 from edge_contract.names import model_name
 
 SYSTEM_FILE: Final = Path("/etc/lighterman/edge-agent.toml")

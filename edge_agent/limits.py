@@ -115,6 +115,4 @@ RELOAD_POLL_MS: Final = 100
 
 # Configuration
 CONFIG_BYTES_MAX: Final = 256 * KIB
-PERIOD_MS_MIN: Final = 1_000
-PERIOD_MS_MAX: Final = 24 * 3600 * 1000
 PORT_MAX: Final = 65_535

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from edge_contract.deployment import Assignment, Policy
 from edge_contract.digest import Digest
+from edge_contract.hub import HubSettings
 from edge_contract.jsonio import JsonObject
 from edge_contract.manifest import Descriptor, Manifest
 from edge_contract.telemetry import Ack, Batch
@@ -405,6 +406,55 @@ class Link(Protocol):
 
     def stop(self) -> None:
         """Disconnect and end the thread; bounded."""
+        ...
+
+
+class Operations(Protocol):
+    """What the cloud may ask a device to do at once, where its link can ask (the direct methods of an IoT hub).
+
+    Any thread; each call ends within a bound of its own. Nothing here can bring bytes onto the device or a bundle to
+    life that signed metadata did not: at worst an asker delays updates or goes back to the fallback.
+    """
+
+    def perform(self, method: str, arguments: JsonObject) -> JsonObject:
+        """Do one of `edge_contract.hub.METHODS` and give what is answered.
+
+        Raises:
+            EdgeError: `config.*` for a method or arguments that nobody knows; whatever the operation met.
+        """
+        ...
+
+    def set(self, settings: HubSettings) -> None:
+        """Let settings take effect until the next call; parts that are none go back to the device's own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInput:
+    """A message for one of this module's inputs (Azure IoT Edge), as its hub delivered it.
+
+    Attributes:
+        name: Of the input.
+        content: Its bytes, from whichever module the routes let through.
+        properties: Application properties, as texts.
+        content_type: What the sender called it; empty when nothing.
+    """
+
+    name: str
+    content: bytes
+    properties: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = ""
+
+
+class ModuleMessages(Protocol):
+    """Inputs and outputs of a module of Azure IoT Edge, over the connection that its link keeps. Any thread."""
+
+    def listen(self, on_input: Callable[[LinkInput], None]) -> None:
+        """Have inputs handed over, on the link's thread; the callee returns at once. Called once, before `start`."""
+        ...
+
+    def send_output(self, name: str, content: bytes, properties: Mapping[str, str], content_type: str) -> bool:
+        """Hand a message for an output to the hub; false when offline or when too many wait."""
         ...
 
 

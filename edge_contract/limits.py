@@ -58,6 +58,11 @@ DETAIL_CHARS_MAX: Final = 500
 MODULES_MAX: Final = 16
 WINDOWS_MAX: Final = 14  # maintenance windows of a policy
 
+# Azure IoT Hub (docs/adr/0014-iot-hub-link.md)
+HUB_PART_CHARS: Final = 3 * KIB  # of one text in a twin, which may have 4 KiB
+HUB_REPORT_CHARS_MAX: Final = 24 * KIB  # of a signed report in reported properties, which have 32 KiB in all
+HUB_ACK_BOOTS_MAX: Final = 4  # that acknowledgements in a twin name
+
 # Terms of a policy
 CPUS_MAX: Final = 1_024  # logical processors of a device
 NICE_MAX: Final = 19
@@ -69,6 +74,8 @@ TRIAL_MS_MAX: Final = 24 * 3600 * 1000
 # Times that both ends of a wire count on
 PROBATION_MS_DEFAULT: Final = 2_000
 PROBATION_MS_MAX: Final = 7 * 24 * 3600 * 1000
+PERIOD_MS_MIN: Final = 1_000  # of polls and of reports
+PERIOD_MS_MAX: Final = 24 * 3600 * 1000
 POLL_MS_DEFAULT: Final = 60_000
 REPORT_MS_DEFAULT: Final = 60_000
 DEVICE_TOKEN_MS_MAX: Final = 10 * 60 * 1000  # longest life of a token that a device signs for itself

@@ -47,8 +47,8 @@ class Agent:
             scrub_ms: Mean time between two readings of everything on disk.
         """
         self._device = device
-        self._poll_ms = poll_ms
-        self._report_ms = report_ms
+        self._configured = (poll_ms, report_ms)
+        self._poll_ms, self._report_ms = self._configured
         self._record = record or Record()
         self._ops = 0
         self._modules = {
@@ -181,6 +181,8 @@ class Agent:
             return [*self._report(now), *self._refresh_soon(now)] if event.is_online else []
         if isinstance(event, inputs.HoldRequested | inputs.ResumeRequested):
             return self._on_hold(event, now)
+        if isinstance(event, inputs.PeriodsChanged | inputs.ReportRequested):
+            return self._on_report_wish(event, now)
         if isinstance(event, inputs.RollbackRequested | inputs.WorkerExited):
             module = self._modules.get(event.module)
             return module.on_event(event, now) if module else []
@@ -315,6 +317,20 @@ class Agent:
             if healed is not None and live is not None and live.manifest == healed:
                 out += module.heal(now)
         return out
+
+    # -- how often -------------------------------------------------------------------------------------------------
+
+    def _on_report_wish(self, event: inputs.PeriodsChanged | inputs.ReportRequested, now: int) -> Commands:
+        """What waits by a longer period than the new one comes earlier; the rest of the waits end as they were."""
+        if isinstance(event, inputs.ReportRequested):
+            return self._report(now)
+        poll_ms, report_ms = self._configured
+        self._poll_ms, self._report_ms = event.poll_ms or poll_ms, event.report_ms or report_ms
+        if self._report_at is not None:
+            self._report_at = min(self._report_at, now + self._report_ms)
+        if self._refresh_at is not None:
+            self._refresh_at = min(self._refresh_at, now + self._poll_ms)
+        return []
 
     # -- small helpers ---------------------------------------------------------------------------------------------
 

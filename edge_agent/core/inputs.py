@@ -32,6 +32,24 @@ class NudgeReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class PeriodsChanged:
+    """Somebody who may set how often this device asks and reports did so.
+
+    Attributes:
+        poll_ms: Mean time between refreshes of metadata without a nudge; none for what the agent was configured with.
+        report_ms: Longest time between reports; none likewise.
+    """
+
+    poll_ms: int | None = None
+    report_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRequested:
+    """Somebody asked for a report now."""
+
+
+@dataclass(frozen=True, slots=True)
 class RefreshRequested:
     """An operator on the device asked for fresh metadata."""
 
@@ -253,6 +271,8 @@ Event = (
     Started
     | TimeReached
     | NudgeReceived
+    | PeriodsChanged
+    | ReportRequested
     | RefreshRequested
     | RollbackRequested
     | HoldRequested

@@ -132,3 +132,25 @@ def test_two_modules_may_run_versions_of_one_model_that_differ() -> None:
     bench.assign(assignment(2), assignment(1, module="sound"))
     bench.settle()
     assert bench.core.release_counters == {("digits", "digits"): 2, ("sound", "digits"): 1}
+
+
+def test_periods_that_were_set_hold_at_once_and_none_brings_back_the_devices_own() -> None:
+    bench = on(1)
+
+    def reports_within(ms: int) -> int:
+        before = bench.trace.count("SendReport")
+        for _ in range(ms // 500):
+            bench.settle(500)
+        return bench.trace.count("SendReport") - before
+
+    bench.tell(inputs.PeriodsChanged(report_ms=1_000))
+    assert reports_within(10_000) >= 9
+    bench.tell(inputs.PeriodsChanged())
+    assert reports_within(10_000) <= 2
+
+
+def test_a_report_that_is_asked_for_is_sent() -> None:
+    bench = on(1)
+    before = bench.trace.count("SendReport")
+    bench.tell(inputs.ReportRequested())
+    assert bench.trace.count("SendReport") == before + 1

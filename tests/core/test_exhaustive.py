@@ -38,6 +38,8 @@ SAMPLES: Final[dict[type, Callable[[int], Any]]] = {
     inputs.Started: lambda op: inputs.Started(),
     inputs.TimeReached: lambda op: inputs.TimeReached(),
     inputs.NudgeReceived: lambda op: inputs.NudgeReceived(0),
+    inputs.PeriodsChanged: lambda op: inputs.PeriodsChanged(2_000, 3_000),
+    inputs.ReportRequested: lambda op: inputs.ReportRequested(),
     inputs.RefreshRequested: lambda op: inputs.RefreshRequested(),
     inputs.RollbackRequested: lambda op: inputs.RollbackRequested(script.MODULE),
     inputs.HoldRequested: lambda op: inputs.HoldRequested(script.MODULE),
