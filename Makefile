@@ -2,7 +2,7 @@
 #
 #   make demo     the whole loop on this machine        make test     everything that proves it
 #
-# Variables: PYTHON (an interpreter, 3.11 to 3.13), VENV (a folder), DEMO_ARGS, TEST_ARGS, CRASH_ARGS, BENCH, BENCH_ARGS.
+# Variables: PYTHON (an interpreter, 3.11 to 3.13), VENV (a folder), DEMO_ARGS, TEST_ARGS, TEST_JOBS, CRASH_ARGS, BENCH, BENCH_ARGS.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +15,7 @@ VENV ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
+TEST_JOBS ?= 2
 CRASH_ARGS ?=
 BENCH ?= loop
 BENCH_ARGS ?= --json
@@ -38,10 +39,10 @@ demo: $(RUN_STAMP) ## train, package, ship, swap and watch, all on this machine 
 
 test: $(DEV_STAMP) ## every test; installs the Debian packages that they use where it may
 	scripts/install-test-needs.sh
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup $(TEST_ARGS)
 
 test-fast: $(DEV_STAMP) ## the tests that need nothing of the machine and take no time
-	$(BIN)/python -m pytest -m "not slow and not system and not e2e" $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup -m "not slow and not system and not e2e" $(TEST_ARGS)
 
 crash: $(DEV_STAMP) ## the agent killed, failed or cut off power at every change of its disk; an hour (CRASH_ARGS="--kinds kill")
 	scripts/install-test-needs.sh

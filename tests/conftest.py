@@ -12,13 +12,21 @@ from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.postgres import fresh_database, postgres_cluster
 
 _SLOW_FOLDER: Final = Path(__file__).parent / "integration"
+_TOGETHER: Final = ("slow", "system", "e2e")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Integration tests start processes and servers: each may be quick, together they are not what one waits for."""
+    """Integration tests start processes and servers: each may be quick, together they are not what one waits for.
+
+    Where two processes share the tests (`make test`), whatever uses the machine stays in one of them, one after
+    another, so that no two such tests fight for a port, a processor or a disk; the rest goes by file.
+    """
     for item in items:
         if item.path.is_relative_to(_SLOW_FOLDER):
             item.add_marker(pytest.mark.slow)
+        is_alone = any(item.get_closest_marker(name) for name in _TOGETHER)
+        item.add_marker(pytest.mark.xdist_group("machine" if is_alone else str(item.path)))
 
 
 @pytest.fixture
