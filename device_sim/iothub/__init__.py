@@ -1,0 +1,1 @@
+"""An emulator of Azure IoT Hub, its provisioning service and IoT Edge's workload API, for tests on one machine."""
