@@ -12,7 +12,8 @@ from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.postgres import fresh_database, postgres_cluster
 
 _SLOW_FOLDER: Final = Path(__file__).parent / "integration"
-_TOGETHER: Final = ("slow", "system", "e2e")
+_TOGETHER: Final = ("system", "e2e")
+_FOLDERS_TOGETHER: Final = ("attacks", "crash", "e2e", "integration")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -25,7 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(_SLOW_FOLDER):
             item.add_marker(pytest.mark.slow)
-        is_alone = any(item.get_closest_marker(name) for name in _TOGETHER)
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        is_alone = folder in _FOLDERS_TOGETHER or any(item.get_closest_marker(name) for name in _TOGETHER)
         item.add_marker(pytest.mark.xdist_group("machine" if is_alone else str(item.path)))
 
 
