@@ -1,20 +1,16 @@
-"""The emulated hub: identities, sessions, twins and messages, and what each packet of a client does to them. Pure.
+"""The state of one hub: identities, twins, sessions, queues and telemetry, with the rules of the service.
 
-Nothing here waits or does I/O: a call changes state and gives effects, which the shells carry out (`mqtt`, `rest`).
-Names of what changed gather in `changed`, so that a shell can make them durable before it acknowledges. One thread.
-
-Source: Azure IoT Hub documentation, "Communicate with an IoT hub using the MQTT protocol"; measured against
-azure-iot-device 2.15.0rc1.
+No I/O, no clock and no randomness of its own. Everything happens on one thread, the emulator's event loop; only
+`Hub.telemetry` may be read from others. What was written is noted in `Hub.changed`, for `store.py`.
 """
 
+import base64
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final
-from urllib.parse import unquote
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
-from device_sim.iothub import codec, sas
-from device_sim.iothub.identities import Certificate, Identity, Message, Session, read_bag, touched
+from device_sim.iothub.identities import Authentication, HubError, Identity, checked_name
 from device_sim.iothub.limits import (
     C2D_BYTES_MAX,
     C2D_DELIVERIES_MAX,
@@ -22,480 +18,598 @@ from device_sim.iothub.limits import (
     C2D_TTL_MS_MAX,
     C2D_WAITING_MAX,
     D2C_BYTES_MAX,
+    DEVICES_MAX,
+    DRAIN_MAX,
     INPUTS_WAITING_MAX,
-    METHOD_BYTES_MAX,
-    PACKET_BYTES_MAX,
-    TELEMETRY_KEPT_MAX,
-    UNACKED_MAX,
+    MODULES_MAX,
 )
-from device_sim.iothub.routes import UPSTREAM, Routes
-from device_sim.iothub.twins import TwinError, clean
-from edge_contract.errors import ContractError, EdgeError
+from device_sim.iothub.messages import CloudMessage, Event, TelemetryLog
+from device_sim.iothub.twins import Section, Twin, TwinError
 from edge_contract.hub import HubAddress
-from edge_contract.jsonio import JsonObject, dump, parse_object
+from edge_contract.jsonio import JsonObject
 
-C2D: Final = "c2d"
-INPUTS: Final = "inputs"
-METHODS: Final = "methods"
-TWIN: Final = "twin"
-DESIRED: Final = "desired"
-QUEUED: Final = (C2D, INPUTS)
-
-_PLAIN_TOPICS: Final = {
-    "$iothub/methods/POST/#": METHODS,
-    "$iothub/twin/res/#": TWIN,
-    "$iothub/twin/PATCH/properties/desired/#": DESIRED,
-}
-HUB_MODULE: Final = "$edgeHub"
+POLICIES: Final = ("iothubowner", "service", "device", "registryRead", "registryReadWrite")
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """A message for a client that is connected; `number` is that of a queued one, which it has to acknowledge."""
+class DeviceLink(Protocol):
+    """A connected device or module. Called on the hub's thread; never blocks."""
 
-    address: HubAddress
-    topic: str
-    content: bytes
-    qos: int = 0
-    number: int = 0
+    def desired(self, patch: JsonObject) -> None:
+        """Desired properties changed; `$version` is in the patch."""
+        ...
+
+    def wake(self) -> None:
+        """Messages may wait in its queue."""
+        ...
+
+    def method(self, request: str, name: str, payload: bytes) -> bool:
+        """Ask for a method; false when it listens for none."""
+        ...
+
+    def close(self, reason: str) -> None:
+        """End the connection."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class Hang:
-    """A client's connection is to be closed."""
+@dataclass(slots=True)
+class Queue:
+    """Messages towards one address, in order; `next_number` names the next one."""
 
-    address: HubAddress
-    reason: str
+    messages: deque[CloudMessage] = field(default_factory=deque)
+    next_number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
-class MethodAnswered:
-    """A device answered a direct method."""
+class Reported:
+    """A patch of reported properties, as the device sent it."""
 
     address: HubAddress
-    request: str
-    status: int
-    content: bytes
+    patch: JsonObject
+    version: int
 
-
-Effect = Deliver | Hang | MethodAnswered
-
-
-class HubError(Exception):
-    """Something that the service API refuses; `status` is its HTTP status, `code` the service's own number."""
-
-    def __init__(self, status: int, code: int, reason: str) -> None:
-        """Say why."""
-        super().__init__(reason)
-        self.status, self.code, self.reason = status, code, reason
+    def to_json(self) -> JsonObject:
+        """For the admin verb that drains them."""
+        return {
+            "device": self.address.device,
+            "module": self.address.module,
+            "patch": self.patch,
+            "version": self.version,
+        }
 
 
 class Hub:
-    """All state of one hub."""
+    """One hub.
 
-    def __init__(self, host: str) -> None:
-        """Begin with nobody.
+    Attributes:
+        name: Its host name, as in tokens and user names.
+        policies: Keys in base64 by the name of the shared access policy.
+        identities: Devices and modules by address.
+        twins: Their twins.
+        subscriptions: Topics by address; they outlive connections and restarts.
+        queues: Messages to devices and to inputs of modules.
+        telemetry: The log.
+        links: Who is connected.
+        documents: Documents by (kind, name) that other parts keep in the hub, such as configurations.
+        changed: (kind, name) of what was written since the store last looked.
+        reported: Patches of reported properties since they were last drained, oldest first.
+        new_key: Makes a symmetric key in base64.
+        now_ms: Milliseconds since 1970.
+    """
 
-        Args:
-            host: The hub's name, as tokens and user names have it.
-        """
-        self.host = host
+    def __init__(self, name: str, now_ms: Callable[[], int], new_key: Callable[[], str]) -> None:
+        """An empty hub with policies."""
+        self.name = name
+        self.now_ms = now_ms
+        self.new_key = new_key
+        self.policies = {policy: new_key() for policy in POLICIES}
         self.identities: dict[HubAddress, Identity] = {}
-        self.sessions: dict[HubAddress, Session] = {}
-        self.online: set[HubAddress] = set()
-        self.telemetry: deque[Message] = deque(maxlen=TELEMETRY_KEPT_MAX)
-        self.reported: deque[tuple[HubAddress, JsonObject]] = deque(maxlen=TELEMETRY_KEPT_MAX)
-        self.changed: set[str] = set()
-        self._numbers = 0
-        self._telemetry_number = 0
+        self.twins: dict[HubAddress, Twin] = {}
+        self.subscriptions: dict[HubAddress, set[str]] = {}
+        self.queues: dict[HubAddress, Queue] = {}
+        self.telemetry = TelemetryLog()
+        self.links: dict[HubAddress, DeviceLink] = {}
+        self.documents: dict[tuple[str, str], JsonObject] = {}
+        self.changed: set[tuple[str, str]] = set()
+        self.new_events: list[Event] = []
+        self.reported: deque[Reported] = deque(maxlen=DRAIN_MAX)
+        self.observers: list[Callable[[str, HubAddress], None]] = []
+        self._drained = 0
 
-    # --- who
+    # Identities
 
     def identity(self, address: HubAddress) -> Identity:
-        """An identity.
+        """Who is registered under an address.
+
+        Raises:
+            HubError: 404 `DeviceNotFound` or `ModuleNotFound`.
+        """
+        found = self.identities.get(address)
+        if found is None:
+            if address.module and HubAddress(address.device) in self.identities:
+                raise HubError(404, "ModuleNotFound", f"module {address} is not registered", 404010)
+            raise HubError(404, "DeviceNotFound", f"device {address.device} is not registered", 404001)
+        return found
+
+    def devices(self) -> list[Identity]:
+        """All devices, by name."""
+        found = [item for item in self.identities.values() if not item.address.module]
+        return sorted(found, key=lambda item: item.address.device)
+
+    def modules(self, device: str) -> list[Identity]:
+        """The modules of a device, by name.
 
         Raises:
             HubError: 404.
         """
-        found = self.identities.get(address)
-        if found is None:
-            raise HubError(404, 404010 if address.module else 404001, f"{address} is not registered")
-        return found
-
-    def put(self, identity: Identity) -> None:
-        """Make an identity known, or other than it was."""
-        self.identities[identity.address] = identity
-        self._touch(identity.address)
-
-    def remove(self, address: HubAddress) -> list[Effect]:
-        """Forget an identity, with its modules and sessions."""
-        gone = [
-            other
-            for other in self.identities
-            if other == address or (not address.module and other.device == address.device)
-        ]
-        effects: list[Effect] = []
-        for other in gone:
-            del self.identities[other]
-            self.sessions.pop(other, None)
-            self._touch(other)
-            if other in self.online:
-                effects.append(Hang(other, "the identity was removed"))
-        return effects
-
-    def modules(self, device: str) -> list[Identity]:
-        """The modules of a device by name."""
-        found = [item for address, item in self.identities.items() if address.device == device and address.module]
+        self.identity(HubAddress(device))
+        found = [item for item in self.identities.values() if item.address.device == device and item.address.module]
         return sorted(found, key=lambda item: item.address.module)
 
-    def authenticate(
-        self, connect: codec.Connect, certificate: Certificate | None, now_ms: int
-    ) -> tuple[int, HubAddress]:
-        """Judge who connects.
+    def create(self, address: HubAddress, document: JsonObject | None = None) -> Identity:
+        """Register a device or module from the REST API's form; missing keys are made.
 
-        Returns:
-            (CONNACK code, whom it is; meaningless where it is refused).
+        Raises:
+            HubError: 400, 403 (too many), 404 (no device for a module), 409 (it exists).
         """
-        nobody = HubAddress("")
+        given = document or {}
+        checked_name(address.device, "deviceId")
+        if address in self.identities:
+            raise HubError(409, "DeviceAlreadyExists", f"{address} is registered already", 409001)
+        if address.module:
+            checked_name(address.module, "moduleId")
+            if len(self.modules(address.device)) >= MODULES_MAX:
+                raise HubError(403, "TooManyModulesOnDevice", f"a device has at most {MODULES_MAX} modules", 403004)
+        elif len(self.identities) >= DEVICES_MAX:
+            raise HubError(403, "TooManyDevices", f"this emulator holds at most {DEVICES_MAX} identities")
+        identity = Identity(address, self._authentication(given), generation=f"{self.now_ms()}{len(self.identities)}")
+        self._apply(identity, given)
+        self.identities[address] = identity
+        self.twins[address] = Twin()
+        self.note("identity", address)
+        self.note("twin", address)
+        self.tell("created", address)
+        if identity.is_edge:
+            for module in ("$edgeAgent", "$edgeHub"):
+                self.create(HubAddress(address.device, module), {"managedBy": "IotEdge"})
+        return identity
+
+    def update(self, address: HubAddress, document: JsonObject, etag: str = "*") -> Identity:
+        """Write a registered identity anew. A device that is disabled is disconnected.
+
+        Args:
+            address: Whose.
+            document: The REST API's form.
+            etag: What the identity's tag must be, or `*`.
+
+        Raises:
+            HubError: 400, 404, 412.
+        """
+        identity = self.identity(address)
+        require_etag(etag, identity.etag)
+        authentication = self._authentication(document)
+        identity.authentication = authentication
+        self._apply(identity, document)
+        identity.revision += 1
+        self.note("identity", address)
+        if not identity.is_enabled:
+            self.disconnect(address, "disabled")
+        self.tell("updated", address)
+        return identity
+
+    def delete(self, address: HubAddress, etag: str = "*") -> None:
+        """Take out an identity, and the modules of a device, with all that belongs to them.
+
+        Raises:
+            HubError: 404, 412.
+        """
+        require_etag(etag, self.identity(address).etag)
+        gone = [
+            item for item in self.identities if item == address or (item.device, address.module) == (address.device, "")
+        ]
+        for item in gone:
+            self.disconnect(item, "deleted")
+            for table in (self.identities, self.twins, self.subscriptions, self.queues):
+                table.pop(item, None)
+            for kind in ("identity", "twin", "session", "queue"):
+                self.note(kind, item)
+            self.tell("deleted", item)
+
+    def _authentication(self, document: JsonObject) -> Authentication:
+        result = Authentication.from_json(document.get("authentication"))
+        if result.kind == "sas":
+            result.primary = result.primary or self.new_key()
+            result.secondary = result.secondary or self.new_key()
+        return result
+
+    def _apply(self, identity: Identity, document: JsonObject) -> None:
+        identity.is_enabled = document.get("status", "enabled") != "disabled"
+        identity.status_reason = str(document.get("statusReason") or "")
+        capabilities = document.get("capabilities")
+        identity.is_edge = isinstance(capabilities, dict) and bool(capabilities.get("iotEdge"))
+        identity.managed_by = str(document.get("managedBy") or "")
+
+    # Twins
+
+    def twin(self, address: HubAddress) -> Twin:
+        """The twin of who is registered.
+
+        Raises:
+            HubError: 404.
+        """
+        self.identity(address)
+        return self.twins[address]
+
+    def write_twin(self, address: HubAddress, document: JsonObject, *, is_patch: bool, etag: str = "*") -> Twin:
+        """Write tags and desired properties, as the service API does; whoever is connected hears of it.
+
+        Args:
+            address: Whose twin.
+            document: `{"tags": …, "properties": {"desired": …}}`; each part may be missing.
+            is_patch: Merge, else replace what is given.
+            etag: What the twin's tag must be, or `*`.
+
+        Raises:
+            HubError: 400, 404, 412, 413.
+        """
+        twin = self.twin(address)
+        require_etag(etag, twin.etag)
+        tags = document.get("tags")
+        properties = document.get("properties") or {}
+        desired = properties.get("desired") if isinstance(properties, dict) else None
+        for name, part in (("tags", tags), ("properties", properties), ("properties.desired", desired)):
+            if part is not None and not isinstance(part, dict):
+                raise HubError(400, "ArgumentInvalid", f"{name} is no object")
+        told: JsonObject | None = None
         try:
-            address = HubAddress.parse(connect.client)
-        except ContractError:
-            # The names of the runtime's own modules begin with a character that no other name has.
-            name, _, module = connect.client.partition("/")
-            if module not in ("$edgeHub", "$edgeAgent"):
-                return codec.REFUSED_IDENTIFIER, nobody
-            address = HubAddress(name, module)
-        host, _, rest = connect.username.partition("/")
-        name, _, query = rest.partition("/?")
-        if (
-            host.lower() != self.host.lower()
-            or unquote(name.removesuffix("/")) != connect.client
-            or "api-version=" not in query
-        ):
-            return codec.REFUSED_UNAUTHORIZED, nobody
-        identity = self.identities.get(address)
-        device = self.identities.get(HubAddress(address.device))
-        if identity is None or device is None or not device.is_enabled:
-            return codec.REFUSED_UNAUTHORIZED, nobody
-        token = sas.parse(connect.password)
-        if token is not None:
-            is_good = identity.accepts_token(token, self.host, now_ms)
-        else:
-            is_good = certificate is not None and not connect.password and identity.accepts_certificate(certificate)
-        return (codec.ACCEPTED if is_good else codec.REFUSED_UNAUTHORIZED), address
+            if desired is not None:
+                change = twin.patch_desired if is_patch else twin.replace_desired
+                told = change(desired, self.now_ms())
+            if tags is not None:
+                twin.set_tags(tags, is_patch=is_patch)
+        except TwinError as error:
+            raise HubError(error.status, "ArgumentInvalid", error.reason) from None
+        finally:
+            self.note("twin", address)
+        if told is not None and (link := self.links.get(address)):
+            link.desired(told)
+        self.tell("twin", address)
+        return twin
 
-    # --- connections
+    def write_reported(self, address: HubAddress, patch: JsonObject) -> int:
+        """Merge reported properties; gives their new version.
 
-    def connected(self, address: HubAddress, *, is_clean: bool, now_ms: int) -> bool:
-        """A client is in; gives whether the hub remembered a session of it."""
-        identity = self.identities[address]
-        identity.is_connected = True
-        touched(identity, now_ms)
-        self.online.add(address)
-        had = address in self.sessions and not is_clean
-        if not had:
-            old = self.sessions.get(address)
-            # Subscriptions end with a clean session; what the service sent to the device waits all the same.
-            self.sessions[address] = Session(queue=old.queue if old else deque())
-            self._touch(address)
-        self.sessions[address].sent.clear()
-        return had
+        Raises:
+            HubError: 400, 404, 413.
+        """
+        try:
+            version = self.twin(address).patch_reported(patch, self.now_ms())
+        except TwinError as error:
+            raise HubError(error.status, "ArgumentInvalid", error.reason) from None
+        self.note("twin", address)
+        self.reported.append(Reported(address, patch, version))
+        self.tell("reported", address)
+        return version
 
-    def disconnected(self, address: HubAddress, now_ms: int) -> None:
-        """A client is gone."""
-        self.online.discard(address)
-        if (identity := self.identities.get(address)) is not None:
-            identity.is_connected = False
-            touched(identity, now_ms)
-        if (session := self.sessions.get(address)) is not None:
-            session.sent.clear()
+    def twin_document(self, address: HubAddress) -> JsonObject:
+        """A twin as the service API and queries show it.
 
-    def subscribe(self, address: HubAddress, name: str, qos: int) -> int:
-        """A wish for a topic; gives the QoS that is granted, or `codec.FAILURE`."""
-        kind = _PLAIN_TOPICS.get(name)
-        if name == f"devices/{address.device}/messages/devicebound/#" and not address.module:
-            kind = C2D
-        elif address.module and name == f"devices/{address.device}/modules/{address.module}/inputs/#":
-            kind = INPUTS
-        if kind is None:
-            return codec.FAILURE
-        self.sessions[address].topics.add(kind)
-        self._touch(address)
-        return min(qos, 1)
+        Raises:
+            HubError: 404.
+        """
+        identity, twin = self.identity(address), self.twin(address)
+        shown: JsonObject = {"deviceId": address.device}
+        if address.module:
+            shown["moduleId"] = address.module
+        shown |= {
+            "etag": twin.etag,
+            "deviceEtag": identity.etag,
+            "status": "enabled" if identity.is_enabled else "disabled",
+            "statusUpdateTime": "0001-01-01T00:00:00Z",
+            "connectionState": "Connected" if identity.connected else "Disconnected",
+            "lastActivityTime": identity.active_at or "0001-01-01T00:00:00Z",
+            "cloudToDeviceMessageCount": self.waiting(address),
+            "authenticationType": identity.authentication.kind,
+            "x509Thumbprint": identity.authentication.to_json()["x509Thumbprint"],
+            "modelId": "",
+            "version": twin.version,
+            "tags": twin.tags,
+            "properties": {"desired": twin.desired.service_document(), "reported": twin.reported.service_document()},
+            "configurations": twin.configurations,
+        }
+        if not address.module:
+            shown["capabilities"] = {"iotEdge": identity.is_edge}
+        return shown
 
-    def unsubscribe(self, address: HubAddress, name: str) -> None:
-        """The end of such a wish."""
-        for kind in (*_PLAIN_TOPICS.values(), *QUEUED):
-            if (
-                _PLAIN_TOPICS.get(name) == kind
-                or (kind == C2D and "/devicebound/" in name)
-                or (kind == INPUTS and name.endswith("/inputs/#"))
-            ):
-                self.sessions[address].topics.discard(kind)
-        self._touch(address)
+    # Telemetry
 
-    def due(self, address: HubAddress, now_ms: int) -> list[Effect]:
-        """What waits for a client and may be sent now."""
-        session = self.sessions.get(address)
-        if session is None or address not in self.online:
-            return []
-        kind = INPUTS if address.module else C2D
-        if kind not in session.topics:
-            return []
-        kept = deque(item for item in session.queue if not item.expires_ms or item.expires_ms > now_ms)
-        if len(kept) != len(session.queue):
-            session.queue = kept
-            self._touch(address)
-        under_way = set(session.sent.values())
-        effects: list[Effect] = []
-        for message in list(session.queue):
-            if len(under_way) + len(effects) >= UNACKED_MAX:
-                break
-            if message.number not in under_way:
-                effects.append(Deliver(address, self._topic(address, message), message.content, 1, message.number))
-        return effects
+    def take(
+        self, source: HubAddress, body: bytes, properties: dict[str, str], system: dict[str, str], authentication: str
+    ) -> Event:
+        """Keep a message from a device.
 
-    def under_way(self, address: HubAddress, packet: int, number: int) -> bool:
-        """Note that a queued message goes out as this packet; false for one tried too often, which is given up."""
-        session = self.sessions[address]
-        tries = session.deliveries[number] = session.deliveries.get(number, 0) + 1
-        if tries > C2D_DELIVERIES_MAX and not address.module:
-            self._forget(address, number)
+        Raises:
+            HubError: 404, 413 `MessageTooLarge`.
+        """
+        size = len(body) + sum(len(key) + len(value) for key, value in [*properties.items(), *system.items()])
+        if size > D2C_BYTES_MAX:
+            raise HubError(413, "MessageTooLarge", f"{size} bytes, at most {D2C_BYTES_MAX} are allowed", 413001)
+        self.identity(source).touch(self.now_ms())
+        event = self.telemetry.append(source, body, properties, system, self.now_ms(), authentication)
+        self.new_events.append(event)
+        self.tell("telemetry", source)
+        return event
+
+    def drain_telemetry(self, count_max: int = DRAIN_MAX) -> list[Event]:
+        """Messages since the last drain; the log keeps them for other readers."""
+        found = self.telemetry.since(self._drained, min(count_max, DRAIN_MAX))
+        if found:
+            self._drained = found[-1].ordinal + 1
+        return found
+
+    # Messages to devices and to inputs of modules
+
+    def send(
+        self,
+        address: HubAddress,
+        body: bytes,
+        properties: dict[str, str | None] | None = None,
+        system: dict[str, str] | None = None,
+        *,
+        input_name: str = "",
+        expires_ms: int = 0,
+        feedback: str = "none",
+    ) -> CloudMessage:
+        """Put a message in the queue towards a device, or towards an input of a module.
+
+        Args:
+            address: To whom.
+            body: Its bytes.
+            properties: Those of the application.
+            system: Those of the protocol by short name, such as `$.mid`.
+            input_name: Name of the input of a module.
+            expires_ms: Milliseconds since 1970, or 0 for the service's own time to live.
+            feedback: What the sender wants to hear: `none`, `positive`, `negative` or `full`.
+
+        Raises:
+            HubError: 400, 403 `DeviceMaximumQueueDepthExceeded`, 404, 413.
+        """
+        self.identity(address)
+        if bool(address.module) != bool(input_name):
+            raise HubError(400, "ArgumentInvalid", "messages go to devices, or to an input of a module")
+        limit, count_max = (D2C_BYTES_MAX, INPUTS_WAITING_MAX) if input_name else (C2D_BYTES_MAX, C2D_WAITING_MAX)
+        if len(body) > limit:
+            raise HubError(413, "MessageTooLarge", f"{len(body)} bytes, at most {limit} are allowed", 413001)
+        now = self.now_ms()
+        if expires_ms > now + C2D_TTL_MS_MAX:
+            raise HubError(400, "ArgumentInvalid", "a message lives at most 48 hours")
+        self._expire(address)
+        queue = self.queues.setdefault(address, Queue())
+        if len(queue.messages) >= count_max:
+            raise HubError(403, "DeviceMaximumQueueDepthExceeded", f"{count_max} messages wait already", 403004)
+        message = CloudMessage(
+            queue.next_number,
+            body,
+            dict(properties or {}),
+            dict(system or {}),
+            expires_ms or now + C2D_TTL_MS,
+            input=input_name,
+            feedback=feedback,
+        )
+        queue.next_number += 1
+        queue.messages.append(message)
+        self.note("queue", address)
+        if link := self.links.get(address):
+            link.wake()
+        return message
+
+    def waiting(self, address: HubAddress) -> int:
+        """How many messages wait for a device."""
+        queue = self.queues.get(address)
+        return len(queue.messages) if queue else 0
+
+    def pending(self, address: HubAddress) -> list[CloudMessage]:
+        """Messages that wait, in order; those whose time is over, or that were given too often, are gone."""
+        self._expire(address)
+        queue = self.queues.get(address)
+        return list(queue.messages) if queue else []
+
+    def delivered(self, address: HubAddress, message: CloudMessage) -> None:
+        """A message was given to the device; it waits for its acknowledgement."""
+        message.deliveries += 1
+        self.note("queue", address)
+
+    def complete(self, address: HubAddress, number: int) -> bool:
+        """The device acknowledged a message; false when it was gone already."""
+        queue = self.queues.get(address)
+        found = next((item for item in queue.messages if item.number == number), None) if queue else None
+        if queue is None or found is None:
             return False
-        session.sent[packet] = number
+        queue.messages.remove(found)
+        self.note("queue", address)
         return True
 
-    def acknowledged(self, address: HubAddress, packet: int) -> None:
-        """A client has what was sent as this packet."""
-        session = self.sessions.get(address)
-        if session is not None and (number := session.sent.pop(packet, None)) is not None:
-            self._forget(address, number)
-
-    # --- messages of clients
-
-    def published(self, address: HubAddress, message: codec.Publish, now_ms: int) -> list[Effect]:
-        """Take a message of a client; what cannot be taken closes its connection."""
-        if message.qos > 1:
-            return [Hang(address, "a message of QoS 2")]
-        topic = message.topic
-        touched(self.identities[address], now_ms)
-        prefix = f"devices/{address.device}/modules/{address.module}" if address.module else f"devices/{address.device}"
-        if topic.startswith(f"{prefix}/messages/events"):
-            return self._event(address, message, topic.removeprefix(f"{prefix}/messages/events").strip("/"), now_ms)
-        if topic.startswith("$iothub/methods/res/"):
-            return self._method_answer(address, message)
-        if topic.startswith("$iothub/twin/"):
-            return self._twin(address, message, now_ms)
-        return [Hang(address, f"a message to {topic[:80]!r}, where this client may send nothing")]
-
-    def _event(self, address: HubAddress, message: codec.Publish, bag: str, now_ms: int) -> list[Effect]:
-        if len(message.content) > D2C_BYTES_MAX:
-            return [Hang(address, f"a message of {len(message.content)} bytes")]
-        system, own = read_bag(bag)
-        if message.is_retained:
-            own["mqtt-retain"] = "true"
-        event = Message(message.content, system, own, 0, 0, now_ms, address)
-        sinks: tuple[str | tuple[str, str], ...] = (UPSTREAM,)
-        hub = self.identities.get(HubAddress(address.device, HUB_MODULE))
-        if address.module and hub is not None:
-            routes = Routes.read(hub.twin.desired.values.get("routes"))
-            sinks = routes.sinks(address.module, system.get("on", ""))
-        effects: list[Effect] = []
-        for sink in sinks:
-            if sink == UPSTREAM:
-                self._telemetry_number += 1
-                self.telemetry.append(replace(event, number=self._telemetry_number))
-                self.changed.add("telemetry")
-            else:
-                effects += self.send_input(HubAddress(address.device, sink[0]), sink[1], event, now_ms)
-        return effects
-
-    def will(self, address: HubAddress, topic: str, content: bytes, now_ms: int) -> None:
-        """A client's last words, which become telemetry where they were meant for it."""
-        before = len(self.telemetry)
-        self.published(address, codec.Publish(topic, content), now_ms)
-        if len(self.telemetry) > before:
-            last = self.telemetry.pop()
-            self.telemetry.append(replace(last, system={**last.system, "iothub-MessageType": "Will"}))
-
-    def _method_answer(self, address: HubAddress, message: codec.Publish) -> list[Effect]:
-        status, _, query = message.topic.removeprefix("$iothub/methods/res/").partition("/?$rid=")
-        if not status.lstrip("-").isdecimal() or len(message.content) > METHOD_BYTES_MAX:
-            return [Hang(address, "an answer to a method that cannot be read")]
-        return [MethodAnswered(address, query, int(status), message.content)]
-
-    def _twin(self, address: HubAddress, message: codec.Publish, now_ms: int) -> list[Effect]:
-        operation, _, request = message.topic.removeprefix("$iothub/twin/").partition("/?$rid=")
-        if TWIN not in self.sessions[address].topics:
-            return []  # nobody would hear the answer
-        twin = self.identities[address].twin
-        if operation == "GET":
-            return [self.answer_twin(address, 200, request, content=dump(twin.device_document()))]
-        if operation != "PATCH/properties/reported":
-            return [Hang(address, f"a message to {message.topic[:80]!r}, where this client may send nothing")]
-        try:
-            patch = parse_object(message.content, "reported properties", PACKET_BYTES_MAX)
-            version = twin.patch_reported(patch, now_ms)
-        except ContractError:
-            return [self.answer_twin(address, 400, request)]
-        except TwinError as error:
-            return [self.answer_twin(address, error.status, request)]
-        self.reported.append((address, clean(patch)))
-        self._touch(address)
-        return [self.answer_twin(address, 204, request, f"&$version={version}")]
-
-    def answer_twin(
-        self, address: HubAddress, status: int, request: str, more: str = "", content: bytes = b""
-    ) -> Deliver:
-        """An answer to a question about a twin."""
-        return Deliver(address, f"$iothub/twin/res/{status}/?$rid={request}{more}", content)
-
-    # --- what the service does
-
-    def change_desired(self, address: HubAddress, values: JsonObject, now_ms: int, *, is_patch: bool) -> list[Effect]:
-        """Write desired properties and tell the client, if it is there and asked to be told.
+    def purge(self, address: HubAddress) -> int:
+        """Drop all messages to a device; gives how many there were.
 
         Raises:
-            HubError: 404, 400, 413.
-        """
-        twin = self.identity(address).twin
-        try:
-            told = twin.patch_desired(values, now_ms) if is_patch else twin.replace_desired(values, now_ms)
-        except TwinError as error:
-            raise HubError(error.status, error.status * 1000 + 4, error.reason) from None
-        self._touch(address)
-        session = self.sessions.get(address)
-        if address not in self.online or session is None or DESIRED not in session.topics:
-            return []
-        topic = f"$iothub/twin/PATCH/properties/desired/?$version={told['$version']}"
-        return [Deliver(address, topic, dump(told))]
-
-    def change_tags(self, address: HubAddress, tags: JsonObject, *, is_patch: bool) -> None:
-        """Write tags.
-
-        Raises:
-            HubError: 404, 400, 413.
-        """
-        try:
-            self.identity(address).twin.set_tags(tags, is_patch=is_patch)
-        except TwinError as error:
-            raise HubError(error.status, error.status * 1000 + 4, error.reason) from None
-        self._touch(address)
-
-    def send_c2d(self, address: HubAddress, message: Message, now_ms: int) -> list[Effect]:
-        """Take a message for a device; it waits until the device acknowledges it or it expires.
-
-        Raises:
-            HubError: 404, 400 for a module or too long a message, 403 when too many wait.
-        """
-        if address.module:
-            raise HubError(400, 400004, "messages go to devices, not to modules")
-        identity = self.identity(address)
-        if len(message.content) > C2D_BYTES_MAX:
-            raise HubError(413, 413001, f"a message of {len(message.content)} bytes, at most {C2D_BYTES_MAX}")
-        session = self.sessions.setdefault(address, Session())
-        if len(session.queue) >= C2D_WAITING_MAX:
-            raise HubError(403, 403002, f"{C2D_WAITING_MAX} messages wait for this device already")
-        expires = min(message.expires_ms or now_ms + C2D_TTL_MS, now_ms + C2D_TTL_MS_MAX)
-        system = {"to": f"/devices/{address.device}/messages/devicebound", **message.system}
-        identity.c2d_sent += 1
-        self._enqueue(address, replace(message, system=system, expires_ms=expires, enqueued_ms=now_ms))
-        return self.due(address, now_ms)
-
-    def send_input(self, address: HubAddress, name: str, message: Message, now_ms: int) -> list[Effect]:
-        """Take a message for a module's input.
-
-        Raises:
-            HubError: 404; 403 when too many wait.
+            HubError: 404.
         """
         self.identity(address)
-        session = self.sessions.setdefault(address, Session())
-        if len(session.queue) >= INPUTS_WAITING_MAX:
-            raise HubError(403, 403002, f"{INPUTS_WAITING_MAX} messages wait for this module already")
-        system = {key: text for key, text in message.system.items() if key != "on"}
-        if message.sender is not None:
-            system |= {"cdid": message.sender.device, "cmid": message.sender.module}
-        self._enqueue(address, replace(message, system={**system, "to": name}, enqueued_ms=now_ms))
-        return self.due(address, now_ms)
+        count = self.waiting(address)
+        self.queues.pop(address, None)
+        self.note("queue", address)
+        return count
 
-    def call(self, address: HubAddress, method: str, request: str, content: bytes) -> Deliver:
-        """A direct method for a client that is there and takes methods.
-
-        Raises:
-            HubError: 404 for an unknown or absent client; 413.
-        """
-        self.identity(address)
-        session = self.sessions.get(address)
-        if address not in self.online or session is None or METHODS not in session.topics:
-            raise HubError(404, 404103, f"{address} is not connected, or takes no methods")
-        if len(content) > METHOD_BYTES_MAX:
-            raise HubError(413, 413001, f"arguments of {len(content)} bytes, at most {METHOD_BYTES_MAX}")
-        return Deliver(address, f"$iothub/methods/POST/{method}/?$rid={request}", content)
-
-    # --- the emulator's file
-
-    def dump(self, name: str) -> Any:
-        """What is to be kept under a name of `changed`; none where it is gone."""
-        if name == "telemetry":
-            return [self._telemetry_number, [message.to_json() for message in self.telemetry]]
-        address = _address(name)
-        identity = self.identities.get(address)
-        if identity is None:
-            return None
-        session = self.sessions.get(address)
-        return [identity.to_json(), None if session is None else session.to_json()]
-
-    def load(self, name: str, value: Any) -> None:
-        """Take back what `dump` gave."""
-        if name == "telemetry":
-            self._telemetry_number = value[0]
-            self.telemetry.extend(Message.from_json(item) for item in value[1])
+    def _expire(self, address: HubAddress) -> None:
+        queue, now = self.queues.get(address), self.now_ms()
+        if queue is None:
             return
-        identity = Identity.from_json(value[0])
-        self.identities[identity.address] = identity
-        if value[1] is not None:
-            session = self.sessions[identity.address] = Session.from_json(value[1])
-            self._numbers = max(self._numbers, *(item.number for item in session.queue), 0)
+        kept = [item for item in queue.messages if item.expires_ms > now and item.deliveries < C2D_DELIVERIES_MAX]
+        if len(kept) != len(queue.messages):
+            queue.messages = deque(kept)
+            self.note("queue", address)
 
-    # --- small helpers
+    # Connections
 
-    def _touch(self, address: HubAddress) -> None:
-        self.changed.add(f"identity {address}")
+    def connect(self, address: HubAddress, link: DeviceLink, *, is_clean: bool) -> bool:
+        """A device is here; an older connection of it ends. Gives whether a session of it was kept.
 
-    def _enqueue(self, address: HubAddress, message: Message) -> None:
-        self._numbers += 1
-        self.sessions[address].queue.append(replace(message, number=self._numbers))
-        self._touch(address)
+        Raises:
+            HubError: 404.
+        """
+        identity = self.identity(address)
+        self.disconnect(address, "taken over")
+        if is_clean:
+            self.subscriptions.pop(address, None)
+            self.note("session", address)
+        self.links[address] = link
+        identity.set_connected(True, self.now_ms())
+        self.tell("connected", address)
+        return bool(self.subscriptions.get(address))
 
-    def _forget(self, address: HubAddress, number: int) -> None:
-        session = self.sessions[address]
-        session.queue = deque(item for item in session.queue if item.number != number)
-        session.deliveries.pop(number, None)
-        self._touch(address)
+    def disconnect(self, address: HubAddress, reason: str) -> bool:
+        """End a connection, if there is one."""
+        link = self.links.get(address)
+        if link is None:
+            return False
+        self.gone(address, link)
+        link.close(reason)
+        return True
 
-    def _topic(self, address: HubAddress, message: Message) -> str:
-        if not address.module:
-            return f"devices/{address.device}/messages/devicebound/{message.bag()}"
-        name = message.system.get("to", "")
-        plain = replace(message, system={key: text for key, text in message.system.items() if key != "to"})
-        return f"devices/{address.device}/modules/{address.module}/inputs/{name}/{plain.bag()}"
+    def gone(self, address: HubAddress, link: DeviceLink) -> None:
+        """A connection ended; nothing when it was taken over already."""
+        if self.links.get(address) is not link:
+            return
+        del self.links[address]
+        if identity := self.identities.get(address):
+            identity.set_connected(False, self.now_ms())
+        self.tell("disconnected", address)
+
+    def subscribe(self, address: HubAddress, topic: str) -> None:
+        """Remember a subscription."""
+        self.subscriptions.setdefault(address, set()).add(topic)
+        self.note("session", address)
+
+    def unsubscribe(self, address: HubAddress, topic: str) -> None:
+        """Forget one."""
+        self.subscriptions.get(address, set()).discard(topic)
+        self.note("session", address)
+
+    # Documents of other parts, and the store
+
+    def put_document(self, kind: str, name: str, document: JsonObject | None) -> None:
+        """Keep a document; none takes it out."""
+        if document is None:
+            self.documents.pop((kind, name), None)
+        else:
+            self.documents[(kind, name)] = document
+        self.changed.add((f"document/{kind}", name))
+
+    def documents_of(self, kind: str) -> Iterator[tuple[str, JsonObject]]:
+        """(name, document) of a kind, by name."""
+        for (known, name), document in sorted(self.documents.items(), key=lambda item: item[0]):
+            if known == kind:
+                yield name, document
+
+    def note(self, kind: str, address: HubAddress) -> None:
+        """Something of an address was written. Whoever changes a twin or an identity directly calls this."""
+        self.changed.add((kind, str(address)))
+
+    def tell(self, what: str, address: HubAddress) -> None:
+        """Tell observers: identities were `created` …, a `twin` written, `telemetry` taken, a device `connected` …."""
+        for observer in self.observers:
+            observer(what, address)
+
+    def to_store(self, kind: str, name: str) -> JsonObject | None:
+        """What the store writes for a mark in `changed`; none when it is to be taken out."""
+        if kind.startswith("document/"):
+            return self.documents.get((kind.removeprefix("document/"), name))
+        address = address_of(name)
+        if kind == "identity":
+            identity = self.identities.get(address)
+            return identity.to_store() if identity else None
+        if kind == "twin":
+            twin = self.twins.get(address)
+            return _stored_twin(twin) if twin else None
+        if kind == "session":
+            topics = self.subscriptions.get(address)
+            return {"topics": sorted(topics)} if topics else None
+        queue = self.queues.get(address)
+        return _stored_queue(queue) if queue else None
+
+    def restore(self, kind: str, name: str, stored: JsonObject) -> None:
+        """Take back what `to_store` gave, before anything else happens."""
+        if kind.startswith("document/"):
+            self.documents[(kind.removeprefix("document/"), name)] = stored
+            return
+        address = address_of(name)
+        if kind == "identity":
+            self.identities[address] = Identity.from_store(address, stored)
+        elif kind == "twin":
+            self.twins[address] = _twin_from(stored)
+        elif kind == "session":
+            self.subscriptions[address] = set(stored["topics"])
+        elif kind == "queue":
+            self.queues[address] = _queue_from(stored)
+
+    def restore_event(self, event: Event) -> None:
+        """Take back an event; drains begin after it."""
+        self.telemetry.restore(event)
+        self._drained = event.ordinal + 1
 
 
-def _address(name: str) -> HubAddress:
-    device, _, module = name.removeprefix("identity ").partition("/")
+def address_of(text: str) -> HubAddress:
+    """The address in `device` or `device/module`; names are the service's, so nothing is checked."""
+    device, _, module = text.partition("/")
     return HubAddress(device, module)
 
 
-def require_named(value: object) -> HubAddress:
-    """An address from outside.
+def require_etag(wanted: str, found: str) -> None:
+    """Compare a tag of If-Match; `*` and nothing stand for any.
 
     Raises:
-        HubError: 400.
+        HubError: 412.
     """
-    try:
-        return HubAddress.parse(str(value))
-    except EdgeError as error:
-        raise HubError(400, 400004, error.detail) from None
+    if wanted.strip('"') not in ("", "*", found):
+        raise HubError(412, "PreconditionFailed", "it was written in between: read it and try again", 412001)
 
 
-Randoms = Callable[[int], bytes]
+def _stored_twin(twin: Twin) -> JsonObject:
+    def section(part: Section) -> JsonObject:
+        return {"values": part.values, "version": part.version, "metadata": part.metadata}
+
+    return {
+        "desired": section(twin.desired),
+        "reported": section(twin.reported),
+        "tags": twin.tags,
+        "version": twin.version,
+        "configurations": twin.configurations,
+    }
+
+
+def _twin_from(stored: JsonObject) -> Twin:
+    desired, reported = Section(**stored["desired"]), Section(**stored["reported"])
+    return Twin(desired, reported, stored["tags"], stored["version"], stored["configurations"])
+
+
+def _stored_queue(queue: Queue) -> JsonObject:
+    def message(item: CloudMessage) -> JsonObject:
+        return {
+            "number": item.number,
+            "body": base64.b64encode(item.body).decode(),
+            "properties": item.properties,
+            "system": item.system,
+            "expires_ms": item.expires_ms,
+            "deliveries": item.deliveries,
+            "input": item.input,
+            "feedback": item.feedback,
+        }
+
+    return {"next_number": queue.next_number, "messages": [message(item) for item in queue.messages]}
+
+
+def _queue_from(stored: JsonObject) -> Queue:
+    def message(item: dict[str, Any]) -> CloudMessage:
+        return CloudMessage(**{**item, "body": base64.b64decode(item["body"])})
+
+    return Queue(deque(message(item) for item in stored["messages"]), stored["next_number"])
