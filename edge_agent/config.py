@@ -156,6 +156,7 @@ class AgentConfig:
         iothub: Azure IoT Hub instead of a broker, or none.
         binding: The broker of the bundles' MQTT bindings, or none.
         update: How updates go.
+        preload: OCI layout with content that need not come over the network, or none; nothing in it is believed.
         log_level: One of `LOG_LEVELS`.
     """
 
@@ -170,6 +171,7 @@ class AgentConfig:
     iothub: IotHubConfig | None = None
     binding: BindingConfig | None = None
     update: UpdateConfig = field(default_factory=UpdateConfig)
+    preload: Path | None = None
     log_level: str = "info"
 
 
@@ -243,6 +245,7 @@ def parse_config(text: str, file: Path) -> AgentConfig:
             hook_timeout_ms=update.integer("hook_timeout_ms", HOOK_MS_MIN, HOOK_MS_MAX, HOOK_MS_DEFAULT),
             scrub_ms=update.integer("scrub_ms", SCRUB_MS_MIN, SCRUB_MS_MAX, SCRUB_MS_DEFAULT),
         ),
+        preload=table.path("preload"),
         log_level=table.choice("log_level", LOG_LEVELS, "info"),
     )
     for part in (table, serve, mqtt, update):

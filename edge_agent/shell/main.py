@@ -19,6 +19,7 @@ from edge_agent.identity import DeviceIdentity, LiveIdentity
 from edge_agent.keyholder import KeyHolder
 from edge_agent.link.iothub import AzureSdk, IotHubLink
 from edge_agent.link.mqtt import MqttAddress, MqttLink, MqttTls
+from edge_agent.preload import PreloadedFetcher
 from edge_agent.renewal import CertificateRenewal
 from edge_agent.reporting import SignedReports
 from edge_agent.serving.handle import inherited_children, reap_in_background
@@ -107,13 +108,14 @@ class _Process:
             tcp_token=_secret(config.serve.token_file, "the token for predictions over TCP"),
         )
         blobs = FileBlobStore(config.data, config.reserve_bytes, droppable=[config.data / "compiled"])
+        remote = HttpBundleFetcher(who.url, self._tokens, blobs, who.registry_ca)
         floor = TimeFloor(config.data / "trust" / "time.json")
         renewal = CertificateRenewal(identity, config.data, clock, self._renewed)
         update = config.update
         outside = Ports(
             clock=clock,
             verifier=self._verifier(config.data / "trust", who, floor),
-            fetcher=HttpBundleFetcher(who.url, self._tokens, blobs, who.registry_ca),
+            fetcher=remote if config.preload is None else PreloadedFetcher(config.preload, blobs, remote),
             blobs=blobs,
             slots=FileSlotStore(config.data, blobs),
             server=self._server,

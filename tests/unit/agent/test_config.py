@@ -48,6 +48,7 @@ def test_everything_can_be_said_in_the_file() -> None:
         report_ms = 2000
         spool_bytes_max = 1000000
         reserve_bytes = 0
+        preload = "bundle"
         log_level = "debug"
         [serve]
         host = "0.0.0.0"
@@ -70,6 +71,7 @@ def test_everything_can_be_said_in_the_file() -> None:
     assert config.mqtt.ca == FILE.parent / "ca.crt"
     assert config.mqtt.persistent
     assert config.reserve_bytes == 0
+    assert config.preload == FILE.parent / "bundle"
 
 
 @pytest.mark.parametrize(
