@@ -39,10 +39,10 @@ demo: $(RUN_STAMP) ## train, package, ship, swap and watch, all on this machine 
 
 test: $(DEV_STAMP) ## every test; installs the Debian packages that they use where it may
 	scripts/install-test-needs.sh
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) $(TEST_ARGS)
 
 test-fast: $(DEV_STAMP) ## the tests that need nothing of the machine and take no time
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup -m "not slow and not system and not e2e" $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) -m "not slow and not system and not e2e" $(TEST_ARGS)
 
 crash: $(DEV_STAMP) ## the agent killed, failed or cut off power at every change of its disk; an hour (CRASH_ARGS="--kinds kill")
 	scripts/install-test-needs.sh

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.postgres import fresh_database, postgres_cluster
 
 _SLOW_FOLDER: Final = Path(__file__).parent / "integration"
-_TOGETHER: Final = ("system", "e2e")
-_FOLDERS_TOGETHER: Final = ("attacks", "crash", "e2e", "integration")
+_MACHINE: Final = ("tests/attacks/", "tests/crash/", "tests/e2e/", "tests/integration/")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Integration tests start processes and servers: each may be quick, together they are not what one waits for.
-
-    Where two processes share the tests (`make test`), whatever uses the machine stays in one of them, one after
-    another, so that no two such tests fight for a port, a processor or a disk; the rest goes by file.
-    """
+    """Integration tests start processes and servers: each may be quick, together they are not what one waits for."""
     for item in items:
         if item.path.is_relative_to(_SLOW_FOLDER):
             item.add_marker(pytest.mark.slow)
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        is_alone = folder in _FOLDERS_TOGETHER or any(item.get_closest_marker(name) for name in _TOGETHER)
-        item.add_marker(pytest.mark.xdist_group("machine" if is_alone else str(item.path)))
+
+
+class _ByUse(LoadScopeScheduling):  # type: ignore[misc]  # the library ships no types
+    """Where two processes share the tests: whatever uses the machine stays in one of them, the rest goes by file.
+
+    So no two such tests fight for a port, a processor or a disk, and tests of one file that build on each other meet.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "machine" if nodeid.startswith(_MACHINE) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """See `_ByUse`; asked by pytest-xdist alone (`-n 2`)."""
+    return _ByUse(config, log)
 
 
 @pytest.fixture
