@@ -1,4 +1,4 @@
-"""Feeds models from MQTT topics and publishes their predictions, in a process of its own (ADR 28).
+"""Feeds models from MQTT topics or inputs of an IoT Edge module, in a process of its own (ADR 28, 35).
 
 `python -m edge_agent.binding` asks the unix sockets of modules like any client, so a swap or a crash of a worker costs
 it nothing. Decisions are functions without a clock, threads or sockets (`questions`, `answers`, `waiting`, `loops`,

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from edge_agent.binding.limits import HOPS_MAX
 from edge_agent.binding.messages import Message, Outgoing
 from edge_agent.binding.questions import response_topic
 from edge_contract.bindings import Binding
@@ -14,6 +15,11 @@ from edge_contract.jsonio import JsonObject
 JSON_TYPE: Final = "application/json"
 BYTES_TYPE: Final = "application/octet-stream"
 HOPS_FACT: Final = "lighterman-hops"
+
+
+def read_hops(text: str) -> int:
+    """Predictions that led to a message, as it says; what is no small number was not written by a binding."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 4 else HOPS_MAX
 
 
 @dataclass(frozen=True, slots=True)

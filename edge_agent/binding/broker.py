@@ -16,8 +16,16 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
-from edge_agent.binding.connection import Connection, Listener, Subscription
-from edge_agent.binding.limits import CONNECT_MS_MAX, DRAIN_MS, RECONNECT_MS_FIRST, RECONNECT_MS_MAX, TICK_MS
+from edge_agent.binding.carrier import Listener, Subscription
+from edge_agent.binding.connection import Connection
+from edge_agent.binding.limits import (
+    ANSWER_BYTES_MAX,
+    CONNECT_MS_MAX,
+    DRAIN_MS,
+    RECONNECT_MS_FIRST,
+    RECONNECT_MS_MAX,
+    TICK_MS,
+)
 from edge_agent.binding.messages import Outgoing
 from edge_agent.binding.work import BrokerAddress
 from edge_contract.errors import EdgeError
@@ -26,7 +34,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class Broker:
-    """Keeps one module connected. Any thread may send, subscribe and finish."""
+    """Implements `Carrier`: keeps one module connected. Any thread may send, subscribe and finish."""
 
     def __init__(self, address: BrokerAddress, identifier: str, listener: Listener, receive_max: int) -> None:
         """Describe the connection; `start` makes it.
@@ -67,6 +75,11 @@ class Broker:
     def protocol(self) -> str:
         """What is spoken, or tried first."""
         return "5" if self._is_v5 else "3.1.1"
+
+    @property
+    def answer_bytes_max(self) -> int:
+        """See `Carrier.answer_bytes_max`."""
+        return ANSWER_BYTES_MAX
 
     def start(self) -> None:
         """Begin to connect, for ever. Called once."""

@@ -8,8 +8,7 @@ import itertools
 import logging
 import ssl
 import time
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -18,10 +17,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_agent.binding.answers import HOPS_FACT
+from edge_agent.binding.answers import HOPS_FACT, read_hops
+from edge_agent.binding.carrier import Listener, Subscription
 from edge_agent.binding.limits import (
     CONNECT_MS_MAX,
-    HOPS_MAX,
     INFLIGHT_MAX,
     KEEPALIVE_S,
     PACKET_BYTES_MAX,
@@ -38,35 +37,6 @@ _NEVER_SENT_AGAIN: Final = 2  # MQTT 5, retain handling: no retained messages at
 _SENT_WHEN_NEW: Final = 1
 _UNSUPPORTED: Final = "Unsupported protocol version"
 _TEXT_UTF8: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """How one filter is subscribed to.
-
-    Attributes:
-        qos: Most that is asked for.
-        take_retained: Whether messages from before are wanted.
-    """
-
-    qos: int
-    take_retained: bool
-
-
-class Listener(Protocol):
-    """Hears what happens; every method runs on the broker's thread and must not wait."""
-
-    def arrived(self, message: Message) -> int:
-        """A message came; gives how many bindings will say that they are done with it."""
-        ...
-
-    def confirmed(self, outgoing: Outgoing, is_refused: bool) -> None:
-        """The broker has a message, or will not have it."""
-        ...
-
-    def connected(self, connection: int, is_session_kept: bool) -> None:
-        """A connection is up; with a kept session, what was not acknowledged comes again on it."""
-        ...
 
 
 class Connection:
@@ -322,7 +292,6 @@ def _retain_handling(how: Subscription) -> int:
 def _message(received: paho.MQTTMessage, number: int, connection: int) -> Message:
     properties: Any = received.properties
     facts = dict(getattr(properties, "UserProperty", ()))
-    hops = facts.get(HOPS_FACT, "0")
     return Message(
         number=number,
         connection=connection,
@@ -333,8 +302,7 @@ def _message(received: paho.MQTTMessage, number: int, connection: int) -> Messag
         is_duplicate=bool(received.dup),
         response_topic=str(getattr(properties, "ResponseTopic", "")),
         correlation=getattr(properties, "CorrelationData", None),
-        # What is not a small number was not written by a binding, or by one that means mischief.
-        hops=int(hops) if hops.isascii() and hops.isdigit() and len(hops) < 4 else HOPS_MAX,
+        hops=read_hops(facts.get(HOPS_FACT, "0")),
         received_ns=time.monotonic_ns(),
     )
 

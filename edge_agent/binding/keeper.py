@@ -23,6 +23,7 @@ from edge_agent.binding.limits import (
     STEADY_MS,
     WATCH_MS,
 )
+from edge_agent.binding.relay import InputRelay
 from edge_agent.binding.work import SOCKET, BrokerAddress, Work, modules_line
 from edge_agent.config import BindingConfig
 from edge_agent.serving.environment import worker_environment
@@ -50,6 +51,7 @@ class BindingKeeper:
         slots: Path,
         live: Callable[[], Mapping[str, Digest | None]],
         command: tuple[str, ...] = _COMMAND,
+        relay: InputRelay | None = None,
     ) -> None:
         """Describe the work; `start` begins it.
 
@@ -61,6 +63,7 @@ class BindingKeeper:
             live: Gives the bundle that each module serves, none for one between two workers; called on the keeper's
                 thread.
             command: The process's program and arguments.
+            relay: Carries inputs and outputs of an IoT Edge module; none where the agent is no such module.
         """
         self._config = config
         self._device = device
@@ -68,8 +71,9 @@ class BindingKeeper:
         self._slots = slots
         self._live = live
         self._command = command
+        self._relay = relay
         self._log = BoundedLog(run / "binding.log")
-        self._has_bindings: dict[Digest, bool] = {}
+        self._has_bindings: dict[tuple[str, Digest], bool] = {}
         self._unreadable: set[Digest] = set()
         self._wanted: dict[str, Digest] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,13 +93,15 @@ class BindingKeeper:
         """End the process in order, and kill it when it does not end."""
         self._is_stopping.set()
         self._thread.join((EXIT_MS + WATCH_MS) / 1000)
+        if self._relay is not None:
+            self._relay.close()
 
     def report(self) -> JsonObject | None:
         """How the bindings stand, for `edge-agent status`; none while no live bundle has any."""
         wanted = self._wanted
         if not wanted:
             return None
-        if self._config is None:
+        if self._is_off:
             return {"phase": "off", "modules": dict.fromkeys(sorted(wanted)), "error": _OFF}
         process = self._process
         found: JsonObject = {"phase": "starting" if process is None else "running", "restarts": self._failures}
@@ -103,6 +109,8 @@ class BindingKeeper:
             found |= ask_report(self._run)
         except EdgeError as error:
             found |= {"phase": "starting", "modules": dict.fromkeys(sorted(wanted)), "error": self._error or str(error)}
+        if self._relay is not None:
+            found["relay"] = self._relay.report()
         return found
 
     # --- the keeper's thread
@@ -125,7 +133,7 @@ class BindingKeeper:
             if manifest is not None and self._is_bound(module, manifest):
                 live[module] = manifest
         self._wanted = live
-        if self._config is None:
+        if self._is_off:
             return
         if self._process is not None and self._process.poll() is not None:
             code = self._process.returncode
@@ -139,16 +147,16 @@ class BindingKeeper:
         if self._process is None:
             if time.monotonic() < self._begins:
                 return
-            self._begin(self._config)
+            self._begin()
         if live != self._told:
             self._tell(modules_line(live))
             self._told = live
 
     def _is_bound(self, module: str, manifest: Digest) -> bool:
-        known = self._has_bindings.get(manifest)
+        known = self._has_bindings.get((module, manifest))
         if known is None:
             try:
-                known = bool(read_bindings(self._slots, manifest))
+                known = bool(read_bindings(self._slots, manifest, module, self._relay is not None))
             except EdgeError as error:
                 if manifest not in self._unreadable:
                     self._unreadable.add(manifest)
@@ -158,36 +166,36 @@ class BindingKeeper:
             if len(self._has_bindings) > BUNDLES_KNOWN_MAX:
                 self._has_bindings.clear()
                 self._unreadable.clear()
-            self._has_bindings[manifest] = known
-            if known and self._config is None:
+            self._has_bindings[module, manifest] = known
+            if known and self._is_off:
                 _LOG.warning("module %s: %s", module, _OFF)
         return known
 
-    def _begin(self, config: BindingConfig) -> None:
-        address = BrokerAddress(
-            config.host,
-            config.port,
-            config.tls,
-            config.ca,
-            config.certificate,
-            config.key,
-            config.username,
-            _password(config.password_file),
-            config.protocol,
-        )
-        work = Work(self._device, self._run, self._slots, address)
-        process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=worker_environment(os.environ),
-            start_new_session=True,  # an interrupt typed at the agent is for the agent
-        )
+    @property
+    def _is_off(self) -> bool:
+        """Whether this device has nothing to carry messages."""
+        return self._config is None and self._relay is None
+
+    def _begin(self) -> None:
+        address = None if self._config is None else _address(self._config)
+        with contextlib.ExitStack() as ends:
+            passed = []
+            if self._relay is not None:
+                passed.append(ends.enter_context(self._relay.attach()).fileno())
+            work = Work(self._device, self._run, self._slots, address, *passed)
+            process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=worker_environment(os.environ),
+                start_new_session=True,  # an interrupt typed at the agent is for the agent
+                pass_fds=passed,
+            )
         self._process, self._told, self._began = process, None, time.monotonic()
         threading.Thread(target=self._copy_log, args=(process,), name="binding-log", daemon=True).start()
         self._tell(dump(work.to_json()) + b"\n")
-        _LOG.info("the binding of MQTT topics was started, process %d", process.pid)
+        _LOG.info("the binding was started, process %d", process.pid)
 
     def _tell(self, line: bytes) -> None:
         assert self._process is not None
@@ -225,6 +233,8 @@ class BindingKeeper:
             _LOG.warning("the binding did not end in time and is killed")
             process.kill()
             process.wait()
+        if self._relay is not None:
+            self._relay.detach()
 
 
 def ask_report(run: Path) -> JsonObject:
@@ -247,6 +257,20 @@ def ask_report(run: Path) -> JsonObject:
     except OSError as error:
         raise EdgeError("network.unreachable", f"the binding does not answer: {error.strerror or error}") from None
     return parse_object(data.partition(b"\r\n\r\n")[2], "the binding's report", REPORT_BYTES_MAX)
+
+
+def _address(config: BindingConfig) -> BrokerAddress:
+    return BrokerAddress(
+        config.host,
+        config.port,
+        config.tls,
+        config.ca,
+        config.certificate,
+        config.key,
+        config.username,
+        _password(config.password_file),
+        config.protocol,
+    )
 
 
 def _password(file: Path | None) -> str:

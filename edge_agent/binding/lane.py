@@ -11,7 +11,7 @@ from pathlib import Path
 from edge_agent.binding.answers import make_answer, make_error, make_overload
 from edge_agent.binding.asking import Asker
 from edge_agent.binding.counters import Counters
-from edge_agent.binding.limits import LOOK_MS, OVERLOAD_REPORT_MS, UNCONFIRMED_MAX
+from edge_agent.binding.limits import ANSWER_BYTES_MAX, LOOK_MS, OVERLOAD_REPORT_MS, UNCONFIRMED_MAX
 from edge_agent.binding.messages import Message, Outgoing
 from edge_agent.binding.patience import is_crash, wait_ms
 from edge_agent.binding.questions import check_message, make_question
@@ -43,6 +43,7 @@ class Lane:
         send: Callable[[Outgoing], None],
         finish: Callable[[int], None],
         seen: Callable[[Digest], None],
+        answer_bytes_max: int = ANSWER_BYTES_MAX,
     ) -> None:
         """Describe it; `start` lets it work.
 
@@ -54,7 +55,9 @@ class Lane:
             send: Publishes.
             finish: Says that a message is done without an answer.
             seen: Hears which bundle answered, when it is another one than before.
+            answer_bytes_max: Longest answer that can be sent.
         """
+        self._answer_bytes_max = answer_bytes_max
         self.binding = binding
         self.counters = Counters()
         self.key = f"{binding.name}#{next(_KEYS)}"  # a lane of the same name may follow this one
@@ -222,6 +225,8 @@ class Lane:
                 self._note(reply.manifest)
                 latency_us = (time.monotonic_ns() - message.received_ns) // 1000
                 outgoing = make_answer(binding, self._module, message, reply, latency_us)
+                if len(outgoing.content) > self._answer_bytes_max:
+                    raise _too_long(len(outgoing.content), self._answer_bytes_max)
                 self.counters.count("answered", latency_us)
                 return outgoing
             except EdgeError as error:
@@ -276,3 +281,8 @@ class Lane:
         with self._changed:
             while not self._is_stopping and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
+
+
+def _too_long(count: int, most: int) -> EdgeError:
+    detail = f"the answer has {count} bytes, and no more than {most} can be sent"
+    return EdgeError("model.output-invalid", detail, "Answer with one tensor, or with fewer rows at a time.")

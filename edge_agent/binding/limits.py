@@ -61,3 +61,22 @@ REPORT_MS: Final = 1_000
 REPORT_BYTES_MAX: Final = 1 * MIB
 ASKERS_MAX: Final = 4
 """Who may ask for counters at the same time."""
+
+# The relay between the agent, which holds an IoT Edge module's one connection, and the process
+RELAY_INPUTS_MAX: Final = 2_048
+"""Messages for inputs that nobody has answered yet, in the agent's memory."""
+RELAY_BYTES_MAX: Final = 48 * MIB
+"""Of all of them."""
+RELAY_PARKED_MS_MAX: Final = 900_000
+"""How long a message waits for a model that is bound to its input."""
+RELAY_OUTPUTS_MAX: Final = 1_024
+"""Answers that wait for the hub."""
+RELAY_ANSWER_BYTES_MAX: Final = 250 * KIB
+"""Hubs take 256 KiB, properties included."""
+RELAY_HEAD_BYTES_MAX: Final = 256 * KIB
+RELAY_RETRY_MS: Final = 200
+"""Between two tries to hand an answer to a link that is down or full."""
+RELAY_DRAIN_MS: Final = 4_000
+"""At the agent's end, for inputs that came to be answered; a container is killed after 10 s."""
+RELAY_REPORT_MS: Final = 10_000
+"""Inputs that are dropped are told of in the log no more often than this."""

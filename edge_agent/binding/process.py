@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from edge_agent.binding.asking import live_manifest
+from edge_agent.binding.carrier import Carrier, Listener, is_relayed
 from edge_agent.binding.counters import prometheus_text
 from edge_agent.binding.descriptor import read_bindings
 from edge_agent.binding.limits import ASKERS_MAX, COMMAND_BYTES_MAX, REPORT_MS
 from edge_agent.binding.loops import admit
 from edge_agent.binding.module import Module
+from edge_agent.binding.relayed import Relay
 from edge_agent.binding.work import SOCKET, Work, read_modules
 from edge_contract.bindings import Binding
 from edge_contract.digest import Digest
@@ -30,6 +32,7 @@ from edge_contract.jsonio import JsonObject, dump
 
 _LOG = logging.getLogger(__name__)
 _HEAD_BYTES_MAX: Final = 4096
+_NO_BROKER: Final = "it is for MQTT, and this device has no [binding]; inside IoT Edge bind inputs/NAME to outputs/NAME"
 
 
 class BindingProcess:
@@ -38,6 +41,7 @@ class BindingProcess:
     def __init__(self, work: Work) -> None:
         """Be ready to work."""
         self._work = work
+        self._relay: Relay | None = None
         self._events: queue.Queue[dict[str, Digest] | str | None] = queue.Queue()
         self._told: dict[str, Digest] = {}
         self._bound: dict[str, tuple[Digest, tuple[Binding, ...]]] = {}
@@ -51,6 +55,8 @@ class BindingProcess:
         Raises:
             EdgeError: For a command that cannot be read.
         """
+        if self._work.relay_fd >= 0:
+            self._relay = Relay(socket.socket(fileno=self._work.relay_fd), lambda: self._events.put(None))
         counters = _Counters(self._work.run / SOCKET, self)
         counters.start()
         threading.Thread(target=self._listen, args=(commands,), name="commands", daemon=True).start()
@@ -75,7 +81,8 @@ class BindingProcess:
         ]
         address = self._work.address
         return {
-            "broker": f"{address.host}:{address.port}",
+            "broker": "" if address is None else f"{address.host}:{address.port}",
+            "edge": self._relay is not None,
             "modules": modules,
             "refused": refused,
             "errors": self._errors.copy(),
@@ -106,7 +113,7 @@ class BindingProcess:
             if bound is not None and bound[0] == manifest:
                 continue
             try:
-                bindings = read_bindings(self._work.slots, manifest)
+                bindings = read_bindings(self._work.slots, manifest, name, self._relay is not None)
             except EdgeError as error:
                 _LOG.error("module %s: %s", name, error)
                 errors[name] = str(error)
@@ -115,10 +122,32 @@ class BindingProcess:
         for name in set(self._bound) - set(self._told):
             del self._bound[name]
         self._errors = errors
-        admitted, self._refused = admit({name: bindings for name, (_, bindings) in self._bound.items()})
+        carried, strangers = self._carried()
+        admitted, refused = admit(carried)
+        self._refused = refused | strangers
         for (module, name), why in self._refused.items():
             _LOG.error("module %s: the binding %s does not run: %s", module, name, why)
         self._apply(admitted)
+
+    def _carried(self) -> tuple[dict[str, tuple[Binding, ...]], dict[tuple[str, str], str]]:
+        """Bindings for which there is a carrier, by module; and why the others do not run."""
+        if self._work.address is not None:
+            return {name: bindings for name, (_, bindings) in self._bound.items()}, {}
+        carried = {name: tuple(filter(is_relayed, bindings)) for name, (_, bindings) in self._bound.items()}
+        return carried, {
+            (name, binding.name): _NO_BROKER
+            for name, (_, bindings) in self._bound.items()
+            for binding in bindings
+            if binding not in carried[name]
+        }
+
+    def _connect(self, is_edge: bool, name: str, listener: Listener, receive_max: int) -> Carrier:
+        if is_edge and self._relay is not None:
+            return self._relay.carrier(name, listener, receive_max)
+        from edge_agent.binding.broker import Broker  # paho, which no module of IoT Edge needs
+
+        assert self._work.address is not None, "bindings without a carrier are refused before"
+        return Broker(self._work.address, f"lighterman-{self._work.device}-{name}", listener, receive_max)
 
     def _apply(self, admitted: dict[str, tuple[Binding, ...]]) -> None:
         for name in [name for name in self._modules if not admitted.get(name)]:
@@ -128,7 +157,7 @@ class BindingProcess:
                 continue
             if name not in self._modules:
                 path = self._work.run / f"{name}.sock"
-                self._modules[name] = Module(name, path, self._work.device, self._work.address, self._seen)
+                self._modules[name] = Module(name, path, self._connect, self._relay is not None, self._seen)
             self._modules[name].bind(bindings, self._bound[name][0])
 
     def _live(self, module: str, told: Digest) -> Digest:

@@ -52,21 +52,25 @@ class Work:
         device: Name of the device.
         run: Run directory; modules' sockets lie in it, and ours.
         slots: Folder of the slots.
-        address: Of the broker.
+        address: Of the broker; none where there is no broker for bindings.
+        relay_fd: Descriptor of the socket over which inputs of an IoT Edge module come, or -1 for none.
     """
 
     device: str
     run: Path
     slots: Path
-    address: BrokerAddress
+    address: BrokerAddress | None
+    relay_fd: int = -1
 
     def to_json(self) -> JsonObject:
         """The JSON form that `read_work` reads; holds the broker's password."""
+        document: JsonObject = {"device": self.device, "run": str(self.run), "slots": str(self.slots)}
+        if self.relay_fd >= 0:
+            document["relay_fd"] = self.relay_fd
         address = self.address
-        return {
-            "device": self.device,
-            "run": str(self.run),
-            "slots": str(self.slots),
+        if address is None:
+            return document
+        return document | {
             "host": address.host,
             "port": address.port,
             "is_tls": address.is_tls,
@@ -90,18 +94,22 @@ def read_work(line: bytes) -> Work:
     def path(key: str) -> Path | None:
         return Path(text) if (text := fields.text(key)) else None
 
-    address = BrokerAddress(
-        host=fields.text("host"),
-        port=fields.integer("port"),
-        is_tls=fields.flag("is_tls"),
-        ca=path("ca"),
-        certificate=path("certificate"),
-        key=path("key"),
-        username=fields.text("username"),
-        password=fields.text("password"),
-        protocol=fields.text("protocol"),
-    )
-    work = Work(device_name(fields.text("device")), Path(fields.text("run")), Path(fields.text("slots")), address)
+    address = None
+    if fields.text("host", ""):
+        address = BrokerAddress(
+            host=fields.text("host"),
+            port=fields.integer("port"),
+            is_tls=fields.flag("is_tls"),
+            ca=path("ca"),
+            certificate=path("certificate"),
+            key=path("key"),
+            username=fields.text("username"),
+            password=fields.text("password"),
+            protocol=fields.text("protocol"),
+        )
+    relay_fd = fields.integer("relay_fd") if fields.take("relay_fd") is not None else -1
+    device, run, slots = (fields.text(key) for key in ("device", "run", "slots"))
+    work = Work(device_name(device), Path(run), Path(slots), address, relay_fd)
     fields.close()
     return work
 
