@@ -8,14 +8,14 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from device_sim.iothub.service_limits import QUERY_CHARS_MAX, QUERY_DEPTH_MAX, QUERY_ITEMS_MAX
+from device_sim.iothub.service_limits import QUERY_CHARS_MAX, QUERY_DEPTH_MAX, QUERY_ITEMS_MAX, QUERY_OPERATORS_MAX
 
 SOURCES: Final = ("devices", "devices.modules", "devices.jobs")
 AGGREGATES: Final = frozenset({"count", "avg", "sum", "min", "max"})
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:
-    (?P<name>[A-Za-z_$][A-Za-z0-9_$\-]*(?<!-))
+    (?P<name>[A-Za-z_$][A-Za-z0-9_$]*)
   | \[\[(?P<quoted>[^\[\]]+)\]\]
   | (?P<number>0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)
   | (?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
@@ -26,6 +26,7 @@ _TOKEN: Final = re.compile(
 _ESCAPE: Final = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _PLAIN_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 _COMPARISONS: Final = frozenset({"=", "!=", "<>", "<", "<=", ">", ">="})
+_OPERATORS: Final = _COMPARISONS | {"and", "or", "not", "+", "-", "*", "/", "%"}
 
 
 class QueryError(Exception):
@@ -188,6 +189,8 @@ class _Parser:
         self._tokens = _tokens(text)
         self._at = 0
         self._depth = 0
+        if sum(token.word in _OPERATORS for token in self._tokens) > QUERY_OPERATORS_MAX:
+            raise QueryError(f"more than {QUERY_OPERATORS_MAX} operators")
 
     # Words
 

@@ -6,7 +6,8 @@ from edge_contract.limits import KIB, MIB
 
 # Queries
 QUERY_CHARS_MAX: Final = 8 * KIB
-QUERY_DEPTH_MAX: Final = 64  # expressions within expressions
+QUERY_DEPTH_MAX: Final = 32  # expressions within expressions
+QUERY_OPERATORS_MAX: Final = 150  # so that no chain of them makes a tree too deep to follow
 QUERY_ITEMS_MAX: Final = 100  # of a list or a selection
 QUERY_PAGE_DEFAULT: Final = 100  # (hub)
 QUERY_PAGE_MAX: Final = 1_000  # (hub)
@@ -33,7 +34,13 @@ AMQP_MESSAGE_BYTES_MAX: Final = 1 * MIB
 AMQP_CONNECTIONS_MAX: Final = 100
 AMQP_START_S: Final = 20.0
 AMQP_IDLE_S: Final = 60.0
+AMQP_POLL_S: Final = 0.05  # how late an event may reach who waits for it
+AMQP_READ_BYTES: Final = 64 * KIB
+AMQP_OUT_BYTES_MAX: Final = 1 * MIB  # unread by the peer, before it gets no more events
+AMQP_SENT_MAX: Final = 50  # events a link and turn
 LINK_CREDIT: Final = 100
+TOKENS_MAX: Final = 20  # of one connection
+LINKS_MAX: Final = 100  # of one connection
 
 # Workload API
 WORKLOAD_BODY_BYTES_MAX: Final = 256 * KIB
