@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from edge_agent.infer_command import infer_command
+from edge_agent.module_command import healthcheck_command, module_command
 from edge_agent.tuf import tuf
 from edge_agent.web.command import serve
 from edge_contract.errors import EdgeError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _JSON: Final = "edge_agent.cli.json"
+_RELAYED: Final = ("inputs", "outputs", "unanswered", "parked", "invalid", "outputs_waiting", "outputs_dropped")
 _LOG_FORMAT: Final = "%(levelname)s %(name)s: %(message)s"
 
 _EPILOG: Final = """\b
@@ -231,6 +233,8 @@ def status(config_file: Path | None, data: Path | None, run_dir: Path | None, as
 
 
 main.add_command(infer_command(_config_options, _json_option, lambda *given: _config(*given).run))
+main.add_command(module_command(_config_options, lambda *given: _config(*given)))
+main.add_command(healthcheck_command(_config_options, lambda *given: _config(*given)))
 
 
 @main.command()
@@ -460,14 +464,14 @@ def _limit_lines(limits: JsonObject) -> list[str]:
 
 
 def _binding_lines(binding: JsonObject) -> list[str]:
-    lines = [f"MQTT bindings: {binding['phase']}  {binding.get('broker', '')}".rstrip()]
+    lines = [f"bindings: {binding['phase']}  {binding.get('broker', '')}".rstrip()]
     if binding.get("error"):
         lines.append(f"  {binding['error']}")
     for name, module in binding["modules"].items():
         if module is None:
             lines.append(f"  {name}: no bindings run")
             continue
-        link = f"connected, MQTT {module['protocol']}" if module["online"] else f"not connected {module['error']}"
+        link = f"connected, {_spoken(module)}" if module["online"] else f"not connected {module['error']}"
         lines.append(f"  {name}: {link}".rstrip())
         lines += [f"    the broker does not let it subscribe to {topic}" for topic in module.get("denied", ())]
         for bound, about in module["bindings"].items():
@@ -476,10 +480,19 @@ def _binding_lines(binding: JsonObject) -> list[str]:
             lines.append(f"    {bound}: {topics}  {counts or 'no message yet'}")
             if about["waiting"]:
                 lines.append(f"      {about['waiting']} waiting")
+    if relay := binding.get("relay"):
+        counts = ", ".join(f"{relay[word]} {word.replace('_', ' ')}" for word in _RELAYED if relay[word])
+        lines.append(f"  IoT Edge: {counts or 'no message yet'}")
+        lines += [f"    {count} dropped at the input {name}" for name, count in relay["dropped"].items()]
     for item in binding.get("refused", ()):
         lines.append(f"  {item['module']}/{item['binding']} does not run: {item['why']}")
     lines += [f"  {name}: {why}" for name, why in binding.get("errors", {}).items()]
     return lines
+
+
+def _spoken(module: JsonObject) -> str:
+    protocol = str(module["protocol"])
+    return f"MQTT {protocol}" if protocol[:1].isdigit() else protocol
 
 
 def _told(counts: JsonObject) -> list[tuple[str, int]]:

@@ -107,6 +107,12 @@ HOOK_WAIT_MS_MAX: Final = 24 * 3600 * 1000
 HOOK_OUTPUT_BYTES_MAX: Final = 64 * KIB  # of what a hook says
 HOOK_DETAIL_CHARS_MAX: Final = 200  # of what it says that goes into an error
 
+# A module of IoT Edge
+ENROL_RETRY_MS_FIRST: Final = 1_000  # until the registry can be reached at the first start
+ENROL_RETRY_MS_MAX: Final = 60_000
+ENROL_TRIES_MAX: Final = 20  # about a quarter of an hour; IoT Edge starts the container anew then
+HEALTH_MS_MAX: Final = 5_000  # each step of a health check; the container engine's own bound is above it
+
 # The control socket
 CONTROL_BYTES_MAX: Final = 1 * MIB
 CONTROL_MS_MAX: Final = 30_000

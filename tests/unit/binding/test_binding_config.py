@@ -67,7 +67,7 @@ def test_status_says_how_bindings_stand() -> None:
     )
     text = "\n".join(lines)
     for words in (
-        "MQTT bindings: running  127.0.0.1:1883",
+        "bindings: running  127.0.0.1:1883",
         "digits: connected, MQTT 5",
         "b: in -> out  7 answered",
         "3 waiting",
@@ -78,4 +78,4 @@ def test_status_says_how_bindings_stand() -> None:
     ):
         assert words in text
     off = _binding_lines({"phase": "off", "modules": {"digits": None}, "error": "no [binding]"})
-    assert off[:2] == ["MQTT bindings: off", "  no [binding]"]
+    assert off[:2] == ["bindings: off", "  no [binding]"]
