@@ -23,7 +23,7 @@ _WRONG: Final = frozenset({"artifact.digest-mismatch", "artifact.size-mismatch"}
 
 
 class PreloadedFetcher:
-    """Implements `ports.BundleFetcher`: copies what a folder has, and leaves the rest to another. One thread uses it."""
+    """Implements `ports.BundleFetcher`: copies what a folder has, the rest comes from another. Used by one thread."""
 
     def __init__(self, folder: Path, blobs: FileBlobStore, rest: ports.BundleFetcher) -> None:
         """Name the folder; it need not exist.

@@ -12,6 +12,7 @@ import click
 from edge_contract.codes import EXIT_BY_CATEGORY, Category
 from edge_contract.errors import EdgeError
 from packager.commands.bundle import build, inspect, verify
+from packager.commands.image import module
 from packager.commands.iotedge import iotedge
 from packager.commands.keys import keys
 from packager.commands.pipeline import ci
@@ -47,6 +48,7 @@ def cli() -> None:
     """
 
 
+iotedge.add_command(module)
 for _command in (keys, register, build, inspect, verify, push, deploy, ship, ci, iotedge, service):
     cli.add_command(_command)
 

@@ -69,6 +69,18 @@ class LayoutWriter:
         """
         return self._write(lambda sink: write_tar(source, sink))
 
+    def has(self, digest: Digest) -> bool:
+        """Whether a blob is written already."""
+        return (self._blobs / digest.hex).is_file()
+
+    def add_written(self, fill: Callable[[BinaryIO], object]) -> tuple[Digest, int]:
+        """Write a blob by a function that is given where its bytes go.
+
+        Raises:
+            EdgeError: `device.disk-full`, `device.disk-error`, and what the function raises.
+        """
+        return self._write(fill)
+
     def _write(self, fill: Callable[[BinaryIO], object]) -> tuple[Digest, int]:
         partial = self._blobs / ".partial"
         with disk_errors(partial), partial.open("wb", buffering=0) as file:
