@@ -5,7 +5,7 @@ a source of events, `messages/devicebound` as a target of messages to devices.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -47,20 +47,25 @@ class LinkSink(Protocol):
     """What links are for."""
 
     log: TelemetryLog
-    policies: Mapping[str, str]
-    """Keys in base64 by name."""
     name: str
-    """Of the endpoint: the hub's own without its domain."""
-    hosts: Collection[str]
+    """Of the endpoint."""
+    hosts: tuple[str, ...]
     """Names by which clients may know this server."""
-    groups: Collection[str]
+    groups: tuple[str, ...]
     started_ms: int
+
+    @property
+    def policies(self) -> Mapping[str, str]:
+        """Keys in base64 by name."""
+        ...
 
     def now_ms(self) -> int:
         """The time, milliseconds since 1970."""
+        ...
 
     def send_c2d(self, address: HubAddress, body: bytes, own: Mapping[str, str], system: Mapping[str, str]) -> None:
-        """Take a message for a device; raises HubError."""
+        """Take a message for a device, durably; raises HubError."""
+        ...
 
 
 @dataclass(slots=True)

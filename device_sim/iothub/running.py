@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import uvicorn
 
-from device_sim.iothub import tls, troubles
+from device_sim.iothub import eventhub, tls, troubles
 from device_sim.iothub.admin import Admin
+from device_sim.iothub.configurations import Configurations
 from device_sim.iothub.dps import GROUP, Provisioning
 from device_sim.iothub.hub import Hub
 from device_sim.iothub.limits import KEY_BYTES, PORT
@@ -30,6 +31,9 @@ from device_sim.iothub.store import Store
 from edge_contract.errors import EdgeError
 from edge_contract.hub import HubAddress
 from edge_contract.jsonio import JsonObject
+
+if TYPE_CHECKING:
+    from device_sim.iothub.amqp import AmqpServer
 
 _START_S: Final = 30.0
 _STOP_S: Final = 15.0
@@ -50,7 +54,9 @@ class Emulator:
         rates: What the hub takes a second.
         verbs: The administration; only on the loop. `admin` is the same for other threads.
         authority: Makes certificates.
+        configurations: Automatic configurations; only on the loop.
         http_port: Of the service API and of the administration, over TLS.
+        amqp_port: Of the Event-Hubs-compatible endpoint, over TLS.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Emulator:
         units: int = 0,
         mqtt_port: int = PORT,
         http_port: int = 0,
+        amqp_port: int = 0,
     ) -> None:
         """Nothing runs yet.
 
@@ -72,6 +79,7 @@ class Emulator:
             units: Throttle as so many units of tier S1; 0 throttles nothing.
             mqtt_port: Of MQTT; Microsoft's SDK dials no other than 8883.
             http_port: Of HTTP; 0 for a free one.
+            amqp_port: Of AMQP; 0 for a free one, 5671 for clients that dial no other.
 
         Raises:
             EdgeError: `config.invalid` for an address that is none of loopback.
@@ -87,6 +95,8 @@ class Emulator:
             )
         self.host, self.name = host, name or host
         self._mqtt_port, self._http_wanted, self.http_port = mqtt_port, http_port, 0
+        self._amqp_wanted, self.amqp_port = amqp_port, 0
+        self._amqp: AmqpServer | None = None
         self._temporary = None if data else Path(tempfile.mkdtemp(prefix="lighterman-hub-"))
         self._folder = data or self._temporary or Path()
         self.authority = tls.Authority(self._folder)
@@ -96,6 +106,7 @@ class Emulator:
         self.dps = Provisioning(self.hub)
         self.faults, self.rates = troubles.Faults(), troubles.Rates(units)
         self.mqtt = Server(self.hub, self.methods, self.dps, self.faults, self.rates, self.commit)
+        self.configurations = Configurations(self.hub)
         self.verbs = Admin(self)
         self.admin = AdminCalls(self)
         files = self.authority.server(host, (self.name,))
@@ -179,9 +190,17 @@ class Emulator:
         self._http_task = asyncio.create_task(self._http.serve(sockets=[listener]))
         while not self._http.started and not self._http_task.done():  # noqa: ASYNC110 - it offers nothing to wait for
             await asyncio.sleep(0.01)
+        from device_sim.iothub.amqp import AmqpServer
+
+        hosts = (self.host, f"{self.host}:{self.http_port}")
+        self._amqp = AmqpServer(eventhub.HubSink(self.hub, hosts, self.commit))
+        await self._amqp.start(self.host, self._amqp_wanted, self.context)
+        self.amqp_port = self._amqp.port
 
     async def _stop(self) -> None:
         await self.mqtt.stop()
+        if self._amqp is not None:
+            await self._amqp.stop()
         if self._http is not None and self._http_task is not None:
             self._http.should_exit = True
             await asyncio.wait([self._http_task], timeout=5)
@@ -236,6 +255,16 @@ class Emulator:
         """For the service API, with all rights."""
         key = self.hub.policies["iothubowner"]
         return f"HostName={self.host}:{self.http_port};SharedAccessKeyName=iothubowner;SharedAccessKey={key}"
+
+    @property
+    def eventhub_connection_string(self) -> str:
+        """For azure-eventhub, with the right to read telemetry; dial `eventhub_address` (`custom_endpoint_address`)."""
+        return eventhub.connection_string(self.name, self.hub.policies)
+
+    @property
+    def eventhub_address(self) -> str:
+        """Where the Event-Hubs-compatible endpoint listens."""
+        return f"sb://{self.host}:{self.amqp_port}"
 
     def add_device(self, device: str, **order: Any) -> str:
         """Register a device; gives its connection string. `order` is that of the verb `add`."""
