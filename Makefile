@@ -29,7 +29,7 @@ DEV_STAMP := $(VENV)/.stamp-dev
 # Folders whose Python is formatted, linted and typed; those that do not exist are left out.
 SOURCES := $(wildcard edge_contract edge_agent packager cloud_registry device_sim benchmarks tests examples scripts)
 
-.PHONY: help demo test test-fast crash check format lock bench venv venv-dev clean clean-venv
+.PHONY: help demo test test-fast test-arm crash check format lock bench venv venv-dev clean clean-venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: $(DEV_STAMP) ## every test; installs the Debian packages that they use whe
 
 test-fast: $(DEV_STAMP) ## the tests that need nothing of the machine and take no time
 	$(BIN)/python -m pytest -n $(TEST_JOBS) -m "not slow and not system and not e2e" $(TEST_ARGS)
+
+test-arm: $(DEV_STAMP) ## a device's whole life on emulated arm64 and armv7; as root, some minutes, downloads Debian for them
+	LIGHTERMAN_TRY_ARM=1 $(BIN)/python -m pytest tests/integration/test_arm.py $(TEST_ARGS)
 
 crash: $(DEV_STAMP) ## the agent killed, failed or cut off power at every change of its disk; an hour (CRASH_ARGS="--kinds kill")
 	scripts/install-test-needs.sh

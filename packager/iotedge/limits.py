@@ -8,6 +8,11 @@ TEMPLATE_BYTES_MAX: Final = 1 * MIB
 CREATE_OPTIONS_BYTES_MAX: Final = 64 * KIB
 """Of a file with create options; what goes into a manifest has the bound of a module's desired properties besides."""
 
+MANIFEST_BYTES_MAX: Final = 1 * MIB
+"""Of a whole document; each of its parts has a bound that is met much earlier."""
+CONFIGURATION_ID_CHARS_MAX: Final = 128
+PRIORITY_MAX: Final = 2**31 - 1
+LABELS_MAX: Final = 10
 MODULES_MAX: Final = 50
 MODULE_CHARS_MAX: Final = 128
 IMAGE_CHARS_MAX: Final = 1 * KIB

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError, EdgeError
+from edge_contract.hub import TWIN_KEY, HubSettings
 from edge_contract.jsonio import JsonObject, dump, parse_object
 from edge_contract.names import model_name
 from packager.iotedge.limits import CHUNK_BYTES, CHUNKS_MAX, CREATE_OPTIONS_BYTES_MAX, IMAGE_CHARS_MAX
@@ -28,7 +29,6 @@ from packager.iotedge.shape import (
     require_valid,
 )
 
-TWIN_KEY: Final = "lighterman"
 AGENT_IMAGE: Final = "mcr.microsoft.com/azureiotedge-agent:1.5"
 HUB_IMAGE: Final = "mcr.microsoft.com/azureiotedge-hub:1.5"
 ROUTE_DEFAULT: Final = {"upstream": "FROM /messages/* INTO $upstream"}
@@ -73,6 +73,19 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteTerms:
+    """How the hub of the edge treats the messages of a route.
+
+    Attributes:
+        priority: 0 to 9, 0 goes first; none for the lowest.
+        seconds: How long a message may wait for its sink; none for what holds for all routes.
+    """
+
+    priority: int | None = None
+    seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleRequest:
     """The module that goes into a manifest. What is left out stays as a template has it.
 
@@ -83,8 +96,12 @@ class ModuleRequest:
         create_options: Body of the container engine's create call; none leaves it.
         restart_policy: One of `RESTART_POLICIES`; empty leaves it, or is `always` for a new module.
         startup_order: The lower starts first; none leaves it.
+        image_pull_policy: `on-create` or `never`; empty leaves it.
         routes: Routes of the hub to set, by name.
+        route_terms: Of those routes, by name.
         credentials: Registries' credentials to set, by name.
+        settings: What the module's twin sets on the device (docs/azure.md), or none.
+        desired: More desired properties of the module, beside what is Lighterman's.
     """
 
     image: str
@@ -93,8 +110,12 @@ class ModuleRequest:
     create_options: JsonObject | None = None
     restart_policy: str = ""
     startup_order: int | None = None
+    image_pull_policy: str = ""
     routes: Mapping[str, str] = field(default_factory=dict)
+    route_terms: Mapping[str, RouteTerms] = field(default_factory=dict)
     credentials: Mapping[str, Credentials] = field(default_factory=dict)
+    settings: HubSettings | None = None
+    desired: JsonObject = field(default_factory=dict)
 
 
 def make_manifest(release: Release, request: ModuleRequest, template: JsonObject | None = None) -> JsonObject:
@@ -111,13 +132,7 @@ def make_manifest(release: Release, request: ModuleRequest, template: JsonObject
     Raises:
         EdgeError: `config.invalid`, naming the field.
     """
-    name = module_name(release, request)
-    _require_image(request.image)
-    _require_routes(request.routes)
-    for key, text in request.env.items():
-        _require_unicode("env", key, text)
-        if not ENV_NAME.fullmatch(key):
-            raise EdgeError("config.invalid", f"env: {key!r} is no name of a variable", "Leave out + # $ . and spaces.")
+    name = require_request(release, request)
     if template is not None:
         require_valid(template)
     manifest = _empty(request) if template is None else copy.deepcopy(template)
@@ -125,26 +140,80 @@ def make_manifest(release: Release, request: ModuleRequest, template: JsonObject
     agent, hub = content[AGENT][DESIRED], content[HUB][DESIRED]
     if request.startup_order is not None and agent["schemaVersion"] == "1.0":
         refuse(f"{CONTENT}.{AGENT}.{DESIRED}.schemaVersion", "is 1.0, which knows no startup order; 1.1 does")
-    agent["modules"][name] = _module(agent["modules"].get(name, {}), release, request)
-    hub["routes"].update(request.routes)
+    if request.route_terms and hub["schemaVersion"] == "1.0":
+        refuse(f"{CONTENT}.{HUB}.{DESIRED}.schemaVersion", "is 1.0, which knows no priority of routes; 1.1 does")
+    agent["modules"][name] = module_entry(agent["modules"].get(name, {}), release, request)
+    hub["routes"].update(route_entries(request))
     if request.credentials:
         known = agent["runtime"]["settings"].setdefault("registryCredentials", {})
-        for key, item in request.credentials.items():
-            _require_unicode("registry-credentials", key, item.address, item.username, item.password)
-            if not PLAIN_NAME.fullmatch(key):
-                raise EdgeError(
-                    "config.invalid", f"registry-credentials: {key!r} is no name", "Leave out . $ # and spaces."
-                )
-            known[key] = {"address": item.address, "username": item.username, "password": item.password}
+        known.update(credential_entries(request))
     twin = content.setdefault(name, {DESIRED: {}})[DESIRED]
-    twin[TWIN_KEY] = {
+    twin.update(request.desired)
+    twin[TWIN_KEY] = twin_entry(name, release, request)
+    require_valid(manifest)
+    return manifest
+
+
+def require_request(release: Release, request: ModuleRequest) -> str:
+    """Check what a request says by itself, whatever it goes into; gives the module's name.
+
+    Raises:
+        EdgeError: `config.invalid`, naming the option.
+    """
+    name = module_name(release, request)
+    _require_image(request.image)
+    _require_routes(request.routes)
+    for key, text in request.env.items():
+        _require_unicode("env", key, text)
+        if not ENV_NAME.fullmatch(key):
+            raise EdgeError("config.invalid", f"env: {key!r} is no name of a variable", "Leave out + # $ . and spaces.")
+    for key in request.route_terms:
+        if key not in request.routes:
+            raise EdgeError("config.invalid", f"route: there are terms for {key!r}, which is no route given here")
+    for key, item in request.credentials.items():
+        _require_unicode("registry-credentials", key, item.address, item.username, item.password)
+        if not PLAIN_NAME.fullmatch(key):
+            hint = "Leave out . $ # and spaces."
+            raise EdgeError("config.invalid", f"registry-credentials: {key!r} is no name", hint)
+    if TWIN_KEY in request.desired:
+        why = f"desired: the object {TWIN_KEY!r} is written by this command and by the registry alone"
+        raise EdgeError("config.invalid", why, "Leave it out; settings have an option of their own.")
+    return name
+
+
+def twin_entry(name: str, release: Release, request: ModuleRequest) -> JsonObject:
+    """What the module's twin says of its bundle, and sets on the device."""
+    entry: JsonObject = {
         "module": name,
         "model": release.model,
         "version": release.version,
         "index": str(release.index),
     }
-    require_valid(manifest)
-    return manifest
+    if request.settings is not None and (settings := request.settings.to_json()):
+        entry["settings"] = settings
+    return entry
+
+
+def route_entries(request: ModuleRequest) -> JsonObject:
+    """Routes as the hub's desired properties have them: a text, or an object where there are terms."""
+    entries: JsonObject = {}
+    for name, text in request.routes.items():
+        terms = request.route_terms.get(name, RouteTerms())
+        entry: JsonObject = {"route": text}
+        if terms.priority is not None:
+            entry["priority"] = terms.priority
+        if terms.seconds is not None:
+            entry["timeToLiveSecs"] = terms.seconds
+        entries[name] = text if len(entry) == 1 else entry
+    return entries
+
+
+def credential_entries(request: ModuleRequest) -> JsonObject:
+    """Credentials of registries as the agent's desired properties have them."""
+    return {
+        key: {"address": item.address, "username": item.username, "password": item.password}
+        for key, item in request.credentials.items()
+    }
 
 
 def module_name(release: Release, request: ModuleRequest) -> str:
@@ -228,7 +297,8 @@ def _value(path: str, text: str) -> Any:
     return found["value"] if set(found) == {"value"} else text
 
 
-def _module(before: JsonObject, release: Release, request: ModuleRequest) -> JsonObject:
+def module_entry(before: JsonObject, release: Release, request: ModuleRequest) -> JsonObject:
+    """The module as the agent's desired properties have it; what the request leaves out stays as it was before."""
     new: JsonObject = {"type": "docker", "status": "running", "restartPolicy": RESTART_POLICY_DEFAULT, "settings": {}}
     module: JsonObject = new | before
     module["version"] = str(release.version)
@@ -237,6 +307,8 @@ def _module(before: JsonObject, release: Release, request: ModuleRequest) -> Jso
         module["restartPolicy"] = request.restart_policy
     if request.startup_order is not None:
         module["startupOrder"] = request.startup_order
+    if request.image_pull_policy:
+        module["imagePullPolicy"] = request.image_pull_policy
     if request.env:
         module["env"] = module.get("env", {}) | {key: {"value": text} for key, text in request.env.items()}
     if request.create_options is not None:

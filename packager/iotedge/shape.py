@@ -39,6 +39,7 @@ ENV_NAME: Final = re.compile(r"[^+#$\s.]+")
 PLAIN_NAME: Final = re.compile(r"[^.$# ]+")
 """Of a route or of a registry's credentials."""
 ADDRESS: Final = re.compile(r"\S+")
+CONFIGURATION_ID: Final = re.compile(r"[a-z0-9\-:+%_#*?!(),=@;$']+")
 
 _LINE: Final = re.compile(r".+")
 _BARRED_IN_KEYS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f.$ ]")
@@ -138,6 +139,7 @@ _RUNS: Final[Mapping[str, Check]] = {
     "restartPolicy": _RESTART,
 }
 _MAY: Final[Mapping[str, Check]] = {"env": _ENV, "imagePullPolicy": _PULL, "startupOrder": _START_ORDER}
+_MODULE = _Object(_RUNS, {**_MAY, "version": _text()})
 _CREDENTIALS = _Object({"username": _text(), "password": _text(), "address": _text(ADDRESS)})
 _RUNTIME_SETTINGS = _Object(
     optional={
@@ -156,9 +158,7 @@ _AGENT_DESIRED = _Object(
                 "edgeHub": _Object(_RUNS, _MAY),
             }
         ),
-        "modules": _Object(
-            names=MODULE_NAME, each=_Object(_RUNS, {**_MAY, "version": _text()}), name_chars_max=MODULE_CHARS_MAX
-        ),
+        "modules": _Object(names=MODULE_NAME, each=_MODULE, name_chars_max=MODULE_CHARS_MAX),
     }
 )
 _ROUTE_OBJECT = _Object(
@@ -201,11 +201,9 @@ def require_valid(manifest: JsonObject) -> None:
             refuse(key, "is not a field of a deployment manifest")
     content = manifest[CONTENT]
     _any_object(content, CONTENT)
-    for module, twin in content.items():
-        for key in twin if isinstance(twin, dict) else ():
-            if key.startswith(f"{DESIRED}."):
-                hint = "Add the module to the base deployment that the layered one needs."
-                refuse(f"{CONTENT}.{module}.{key}", "belongs to a layered deployment, which is not merged", hint)
+    if layered := is_layered(manifest):
+        hint = "Say --layered to put the module into a layered deployment."
+        refuse(f"{CONTENT}.{layered}", "belongs to a layered deployment", hint)
     _MANIFEST(content, CONTENT)
     modules = content[AGENT][DESIRED]["modules"]
     if len(modules) > MODULES_MAX:
@@ -215,6 +213,76 @@ def require_valid(manifest: JsonObject) -> None:
         chars = desired_chars(twin[DESIRED], path)
         if chars > DESIRED_CHARS_MAX:
             refuse(path, f"counts {chars} characters, IoT Hub takes at most {DESIRED_CHARS_MAX}")
+
+
+def is_layered(manifest: JsonObject) -> str:
+    """The first key that only a layered deployment has, with its module; empty for an ordinary manifest."""
+    content = manifest.get(CONTENT)
+    for module, twin in content.items() if isinstance(content, dict) else ():
+        for key in twin if isinstance(twin, dict) else ():
+            if key.startswith(f"{DESIRED}."):
+                return f"{module}.{key}"
+    return ""
+
+
+def require_valid_layer(layer: JsonObject) -> None:
+    """Check a layered deployment: paths, the parts at them, and every size that IoT Hub would refuse later.
+
+    Args:
+        layer: `{"modulesContent": ...}`; the parts may be those of several modules and of both system modules.
+
+    Raises:
+        EdgeError: `config.invalid`, naming the field.
+    """
+    content = layer.get(CONTENT)
+    if not isinstance(content, dict) or set(layer) != {CONTENT}:
+        refuse(CONTENT, "has to be the one field, an object")
+    if not content:
+        refuse(CONTENT, "is empty")
+    count = 0
+    for module, parts in content.items():
+        if module not in (AGENT, HUB) and (not MODULE_NAME.fullmatch(module) or len(module) > MODULE_CHARS_MAX):
+            refuse(f"{CONTENT}.{module}", f"a module's name has to match {MODULE_NAME.pattern}")
+        _any_object(parts, f"{CONTENT}.{module}")
+        for path, value in parts.items():
+            place = f"{CONTENT}.{module}.{path}"
+            _layer_part(module, path)(value, place)
+            count += module == AGENT and path.startswith(_LAYER_MODULES)
+        chars = sum(len(path.removeprefix(DESIRED)) + desired_chars(parts[path], path) for path in parts)
+        if chars > DESIRED_CHARS_MAX:
+            refuse(f"{CONTENT}.{module}", f"counts {chars} characters, IoT Hub takes at most {DESIRED_CHARS_MAX}")
+    if count > MODULES_MAX:
+        refuse(f"{CONTENT}.{AGENT}", f"has {count} modules, at most {MODULES_MAX} are allowed")
+
+
+_LAYER_MODULES: Final = f"{DESIRED}.modules."
+_LAYER_ROUTES: Final = f"{DESIRED}.routes."
+_LAYER_CREDENTIALS: Final = f"{DESIRED}.runtime.settings.registryCredentials."
+
+
+def _layer_part(module: str, path: str) -> Check:
+    """What stands at a path of a layer."""
+    where = f"{CONTENT}.{module}.{path}"
+    for system, prefix, names, check in (
+        (AGENT, _LAYER_MODULES, MODULE_NAME, _MODULE),
+        (AGENT, _LAYER_CREDENTIALS, PLAIN_NAME, _CREDENTIALS),
+        (HUB, _LAYER_ROUTES, PLAIN_NAME, _route),
+    ):
+        if module == system and path.startswith(prefix):
+            if not names.fullmatch(path.removeprefix(prefix)):
+                refuse(where, f"what follows {prefix} has to match {names.pattern}")
+            return check
+    if module in (AGENT, HUB):
+        refuse(where, "is no part that a layer may have: modules, registry credentials and routes are")
+    if path == DESIRED:
+        return _any_object
+    if not path.startswith(f"{DESIRED}.") or not all(path.split(".")):
+        refuse(where, f"has to begin with {DESIRED}.")
+    return _anything
+
+
+def _anything(value: Any, path: str) -> None:
+    desired_chars(value, path)
 
 
 def desired_chars(value: Any, path: str, depth: int = 0) -> int:
