@@ -50,6 +50,7 @@ class ChosenWheel:
         version: Its version.
         sha256: Of the file, in hexadecimal.
         requires: What it requires, as its metadata say.
+        extras: Normalised names of the extras that it has.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class ChosenWheel:
     version: Version
     sha256: str
     requires: tuple[Requirement, ...]
+    extras: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class WheelHouse:
             try:
                 name, version, _, tags = parse_wheel_filename(path.name)
             except InvalidWheelFilename as error:
-                raise EdgeError("config.invalid", str(error), "Keep the name it was built with.") from None
+                raise EdgeError("config.invalid", f"{path.name}: {error}", "Keep the name it was built with.") from None
             self._files.setdefault(name, []).append((version, tags, path))
         self._read: dict[Path, ChosenWheel] = {}
 
@@ -191,7 +193,11 @@ class WheelHouse:
             if not requirement.specifier.contains(wheel.version, prereleases=True):
                 why = f"{by} needs {requirement}, and the wheel there is {wheel.path.name}"
                 raise EdgeError("config.invalid", why, "Download wheels that fit together, with one lock.")
-            for extra in ("", *sorted(requirement.extras)):
+            extras = sorted(canonicalize_name(extra) for extra in requirement.extras)
+            if missing := [extra for extra in extras if name == PRODUCT and extra not in wheel.extras]:
+                known = ", ".join(sorted(wheel.extras))
+                raise EdgeError("config.invalid", f"{wheel.path.name} has no extra {missing[0]!r}", f"It has: {known}.")
+            for extra in ("", *extras):
                 if (name, extra) in seen:
                     continue
                 seen.add((name, extra))
@@ -236,7 +242,8 @@ def _read(path: Path, name: str, version: Version) -> ChosenWheel:
         requires = tuple(Requirement(str(text)) for text in message.get_all("Requires-Dist", []))
     except InvalidRequirement as error:
         raise EdgeError("artifact.archive-invalid", f"{path.name} requires what cannot be read: {error}") from None
-    return ChosenWheel(path, name, version, digest.hex, requires)
+    extras = frozenset(canonicalize_name(str(text)) for text in message.get_all("Provides-Extra", []))
+    return ChosenWheel(path, name, version, digest.hex, requires, extras)
 
 
 def _document(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
