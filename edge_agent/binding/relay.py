@@ -60,6 +60,7 @@ class InputRelay:
         self._news: deque[bytes] = deque()
         self._process = 0  # number of the process that is attached
         self._socket: socket.socket | None = None
+        self._is_beginning = False  # a process is attached and has not said yet what it takes
         self._is_closed = False
         self._is_sending = False
         self._came = self._sent = self._unsent = self._invalid = 0
@@ -76,6 +77,7 @@ class InputRelay:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with self._turn:
             self._socket = ours
+            self._is_beginning = True
             process = self._process
         for work in (self._read, self._write):
             threading.Thread(target=work, args=(ours, process), name=f"relay{work.__name__}", daemon=True).start()
@@ -85,6 +87,7 @@ class InputRelay:
         """The binding process is over; what it had goes to the next one."""
         with self._turn:
             old, self._socket = self._socket, None
+            self._is_beginning = False
             self._process += 1
             self._inputs.let_go()
             self._news.clear()
@@ -97,13 +100,17 @@ class InputRelay:
     def drain(self, timeout_ms: int = RELAY_DRAIN_MS) -> None:
         """Wait until everything that came is answered and handed to the link, but no longer than this."""
         with self._turn:
-            self._turn.wait_for(
-                lambda: len(self._inputs) == self._inputs.parked and not self._answers and not self._is_sending,
-                timeout_ms / 1000,
-            )
+            self._turn.wait_for(self._is_drained, timeout_ms / 1000)
             left = len(self._inputs) + len(self._answers)
         if left:
             _LOG.warning("%d messages for inputs are lost with this process: they came and are not answered", left)
+
+    def _is_drained(self) -> bool:
+        if self._answers or self._is_sending:
+            return False
+        # A process that has not said yet what it takes may take what is parked.
+        left = len(self._inputs) if self._is_beginning else len(self._inputs) - self._inputs.parked
+        return left == 0
 
     def close(self) -> None:
         """Carry nothing any more."""
@@ -187,6 +194,7 @@ class InputRelay:
     def _take(self, process: int, fields: Fields, content: bytes) -> None:
         kind = fields.text("kind")
         if kind == "bound":
+            self._is_beginning = False
             self._inputs.bind(fields.texts("filters", BINDINGS_MAX * MODULES_MAX))
         elif kind == "done":
             self._inputs.done(fields.integer("number"))

@@ -17,7 +17,7 @@ from edge_agent.binding.descriptor import read_bindings
 from edge_agent.binding.inputs import Inputs, Kept
 from edge_agent.binding.limits import MESSAGE_BYTES_MAX
 from edge_agent.binding.messages import Message, Outgoing
-from edge_agent.binding.relay import InputRelay
+from edge_agent.binding.relay import DrainedLink, InputRelay
 from edge_agent.binding.relay_wire import frame, read_frame
 from edge_agent.binding.relayed import Relay
 from edge_agent.ports import LinkInput
@@ -208,6 +208,51 @@ def test_answers_wait_for_the_link_and_those_of_qos_0_do_not() -> None:
             messages.is_online = True
             assert heard(theirs) == ("confirmed", 2, b"", False)
         assert relay.report()["outputs"] == 1
+
+
+class Link:
+    """A link that tells when it is stopped."""
+
+    def __init__(self, relay: InputRelay) -> None:
+        self.relay = relay
+        self.unanswered = -1
+
+    def start(self, *_: object) -> None:
+        raise AssertionError("nobody starts it here")
+
+    def send_report(self, report: bytes) -> bool:
+        return report == b"r"
+
+    def send_batch(self, batch: bytes) -> bool:
+        return batch == b"b"
+
+    def stop(self) -> None:
+        self.unanswered = self.relay.report()["unanswered"]
+
+
+def test_the_link_ends_when_what_came_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    with relayed() as (messages, relay), relay.attach() as theirs:
+        theirs.settimeout(_WAIT_S)
+        bind(theirs, "inputs/a")
+        messages.put("a", b"one")
+        link = Link(relay)
+        drained = DrainedLink(link, relay)
+        assert drained.send_report(b"r")
+        assert drained.send_batch(b"b")
+        ending = threading.Thread(target=drained.stop)
+        ending.start()
+        assert heard(theirs) == ("input", 1, b"one", False)
+        answer(theirs, 1)
+        assert heard(theirs) == ("confirmed", 1, b"", False)
+        theirs.sendall(frame({"kind": "done", "number": 1}))
+        ending.join(_WAIT_S)
+        assert link.unanswered == 0
+        assert not caplog.records
+        # What nobody answers holds the end up for a bounded time, and is said.
+        messages.put("a", b"two")
+        assert heard(theirs)[:2] == ("input", 2)
+        relay.drain(10)
+        assert "1 messages" in caplog.text
 
 
 def test_a_process_that_sends_rubbish_is_cut_off() -> None:
