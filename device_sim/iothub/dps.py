@@ -69,7 +69,7 @@ class Provisioning:
     def __init__(self, hub: Hub, scope: str = "0ne00000001") -> None:
         """Begin with the enrolments that the hub keeps."""
         self.scope = scope
-        self.polls = 1
+        self.polls = 0
         self._hub = hub
         self._numbers = itertools.count(1)
         self._operations: dict[str, tuple[str, int]] = {}

@@ -4,16 +4,14 @@ No I/O, no clock and no randomness of its own. Everything happens on one thread,
 `Hub.telemetry` may be read from others. What was written is noted in `Hub.changed`, for `store.py`.
 """
 
-import base64
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from device_sim.iothub.identities import Authentication, HubError, Identity, checked_name
 from device_sim.iothub.limits import (
     C2D_BYTES_MAX,
-    C2D_DELIVERIES_MAX,
     C2D_TTL_MS,
     C2D_TTL_MS_MAX,
     C2D_WAITING_MAX,
@@ -24,7 +22,8 @@ from device_sim.iothub.limits import (
     MODULES_MAX,
 )
 from device_sim.iothub.messages import CloudMessage, Event, TelemetryLog
-from device_sim.iothub.twins import Section, Twin, TwinError
+from device_sim.iothub.queues import Queue, Queues
+from device_sim.iothub.twins import Twin, TwinError
 from edge_contract.hub import HubAddress
 from edge_contract.jsonio import JsonObject
 
@@ -51,14 +50,6 @@ class DeviceLink(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Queue:
-    """Messages towards one address, in order; `next_number` names the next one."""
-
-    messages: deque[CloudMessage] = field(default_factory=deque)
-    next_number: int = 1
-
-
 @dataclass(frozen=True, slots=True)
 class Reported:
     """A patch of reported properties, as the device sent it."""
@@ -77,7 +68,7 @@ class Reported:
         }
 
 
-class Hub:
+class Hub(Queues):
     """One hub.
 
     Attributes:
@@ -98,18 +89,16 @@ class Hub:
 
     def __init__(self, name: str, now_ms: Callable[[], int], new_key: Callable[[], str]) -> None:
         """An empty hub with policies."""
+        super().__init__(now_ms)
         self.name = name
-        self.now_ms = now_ms
         self.new_key = new_key
         self.policies = {policy: new_key() for policy in POLICIES}
         self.identities: dict[HubAddress, Identity] = {}
         self.twins: dict[HubAddress, Twin] = {}
         self.subscriptions: dict[HubAddress, set[str]] = {}
-        self.queues: dict[HubAddress, Queue] = {}
         self.telemetry = TelemetryLog()
         self.links: dict[HubAddress, DeviceLink] = {}
         self.documents: dict[tuple[str, str], JsonObject] = {}
-        self.changed: set[tuple[str, str]] = set()
         self.new_events: list[Event] = []
         self.reported: deque[Reported] = deque(maxlen=DRAIN_MAX)
         self.observers: list[Callable[[str, HubAddress], None]] = []
@@ -402,53 +391,6 @@ class Hub:
             link.wake()
         return message
 
-    def waiting(self, address: HubAddress) -> int:
-        """How many messages wait for a device."""
-        queue = self.queues.get(address)
-        return len(queue.messages) if queue else 0
-
-    def pending(self, address: HubAddress) -> list[CloudMessage]:
-        """Messages that wait, in order; those whose time is over, or that were given too often, are gone."""
-        self._expire(address)
-        queue = self.queues.get(address)
-        return list(queue.messages) if queue else []
-
-    def delivered(self, address: HubAddress, message: CloudMessage) -> None:
-        """A message was given to the device; it waits for its acknowledgement."""
-        message.deliveries += 1
-        self.note("queue", address)
-
-    def complete(self, address: HubAddress, number: int) -> bool:
-        """The device acknowledged a message; false when it was gone already."""
-        queue = self.queues.get(address)
-        found = next((item for item in queue.messages if item.number == number), None) if queue else None
-        if queue is None or found is None:
-            return False
-        queue.messages.remove(found)
-        self.note("queue", address)
-        return True
-
-    def purge(self, address: HubAddress) -> int:
-        """Drop all messages to a device; gives how many there were.
-
-        Raises:
-            HubError: 404.
-        """
-        self.identity(address)
-        count = self.waiting(address)
-        self.queues.pop(address, None)
-        self.note("queue", address)
-        return count
-
-    def _expire(self, address: HubAddress) -> None:
-        queue, now = self.queues.get(address), self.now_ms()
-        if queue is None:
-            return
-        kept = [item for item in queue.messages if item.expires_ms > now and item.deliveries < C2D_DELIVERIES_MAX]
-        if len(kept) != len(queue.messages):
-            queue.messages = deque(kept)
-            self.note("queue", address)
-
     # Connections
 
     def connect(self, address: HubAddress, link: DeviceLink, *, is_clean: bool) -> bool:
@@ -511,46 +453,10 @@ class Hub:
             if known == kind:
                 yield name, document
 
-    def note(self, kind: str, address: HubAddress) -> None:
-        """Something of an address was written. Whoever changes a twin or an identity directly calls this."""
-        self.changed.add((kind, str(address)))
-
     def tell(self, what: str, address: HubAddress) -> None:
         """Tell observers: identities were `created` …, a `twin` written, `telemetry` taken, a device `connected` …."""
         for observer in self.observers:
             observer(what, address)
-
-    def to_store(self, kind: str, name: str) -> JsonObject | None:
-        """What the store writes for a mark in `changed`; none when it is to be taken out."""
-        if kind.startswith("document/"):
-            return self.documents.get((kind.removeprefix("document/"), name))
-        address = address_of(name)
-        if kind == "identity":
-            identity = self.identities.get(address)
-            return identity.to_store() if identity else None
-        if kind == "twin":
-            twin = self.twins.get(address)
-            return _stored_twin(twin) if twin else None
-        if kind == "session":
-            topics = self.subscriptions.get(address)
-            return {"topics": sorted(topics)} if topics else None
-        queue = self.queues.get(address)
-        return _stored_queue(queue) if queue else None
-
-    def restore(self, kind: str, name: str, stored: JsonObject) -> None:
-        """Take back what `to_store` gave, before anything else happens."""
-        if kind.startswith("document/"):
-            self.documents[(kind.removeprefix("document/"), name)] = stored
-            return
-        address = address_of(name)
-        if kind == "identity":
-            self.identities[address] = Identity.from_store(address, stored)
-        elif kind == "twin":
-            self.twins[address] = _twin_from(stored)
-        elif kind == "session":
-            self.subscriptions[address] = set(stored["topics"])
-        elif kind == "queue":
-            self.queues[address] = _queue_from(stored)
 
     def restore_event(self, event: Event) -> None:
         """Take back an event; drains begin after it."""
@@ -572,44 +478,3 @@ def require_etag(wanted: str, found: str) -> None:
     """
     if wanted.strip('"') not in ("", "*", found):
         raise HubError(412, "PreconditionFailed", "it was written in between: read it and try again", 412001)
-
-
-def _stored_twin(twin: Twin) -> JsonObject:
-    def section(part: Section) -> JsonObject:
-        return {"values": part.values, "version": part.version, "metadata": part.metadata}
-
-    return {
-        "desired": section(twin.desired),
-        "reported": section(twin.reported),
-        "tags": twin.tags,
-        "version": twin.version,
-        "configurations": twin.configurations,
-    }
-
-
-def _twin_from(stored: JsonObject) -> Twin:
-    desired, reported = Section(**stored["desired"]), Section(**stored["reported"])
-    return Twin(desired, reported, stored["tags"], stored["version"], stored["configurations"])
-
-
-def _stored_queue(queue: Queue) -> JsonObject:
-    def message(item: CloudMessage) -> JsonObject:
-        return {
-            "number": item.number,
-            "body": base64.b64encode(item.body).decode(),
-            "properties": item.properties,
-            "system": item.system,
-            "expires_ms": item.expires_ms,
-            "deliveries": item.deliveries,
-            "input": item.input,
-            "feedback": item.feedback,
-        }
-
-    return {"next_number": queue.next_number, "messages": [message(item) for item in queue.messages]}
-
-
-def _queue_from(stored: JsonObject) -> Queue:
-    def message(item: dict[str, Any]) -> CloudMessage:
-        return CloudMessage(**{**item, "body": base64.b64decode(item["body"])})
-
-    return Queue(deque(message(item) for item in stored["messages"]), stored["next_number"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from device_sim.iothub.hub import Hub
 from device_sim.iothub.limits import TELEMETRY_KEPT_MAX
 from device_sim.iothub.messages import Event
+from device_sim.iothub.stored import restore, to_store
 from edge_contract.hub import HubAddress
 
 _SCHEMA = """
@@ -34,7 +35,7 @@ class Store:
             if kind == "policies":
                 self._hub.policies = json.loads(body)
             else:
-                self._hub.restore(kind, name, json.loads(body))
+                restore(self._hub, kind, name, json.loads(body))
         for ordinal, head, body in self._database.execute("SELECT ordinal, head, body FROM events ORDER BY ordinal"):
             fields = json.loads(head)
             source = HubAddress(fields.pop("device"), fields.pop("module"))
@@ -50,7 +51,7 @@ class Store:
         self._hub.changed, self._hub.new_events = set(), []
         self._database.execute("BEGIN IMMEDIATE")
         for kind, name in changed:
-            document = self._hub.to_store(kind, name)
+            document = to_store(self._hub, kind, name)
             if document is None:
                 self._database.execute("DELETE FROM documents WHERE kind = ? AND name = ?", (kind, name))
             else:

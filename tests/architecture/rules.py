@@ -147,7 +147,9 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
     HeavyLibrary("requests", ()),
     # the cloud
     HeavyLibrary("fastapi", ("cloud_registry/api/**", "cloud_registry/console/**"), files_max=ANY),
-    HeavyLibrary("starlette", ("cloud_registry/api/**", "cloud_registry/console/**"), files_max=ANY),
+    HeavyLibrary(
+        "starlette", ("cloud_registry/api/**", "cloud_registry/console/**", "device_sim/iothub/**"), files_max=ANY
+    ),
     HeavyLibrary("uvicorn", ("cloud_registry/**", "device_sim/**")),
     HeavyLibrary("sqlalchemy", ("cloud_registry/adapters/**",), files_max=ANY),
     HeavyLibrary("alembic", ("cloud_registry/adapters/**",), files_max=ANY),
