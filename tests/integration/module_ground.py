@@ -1,0 +1,225 @@
+"""What images of modules are tried with: a Debian root, wheels of the lock, a registry, a container without engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.architecture.tree import PACKAGES, ROOT, tracked_files
+from tests.support.images import Layout
+from tests.support.net import free_port, is_listening, wait_until
+from tests.support.processes import Child, child_process
+from tests.support.require import require_program
+
+_TOOL_S = 90.0
+_START_S = 40.0
+_RUN_FOLDERS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_GLIBCS = ("2_5", "2_12", "2_17", "2_24", "2_27", "2_28", "2_31", "2_34")
+_DEBIAN = ("base-files", "python3", "libstdc++6")
+
+
+def run(argv: Sequence[str | Path], *, cwd: Path | None = None) -> str:
+    """Run a program to its end, and give what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=_TOOL_S)
+    assert done.returncode == 0, f"{argv[0]} ended with {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
+    return done.stdout
+
+
+def debian_root(folder: Path) -> Path:
+    """A root file system of this machine's Debian with Python; unpacked and not configured, which takes seconds."""
+    mmdebstrap = require_program("mmdebstrap")
+    suite = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    policy = subprocess.run(["apt-cache", "policy"], capture_output=True, text=True, check=False).stdout
+    found = re.search(rf" (http\S+) {re.escape(suite)}/main", policy)
+    if not suite or found is None:
+        pytest.skip("apt has no mirror of this machine's Debian over http")
+    include = f"--include={','.join(_DEBIAN)}"
+    run([mmdebstrap, "--quiet", "--variant=extract", include, suite, folder, found[1]])
+    return folder
+
+
+def python_of(root: Path) -> str:
+    """The version of a root's Python, like `3.11`."""
+    return os.readlink(root / "usr/bin/python3").removeprefix("python")
+
+
+def base_of(root: Path, folder: Path) -> Path:
+    """An OCI layout with the root as its one layer."""
+    packed = subprocess.run(
+        ["tar", "-C", root, "--sort=name", "-c", "."], capture_output=True, check=True, timeout=_TOOL_S
+    )
+    layout = Layout(folder)
+    machine = {"x86_64": "linux/amd64", "aarch64": "linux/arm64", "armv7l": "linux/arm/v7"}[platform.machine()]
+    layout.name(layout.image(machine, [packed.stdout]))
+    return folder
+
+
+def _closure(requirement: str) -> set[str]:
+    """Names of all that installing this brings besides itself, by installed metadata."""
+    found: set[str] = set()
+    waiting, seen = [Requirement(requirement)], set()
+    while waiting:
+        wanted = waiting.pop()
+        for extra in ("", *wanted.extras):
+            if (wanted.name, extra) in seen:
+                continue
+            seen.add((wanted.name, extra))
+            found.add(canonicalize_name(wanted.name))
+            inner = [Requirement(line) for line in metadata.requires(wanted.name) or ()]
+            waiting += [item for item in inner if item.marker is None or item.marker.evaluate({"extra": extra})]
+    return found - {"lighterman"}
+
+
+def wheelhouse(folder: Path, python: str) -> Path:
+    """Our wheel, and those of the lock that an agent with ONNX Runtime needs, checked by pip against their hashes."""
+    source = folder / "source"
+    for path in tracked_files():
+        relative = path.relative_to(ROOT)
+        if relative.parts[0] in PACKAGES or len(relative.parts) == 1:
+            (source / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, source / relative)
+    wheels = folder / "wheels"
+    run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, source])
+    names = _closure("lighterman[agent,onnx]")
+    pins = re.findall(r"^(?:\S.*\\\n)(?:    .*\n)+", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    wanted = [pin for pin in pins if canonicalize_name(re.split(r"[\[=]", pin)[0]) in names]
+    (folder / "wanted.lock").write_text("".join(wanted))
+    machine = platform.machine()
+    tags = [f"manylinux_{glibc}_{machine}" for glibc in _GLIBCS] + [f"manylinux2014_{machine}"]
+    options = [part for tag in tags for part in ("--platform", tag)]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    pip += ["--implementation", "cp", "--python-version", python, *options]
+    done = subprocess.run(
+        [*pip, "--dest", wheels, "--requirement", folder / "wanted.lock"],
+        capture_output=True, text=True, check=False, timeout=_TOOL_S,
+    )  # fmt: skip
+    if done.returncode != 0:
+        pytest.skip(f"pip cannot download the wheels of the lock: {done.stderr.strip()[-300:]}")
+    return wheels
+
+
+@contextmanager
+def docker_registry(folder: Path) -> Iterator[str]:
+    """Debian's docker-registry with an empty store; gives `host:port`."""
+    program, port = require_program("docker-registry"), free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "version": 0.1,
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "store")}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }
+    (folder / "config.yml").write_text(json.dumps(settings))
+    with child_process([program, "serve", folder / "config.yml"], log_path=folder / "log") as child:
+        wait_until(lambda: is_listening(port) or not child.is_running, _START_S, what="the registry to listen")
+        assert child.is_running, child.tail()
+        yield f"127.0.0.1:{port}"
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """An image that umoci unpacked: a root file system, and a configuration for container runtimes.
+
+    Attributes:
+        folder: With `config.json` and `rootfs`.
+    """
+
+    folder: Path
+
+    @property
+    def config(self) -> Any:
+        """The configuration that umoci made of the image's."""
+        return json.loads((self.folder / "config.json").read_bytes())
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process of the container has for an environment."""
+        return dict(item.split("=", 1) for item in self.config["process"]["env"])
+
+    def contain(self, folder: Path, arguments: Sequence[str]) -> Path:
+        """A copy of the configuration that runs these arguments; gives its folder.
+
+        The container shares this machine's loopback and gets no control groups; it has a process namespace and mounts
+        of its own, a read-only root, no capabilities and the image's user.
+        """
+        config = self.config
+        process = config["process"]
+        process |= {"terminal": False, "args": list(arguments) or process["args"], "noNewPrivileges": True}
+        process["capabilities"] = {}
+        config["root"] = {"path": str(self.folder / "rootfs"), "readonly": True}
+        config["linux"].pop("resources", None)
+        kept = [item for item in config["linux"]["namespaces"] if item["type"] not in ("network", "cgroup")]
+        config["linux"]["namespaces"] = kept
+        config["mounts"] = [item for item in config["mounts"] if not item["destination"].startswith("/sys")]
+        options = ["nosuid", "nodev", "mode=1777", "size=256m"]
+        for place in ("/tmp", "/var/lib/lighterman"):
+            config["mounts"] = [item for item in config["mounts"] if item["destination"] != place]
+            config["mounts"].append({"destination": place, "type": "tmpfs", "source": "tmpfs", "options": options})
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+
+# A machine with both versions of control groups is one that crun does not understand, and none of them is needed.
+_CRUN = """
+umount /sys/fs/cgroup/unified 2>/dev/null
+exec "$0" --root "$1" --cgroup-manager=disabled run --bundle "$2" "$3"
+"""
+_CHROOT = """
+set -e
+mount --bind "$1" "$1"
+mount -t proc proc "$1/proc"
+mount --rbind /dev "$1/dev"
+mount -t tmpfs -o nosuid,nodev,mode=1777,size=256m tmpfs "$1/tmp"
+mount -o remount,bind,ro "$1"
+exec chroot --userspec="$0" --groups= "$@"
+"""
+
+
+@contextmanager
+def in_crun(image: Unpacked, folder: Path, *arguments: str) -> Iterator[Child]:
+    """A container of the image, run by crun; without arguments it runs what the image says."""
+    crun = require_program("crun")
+    bundle = image.contain(folder / "bundle", arguments)
+    name = f"lighterman-{os.getpid()}-{threading.get_ident()}-{free_port()}"
+    state = folder / "crun"
+    command: list[str | Path] = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _CRUN]
+    try:
+        with child_process([*command, crun, state, bundle, name], log_path=folder / "log", env=_plain()) as child:
+            yield child
+    finally:
+        subprocess.run(
+            [crun, "--root", state, "delete", "--force", name], capture_output=True, check=False, timeout=_TOOL_S
+        )
+
+
+@contextmanager
+def in_chroot(image: Unpacked, folder: Path, *arguments: str) -> Iterator[Child]:
+    """The image's files as a root, for machines where no container runtime runs: a chroot in namespaces of its own."""
+    folder.mkdir(exist_ok=True)
+    unshare = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
+    command: list[str | Path] = [*unshare, "sh", "-c", _CHROOT, "65532:65532", image.folder / "rootfs"]
+    environment = {**image.environment, "PATH": f"{image.environment['PATH']}:{_RUN_FOLDERS}"}
+    with child_process([*command, *arguments], log_path=folder / "log", env=environment) as child:
+        yield child
+
+
+def _plain() -> dict[str, str]:
+    return {"PATH": _RUN_FOLDERS}
