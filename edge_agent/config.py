@@ -22,6 +22,7 @@ from edge_agent.limits import (
     SPOOL_BYTES_MIN,
 )
 from edge_contract.errors import ContractError, EdgeError
+from edge_contract.hub import METHODS
 from edge_contract.limits import (
     BLOB_BYTES_MAX,
     MODULES_MAX,
@@ -110,19 +111,74 @@ class BindingConfig:
     protocol: str = "auto"
 
 
+PROVISIONING_HOST: Final = "global.azure-devices-provisioning.net"
+
+
 @dataclass(frozen=True, slots=True)
-class IotHubConfig:
-    """How to reach Azure IoT Hub, which takes the broker's place.
+class ProvisioningConfig:
+    """How Azure's device provisioning service finds this device its hub.
 
     Attributes:
-        connection_string_file: File that holds the device's connection string; mode 0600 is advised.
-        ca: Certificates to trust instead of the system's, or none.
-        gateway: Host to dial instead of the hub; empty for none.
+        scope: Identifier of the service's scope, such as `0ne00000000`.
+        registration: Identifier of this device's registration; empty for the device's name.
+        host: Of the service.
+        group_key_file: File with the key of an enrolment group, from which this device's is derived, or none.
+        gateway: Host to dial instead; empty for none.
     """
 
-    connection_string_file: Path
+    scope: str
+    registration: str = ""
+    host: str = PROVISIONING_HOST
+    group_key_file: Path | None = None
+    gateway: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IotHubConfig:
+    """How to reach Azure IoT Hub, which takes the broker's place. Exactly one kind of identity is given.
+
+    Attributes:
+        connection_string_file: File that holds a connection string of a device or a module; mode 0600 is advised.
+        ca: Certificates to trust instead of the system's, or none.
+        gateway: Host to dial instead of the hub; empty for none.
+        host: Host name of the hub, for an identity by key or certificate.
+        device: Identifier of the device there; empty for this device's name.
+        module: Identifier of the module; empty for the device itself.
+        key_file: File that holds the symmetric key in base64, or none.
+        certificate: Certificate chain that the device shows, or none.
+        certificate_key: Its private key.
+        passphrase_file: File with the passphrase of that, or none.
+        provisioning: Ask the provisioning service for the hub, or none.
+        is_edge: Take the identity from the environment that IoT Edge gives a module.
+        websockets: Use port 443, where nothing else is let through.
+        methods: Direct methods that the hub may call.
+    """
+
+    connection_string_file: Path | None = None
     ca: Path | None = None
     gateway: str = ""
+    host: str = ""
+    device: str = ""
+    module: str = ""
+    key_file: Path | None = None
+    certificate: Path | None = None
+    certificate_key: Path | None = None
+    passphrase_file: Path | None = None
+    provisioning: ProvisioningConfig | None = None
+    is_edge: bool = False
+    websockets: bool = False
+    methods: tuple[str, ...] = METHODS
+
+    def secret_files(self) -> list[Path]:
+        """Files that hold secrets."""
+        group = None if self.provisioning is None else self.provisioning.group_key_file
+        files = (self.connection_string_file, self.key_file, self.certificate_key, self.passphrase_file, group)
+        return [file for file in files if file is not None]
+
+    def provisioning_key(self) -> Path | None:
+        """The file with the key that proves a registration and the device it makes; none for a certificate."""
+        group = None if self.provisioning is None else self.provisioning.group_key_file
+        return group or self.key_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +313,79 @@ def _iothub(root: "_Table") -> IotHubConfig | None:
     if root.take("iothub") is None:
         return None
     table = root.table("iothub")
-    secret = table.path("connection_string_file")
-    if secret is None:
-        raise table.error("connection_string_file", "is needed: the file that holds the device's connection string")
-    config = IotHubConfig(secret, table.path("ca"), table.text("gateway", ""))
+    config = IotHubConfig(
+        connection_string_file=table.path("connection_string_file"),
+        ca=table.path("ca"),
+        gateway=table.text("gateway", ""),
+        host=table.text("host", ""),
+        device=table.text("device", ""),
+        module=table.text("module", ""),
+        key_file=table.path("key_file"),
+        certificate=table.path("certificate"),
+        certificate_key=table.path("certificate_key"),
+        passphrase_file=table.path("passphrase_file"),
+        provisioning=_provisioning(table),
+        is_edge=table.flag("edge") or False,
+        websockets=table.flag("websockets") or False,
+        methods=_methods(table),
+    )
+    table.close()
+    _require_one_identity(config, table)
+    return config
+
+
+def _provisioning(hub: "_Table") -> ProvisioningConfig | None:
+    if hub.take("provisioning") is None:
+        return None
+    table = hub.table("provisioning")
+    if not table.text("scope", ""):
+        raise table.error("scope", "is needed: the ID scope of the provisioning service")
+    config = ProvisioningConfig(
+        table.text("scope", ""),
+        table.text("registration", ""),
+        table.text("host", PROVISIONING_HOST),
+        table.path("group_key_file"),
+        table.text("gateway", ""),
+    )
     table.close()
     return config
+
+
+def _methods(table: "_Table") -> tuple[str, ...]:
+    value = table.take("methods")
+    names = list(METHODS) if value is None else value
+    if not isinstance(names, list) or not all(name in METHODS for name in names):
+        raise table.error("methods", f"has to be an array of some of: {', '.join(METHODS)}")
+    return tuple(names)
+
+
+def _require_one_identity(config: IotHubConfig, table: "_Table") -> None:
+    group = config.provisioning is not None and config.provisioning.group_key_file is not None
+    kinds = {
+        "edge": config.is_edge,
+        "connection_string_file": config.connection_string_file is not None,
+        "key_file": config.key_file is not None,
+        "certificate": config.certificate is not None,
+        "provisioning.group_key_file": group,
+    }
+    given = [name for name, is_given in kinds.items() if is_given]
+    if not given:
+        known = "connection_string_file, key_file, certificate or edge = true"
+        raise table.error("connection_string_file", f"is needed, or another identity: {known}")
+    if len(given) > 1:
+        raise table.error(given[1], f"and {given[0]} are two identities; give one")
+    if (config.certificate is None) != (config.certificate_key is None):
+        raise table.error("certificate_key", "and certificate belong together")
+    if config.passphrase_file is not None and config.certificate_key is None:
+        raise table.error("passphrase_file", "is for certificate_key")
+    is_named = config.key_file is not None or config.certificate is not None
+    if is_named and config.provisioning is None and not config.host:
+        raise table.error("host", "is needed: the hub's host name, such as myhub.azure-devices.net")
+    if config.provisioning is not None and not (is_named or group):
+        raise table.error("provisioning", "needs key_file, certificate or provisioning.group_key_file")
+    for name, value in (("host", config.host), ("device", config.device), ("module", config.module)):
+        if value and (not is_named or config.provisioning is not None):
+            raise table.error(name, "is said by the identity itself; leave it out")
 
 
 def _binding(root: "_Table") -> BindingConfig | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from edge_agent.config import LOG_LEVELS, AgentConfig, ServeConfig
+from edge_agent.config import LOG_LEVELS, AgentConfig, IotHubConfig, ServeConfig
 from edge_agent.control import ask
 from edge_agent.enroll import enroll
 from edge_agent.exchange import settle
@@ -137,6 +137,7 @@ def configure(config: AgentConfig, environment: Mapping[str, str]) -> AgentConfi
         poll_ms=_integer(environment, "LIGHTERMAN_POLL_MS", PERIOD_MS_MIN, PERIOD_MS_MAX, config.poll_ms),
         report_ms=_integer(environment, "LIGHTERMAN_REPORT_MS", PERIOD_MS_MIN, PERIOD_MS_MAX, config.report_ms),
         log_level=_choice(environment, "LIGHTERMAN_LOG_LEVEL", LOG_LEVELS, config.log_level),
+        iothub=config.iothub or IotHubConfig(is_edge=True),
         preload=preload or (PRELOAD_DEFAULT if PRELOAD_DEFAULT.is_dir() else None),
         serve=ServeConfig(
             environment.get("LIGHTERMAN_SERVE_HOST") or serve.host,

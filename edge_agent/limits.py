@@ -92,6 +92,15 @@ HUB_OPEN_MS_MAX: Final = 30_000
 HUB_SEND_MS_MAX: Final = 30_000
 HUB_ABANDONED_MAX: Final = 4  # calls of the SDK that never came back; with more, the next wait is
 HUB_PATIENCE_MS: Final = 3_600_000  # this long, so that a mute hub costs one thread an hour at most
+HUB_TWIN_MS: Final = 10 * 60 * 1000  # a twin is read again, because patches can be lost on their way
+HUB_REPORTED_MS_MIN: Final = 5_000  # between two writes of reported properties
+HUB_REPORTED_MS_MAX: Final = 5 * 60 * 1000  # after refusals, which double the wait
+HUB_METHODS_MAX: Final = 4  # direct methods under way at once
+HUB_METHOD_BYTES_MAX: Final = 96 * KIB  # of an answer; the hub takes 128 KiB
+HUB_METHOD_MS_MAX: Final = 10_000
+HUB_TOKEN_S_MIN: Final = 3_600  # life of a token; the SDK renews it two minutes before, by connecting anew
+HUB_TOKEN_S_MAX: Final = 5_400
+HUB_ASSIGNED_BYTES_MAX: Final = 4 * KIB
 HUB_SECRET_BYTES_MAX: Final = 256 * KIB  # a connection string or a file of authorities
 
 # The device owner's say in updates

@@ -1,114 +1,53 @@
 """The link over Azure IoT Hub, on its device SDK.
 
-The SDK waits for ever where the hub says nothing, retries at fixed intervals without jitter and gives up for good when
-it is refused on a reconnect. So it is trusted with one connection at a time: its own retries are off, each connection
-gets a new SDK object with the credentials as they are in the file by then, every call is bounded, and one thread here
-reconnects with capped, jittered backoff whatever the reason was. The SDK is imported when that thread first needs it.
+The SDK waits for ever where the hub says nothing, retries at fixed intervals without jitter, gives up for good when it
+is refused on a reconnect, keeps nothing for later and never subscribes again. So it is trusted with one connection at a
+time: its own retries are off, each connection gets a new SDK object with the credentials as they are in the files by
+then, every call is bounded, and one thread here reconnects with capped, jittered backoff whatever the reason was. The
+SDK is imported when that thread first needs it.
 
-The hub's names for what the link carries: a nudge is the desired property `lighterman.director_version`; an
-acknowledgement a cloud-to-device message with the property `kind=ack`, or the desired property `lighterman.ack.upto`;
-reports and batches are device-to-cloud messages with `kind=report` and `kind=batch`. See docs/adr/0014-iot-hub-link.md.
+The hub's names for what the link carries are in `edge_contract.hub`: nudges, acknowledgements and settings are desired
+properties; reports and batches are messages; a summary and the newest signed report are reported properties; direct
+methods go to `ports.Operations`. See docs/adr/0014-iot-hub-link.md and docs/adr/0032-iot-hub-sdk.md.
 """
 
 import logging
 import random
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from edge_agent.limits import (
     HUB_ABANDONED_MAX,
-    HUB_INBOX_MAX,
     HUB_MESSAGE_BYTES_MAX,
     HUB_OPEN_MS_MAX,
     HUB_PATIENCE_MS,
-    HUB_SECRET_BYTES_MAX,
+    HUB_REPORTED_MS_MAX,
+    HUB_REPORTED_MS_MIN,
     HUB_SEND_MS_MAX,
-    LINK_KEEPALIVE_S,
+    HUB_TWIN_MS,
     LINK_OUTBOX_MAX,
     LINK_RETRY_MS_FIRST,
     LINK_RETRY_MS_MAX,
     LINK_STOP_MS_MAX,
 )
+from edge_agent.link.iothub_connection import OUTPUT, HubConnection, Listeners, Outgoing
+from edge_agent.link.iothub_sdk import Sdk
+from edge_agent.link.iothub_twin import DesiredTwin, patch_between, reported_document
+from edge_agent.ports import LinkInput, Operations
 from edge_contract.errors import ContractError, EdgeError
-from edge_contract.jsonio import dump
-from edge_contract.telemetry import ACK_SCHEMA, Ack, Batch
+from edge_contract.hub import KIND_ACK, KIND_BATCH, KIND_KEY, KIND_REPORT, METHODS, TWIN_KEY, HubSettings
+from edge_contract.jsonio import JsonObject
+from edge_contract.telemetry import Ack, Batch
 
 _LOG = logging.getLogger(__name__)
 _REFUSALS: Final = ("CredentialError", "UnauthorizedError")
-_NUMBER_MAX: Final = 2**53 - 1
-REPORT: Final = "report"
-BATCH: Final = "batch"
-ACK: Final = "ack"
-
-
-class Sdk(Protocol):
-    """What the link needs of the SDK. Called from short-lived threads, one call at a time but for closing."""
-
-    def client(self) -> Any:
-        """A new `IoTHubDeviceClient` that neither connects nor reconnects by itself.
-
-        Raises:
-            EdgeError: `config.file-missing`, `config.invalid`.
-        """
-        ...
-
-    def message(self, kind: str, content: bytes) -> Any:
-        """A device-to-cloud message."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class AzureSdk:
-    """The real SDK.
-
-    Attributes:
-        connection_string_file: Holds the device's connection string; read again for each connection.
-        ca: PEM file of the authorities to trust instead of the system's, or none.
-        gateway: Host to dial instead of the hub, or empty.
-    """
-
-    connection_string_file: Path
-    ca: Path | None = None
-    gateway: str = ""
-
-    def client(self) -> Any:
-        """See `Sdk.client`."""
-        try:
-            from azure.iot.device import IoTHubDeviceClient
-        except ImportError as error:
-            hint = "Install the extra: pip install 'lighterman[azure]'."
-            raise EdgeError("config.invalid", f"[iothub] needs azure-iot-device: {error}", hint) from None
-        secret = _read(self.connection_string_file).strip().rstrip(";")
-        if self.gateway and "gatewayhostname=" not in secret.lower():
-            secret += f";GatewayHostName={self.gateway}"
-        options: dict[str, Any] = {
-            "auto_connect": False,
-            "connection_retry": False,
-            "ensure_desired_properties": False,
-            "keep_alive": LINK_KEEPALIVE_S,
-        }
-        if self.ca is not None:
-            options["server_verification_cert"] = _read(self.ca)
-        try:
-            return IoTHubDeviceClient.create_from_connection_string(secret, **options)
-        except (ValueError, KeyError, TypeError):
-            # Without the SDK's words, which may hold the key.
-            detail = f"{self.connection_string_file} holds no connection string of a device with a symmetric key"
-            raise EdgeError("config.invalid", detail, "HostName=…;DeviceId=…;SharedAccessKey=…") from None
-
-    def message(self, kind: str, content: bytes) -> Any:
-        """See `Sdk.message`."""
-        from azure.iot.device import Message
-
-        make: Callable[..., Any] = Message
-        message = make(content, content_encoding="utf-8", content_type="application/json")
-        message.custom_properties["kind"] = kind
-        return message
+_REJECTION: Final = "ServiceError"
+"""What the SDK raises when the hub answered a request with an error, on a connection that is still good."""
 
 
 class IotHubLink:
@@ -123,6 +62,10 @@ class IotHubLink:
         open_ms_max: int = HUB_OPEN_MS_MAX,
         send_ms_max: int = HUB_SEND_MS_MAX,
         patience_ms: int = HUB_PATIENCE_MS,
+        twin_ms: int = HUB_TWIN_MS,
+        reported_ms: int = HUB_REPORTED_MS_MIN,
+        operations: Operations | None = None,
+        methods: tuple[str, ...] = METHODS,
     ) -> None:
         """Describe the link; `start` connects it.
 
@@ -133,18 +76,31 @@ class IotHubLink:
             open_ms_max: Bound of connecting, subscribing and reading the twin together.
             send_ms_max: Bound of one send, to the hub's acknowledgement.
             patience_ms: Wait between connections while too many calls of the SDK never came back.
+            twin_ms: How often the twin is read again; patches can be lost on their way.
+            reported_ms: Least time between two writes of reported properties.
+            operations: Answers direct methods and takes settings; without it there are neither.
+            methods: Those that may be called.
         """
         self._sdk = sdk
         self._retry_ms = (retry_ms_first, retry_ms_max)
         self._open_ms_max, self._send_ms_max = open_ms_max, send_ms_max
-        self._patience_ms = patience_ms
+        self._patience_ms, self._twin_ms, self._reported_ms = patience_ms, twin_ms, reported_ms
+        self._operations, self._methods = operations, methods
+        self._on_input: Callable[[LinkInput], None] | None = None
         self._turn = threading.Condition()  # guards everything below
-        self._outbox: deque[tuple[str, bytes]] = deque()
+        self._outbox: deque[Outgoing] = deque()
+        self._newest = b""  # the report that reported properties are made of
         self._is_online = False
         self._is_stopping = False
         self._abandoned: list[threading.Thread] = []
         self._thread: threading.Thread | None = None
         self._error: EdgeError | None = None
+        # Of the link's thread alone:
+        self._desired = DesiredTwin()
+        self._settings, self._problem = HubSettings(), ""
+        self._reported_at = self._twin_at = 0.0
+        self._reported_wait_ms = reported_ms
+        self._made: tuple[tuple[bytes, HubSettings, str], JsonObject] | None = None
 
     @property
     def error(self) -> EdgeError | None:
@@ -161,15 +117,25 @@ class IotHubLink:
 
     def send_report(self, report: bytes) -> bool:
         """See `ports.Link.send_report`. Of several reports that wait, only the newest is sent."""
-        return self._send(REPORT, [report])
+        with self._turn:
+            self._newest = report
+        return self._send([Outgoing(KIND_REPORT, report)])
 
     def send_batch(self, batch: bytes) -> bool:
         """See `ports.Link.send_batch`. A batch that is too long for the hub goes in parts."""
         try:
-            return self._send(BATCH, list(_parts(batch)))
+            return self._send([Outgoing(KIND_BATCH, part) for part in _parts(batch)])
         except ContractError as error:
             _LOG.warning("a batch of %d bytes is too long for the hub and cannot be divided: %s", len(batch), error)
             return False
+
+    def listen(self, on_input: Callable[[LinkInput], None]) -> None:
+        """See `ports.ModuleMessages.listen`; called on threads of the SDK."""
+        self._on_input = on_input
+
+    def send_output(self, name: str, content: bytes, properties: Mapping[str, str], content_type: str) -> bool:
+        """See `ports.ModuleMessages.send_output`."""
+        return self._send([Outgoing(OUTPUT, content, name, dict(properties), content_type)])
 
     def stop(self) -> None:
         """See `ports.Link.stop`. What waits is sent first, within the bound."""
@@ -181,18 +147,19 @@ class IotHubLink:
             if self._thread.is_alive():
                 _LOG.warning("the link's thread did not end within %d ms", LINK_STOP_MS_MAX)
 
-    def _send(self, kind: str, messages: list[bytes]) -> bool:
-        if any(len(message) > HUB_MESSAGE_BYTES_MAX for message in messages):
-            _LOG.warning("a %s is longer than the hub takes, %d bytes", kind, HUB_MESSAGE_BYTES_MAX)
-            return False
+    def _send(self, items: list[Outgoing]) -> bool:
+        for item in items:
+            if len(item.content) > HUB_MESSAGE_BYTES_MAX:
+                _LOG.warning("a %s is longer than the hub takes, %d bytes", item.kind, HUB_MESSAGE_BYTES_MAX)
+                return False
         with self._turn:
             if not self._is_online or self._is_stopping:
                 return False
-            if kind == REPORT:
-                self._outbox = deque(item for item in self._outbox if item[0] != REPORT)
-            if len(self._outbox) + len(messages) > LINK_OUTBOX_MAX:
+            if items[0].kind == KIND_REPORT:
+                self._outbox = deque(item for item in self._outbox if item.kind != KIND_REPORT)
+            if len(self._outbox) + len(items) > LINK_OUTBOX_MAX:
                 return False
-            self._outbox.extend((kind, message) for message in messages)
+            self._outbox.extend(items)
             self._turn.notify_all()
         return True
 
@@ -201,7 +168,9 @@ class IotHubLink:
     def _run(self) -> None:
         attempt = 0  # connections in a row that never came up
         while not self._is_stopping:
-            connection = _Connection(self._sdk, self._turn)
+            connection = HubConnection(
+                self._sdk, self._turn, Listeners(self._on_input, self._operations, self._methods)
+            )
             is_up = False
             try:
                 self._bounded(connection.open, self._open_ms_max, "connecting", ends_early=True)
@@ -209,6 +178,8 @@ class IotHubLink:
                 self._serve(connection)
             except EdgeError as error:
                 self._error = EdgeError(error.code, error.detail, error.hint)
+                if error.code == "network.refused":
+                    self._sdk.refused()
                 if (attempt == 0 or is_up) and not self._is_stopping:
                     _LOG.warning("the link to the IoT hub is down: %s", error)
             self._set_online(False)
@@ -228,47 +199,102 @@ class IotHubLink:
                 _LOG.warning("%d calls of the IoT hub's SDK never came back", len(self._abandoned))
                 self._turn.wait_for(lambda: self._is_stopping, self._patience_ms / 1000)
 
-    def _serve(self, connection: "_Connection") -> None:
+    def _serve(self, connection: HubConnection) -> None:
         """Carry messages until the connection ends or the link is stopped and has sent what waited."""
         self._error = None
+        self._desired = DesiredTwin()
+        self._reported_at, self._reported_wait_ms = 0.0, self._reported_ms
+        self._plan_twin()
         self._set_online(True)
         while True:
             with self._turn:
                 self._turn.wait_for(
                     lambda: connection.lost or connection.inbox or self._outbox or self._is_stopping,
+                    self._time_left(connection),
                 )
                 heard, lost = list(connection.inbox), connection.lost
                 connection.inbox.clear()
-                message = self._outbox.popleft() if self._outbox and not lost else None
-            for is_twin, value in heard:
-                self._hear(connection, is_twin, value)
+                item = self._outbox.popleft() if self._outbox and not lost else None
+            for kind, value in heard:
+                self._hear(kind, value)
             if lost:
                 raise EdgeError("network.cut", f"the IoT hub: {lost}")
-            if message is not None:
-                kind, content = message
-                self._bounded(partial(connection.send, kind, content), self._send_ms_max, f"sending a {kind}")
+            if item is not None:
+                self._bounded(partial(connection.send, item), self._send_ms_max, f"sending a {item.kind}")
             elif self._is_stopping:
                 return
+            self._tend(connection)
 
-    def _hear(self, connection: "_Connection", is_twin: bool, value: Any) -> None:
+    def _time_left(self, connection: HubConnection) -> float:
+        """Seconds until something is to be done though nothing happens."""
+        now = time.monotonic()
+        left = self._twin_at - now
+        if self._report_patch(connection):
+            left = min(left, self._reported_at - now)
+        return max(0.0, left)
+
+    def _tend(self, connection: HubConnection) -> None:
+        """Read the twin and write to it, when it is time."""
+        now = time.monotonic()
+        try:
+            if now >= self._twin_at:
+                self._plan_twin()
+                self._bounded(connection.read_twin, self._send_ms_max, "reading the twin")
+            if now < self._reported_at or self._is_stopping or not (patch := self._report_patch(connection)):
+                return
+            self._bounded(partial(connection.report, {TWIN_KEY: patch}), self._send_ms_max, "writing the twin")
+            connection.reported = {TWIN_KEY: self._document()}
+            self._reported_wait_ms = self._reported_ms
+        except _RejectedError as error:
+            # Too much, or too often: the connection is good, and the report went as a message as well.
+            _LOG.warning("%s", error.detail)
+            self._reported_wait_ms = min(2 * self._reported_wait_ms, HUB_REPORTED_MS_MAX)
+        self._reported_at = now + self._reported_wait_ms * random.uniform(1.0, 1.25) / 1000
+
+    def _plan_twin(self) -> None:
+        self._twin_at = time.monotonic() + self._twin_ms * random.uniform(0.75, 1.25) / 1000
+
+    def _document(self) -> JsonObject:
+        """What reported properties are to say, read once for each report."""
+        key = (self._newest, self._settings, self._problem)
+        if self._made is None or self._made[0] != key:
+            self._made = (key, reported_document(*key))
+        return self._made[1]
+
+    def _report_patch(self, connection: HubConnection) -> JsonObject:
+        """What reported properties lack; nothing before the first report."""
+        if not self._newest:
+            return {}
+        known = connection.reported
+        return patch_between(known.get(TWIN_KEY) if isinstance(known, dict) else None, self._document())
+
+    def _hear(self, kind: str, value: Any) -> None:
         """What the hub said: a hint that anybody may have written, so what cannot be read is passed over."""
         try:
-            if is_twin:
-                if not connection.is_newer(value):
-                    return
-                value = value.get("lighterman")
-                if not isinstance(value, dict):
-                    return
-                version, ack = value.get("director_version"), value.get("ack")
-                if isinstance(version, int) and not isinstance(version, bool) and 0 <= version <= _NUMBER_MAX:
-                    self._on_nudge(version)
-                if isinstance(ack, dict):
-                    self._on_ack(Ack.parse(dump({"schema": ACK_SCHEMA, "upto": ack.get("upto")})))
-            elif (getattr(value, "custom_properties", None) or {}).get("kind") == ACK:
-                content = value.data
-                self._on_ack(Ack.parse(content if isinstance(content, bytes) else str(content).encode()))
+            if kind == "message":
+                if (getattr(value, "custom_properties", None) or {}).get(KIND_KEY) == KIND_ACK:
+                    content = value.data
+                    self._on_ack(Ack.parse(content if isinstance(content, bytes) else str(content).encode()))
+                return
+            if kind == "patch" and self._desired.is_behind(value):
+                self._twin_at = 0.0  # one was missed: what it said is in the whole
+            said = self._desired.take(value, is_whole=kind == "twin")
         except (ContractError, ValueError, TypeError, AttributeError, RecursionError) as error:
             _LOG.warning("what the IoT hub sent cannot be read: %s", str(error)[:200])
+            return
+        if said is None:
+            return
+        if said.problem != self._problem:
+            self._problem = said.problem
+            if said.problem:
+                _LOG.warning("desired properties are passed over: %s", said.problem)
+        if said.director_version is not None:
+            self._on_nudge(said.director_version)
+        if said.ack is not None:
+            self._on_ack(said.ack)
+        if said.settings is not None and said.settings != self._settings and self._operations is not None:
+            self._settings = said.settings
+            self._operations.set(said.settings)
 
     def _set_online(self, is_online: bool) -> None:
         with self._turn:
@@ -279,7 +305,7 @@ class IotHubLink:
         if has_changed:
             self._on_online(is_online)
 
-    def _close(self, connection: "_Connection") -> None:
+    def _close(self, connection: HubConnection) -> None:
         """Let the SDK end its threads, as long as that may take."""
         thread = threading.Thread(target=connection.close, name="link-close", daemon=True)
         thread.start()
@@ -318,77 +344,8 @@ class IotHubLink:
             raise _told(failure, what)
 
 
-class _Connection:
-    """One SDK object and what it said; `inbox` and `lost` are guarded by the link's condition."""
-
-    def __init__(self, sdk: Sdk, turn: threading.Condition) -> None:
-        self._sdk = sdk
-        self._turn = turn
-        self._client: Any = None
-        self._is_closed = False
-        self._version = -1
-        self.inbox: deque[tuple[bool, Any]] = deque(maxlen=HUB_INBOX_MAX)
-        self.lost = ""
-
-    def open(self) -> None:
-        """Connect, subscribe, read the twin. Patches that come before the twin are older than it or repeat it."""
-        client = self._sdk.client()
-        with self._turn:
-            self._client = client
-            is_late = self._is_closed
-        if is_late:
-            self.close()
-            return
-        client.on_connection_state_change = self._changed
-        client.on_background_exception = self._failed
-        client.connect()
-        client.on_message_received = lambda message: self._heard(False, message)
-        client.on_twin_desired_properties_patch_received = lambda patch: self._heard(True, patch)
-        twin = client.get_twin()
-        self._heard(True, twin.get("desired") if isinstance(twin, dict) else None)
-
-    def send(self, kind: str, content: bytes) -> None:
-        self._client.send_message(self._sdk.message(kind, content))
-
-    def close(self) -> None:
-        with self._turn:
-            self._is_closed = True
-            client = self._client
-        if client is None:
-            return
-        try:
-            client.shutdown()
-        except Exception as error:  # noqa: BLE001 - they have no common base
-            _LOG.debug("the SDK did not shut down in order: %s", type(error).__name__)
-
-    def is_newer(self, desired: Any) -> bool:
-        """Whether desired properties are an object that nothing newer was heard before; one without number counts."""
-        if not isinstance(desired, dict):
-            return False
-        version = desired.get("$version")
-        if isinstance(version, int) and not isinstance(version, bool):
-            if version <= self._version:
-                return False
-            self._version = version
-        return True
-
-    def _heard(self, is_twin: bool, value: Any) -> None:
-        with self._turn:
-            self.inbox.append((is_twin, value))
-            self._turn.notify_all()
-
-    def _changed(self) -> None:
-        if not self._client.connected:
-            self._end("the connection ended")
-
-    def _failed(self, error: Exception) -> None:
-        if not self._client.connected:
-            self._end(type(error).__name__)
-
-    def _end(self, reason: str) -> None:
-        with self._turn:
-            self.lost = self.lost or reason
-            self._turn.notify_all()
+class _RejectedError(EdgeError):
+    """The hub answered a request with an error."""
 
 
 def _parts(batch: bytes) -> Iterator[bytes]:
@@ -412,7 +369,7 @@ def _parts(batch: bytes) -> Iterator[bytes]:
 def _told(error: Exception, what: str) -> EdgeError:
     """An exception of the SDK's as ours, by the names in its chain of causes."""
     if isinstance(error, EdgeError):
-        return EdgeError(error.code, error.detail, error.hint)
+        return type(error)(error.code, error.detail, error.hint)
     names: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(names) < 8:
@@ -422,16 +379,6 @@ def _told(error: Exception, what: str) -> EdgeError:
     if any(name in _REFUSALS for name in names):
         hint = "Is the device disabled at the hub, its key replaced, or the device's clock wrong? It is tried again."
         return EdgeError("network.refused", detail, hint)
+    if _REJECTION in names and what != "connecting":
+        return _RejectedError("network.refused", detail)
     return EdgeError("network.unreachable" if what == "connecting" else "network.cut", detail)
-
-
-def _read(file: Path) -> str:
-    try:
-        with file.open("rb") as source:
-            data = source.read(HUB_SECRET_BYTES_MAX + 1)
-        if len(data) > HUB_SECRET_BYTES_MAX:
-            raise EdgeError("config.invalid", f"{file} is longer than {HUB_SECRET_BYTES_MAX} bytes")
-        return data.decode("utf-8")
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise EdgeError("config.file-missing", f"{file} cannot be read: {reason}") from None

@@ -9,6 +9,7 @@ from types import FrameType
 from edge_agent import ports
 from edge_agent.about import agent_version
 from edge_agent.binding.keeper import BindingKeeper
+from edge_agent.binding.relay import DrainedLink, InputRelay
 from edge_agent.config import AgentConfig
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
@@ -17,7 +18,8 @@ from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.hook import CommandHook
 from edge_agent.identity import DeviceIdentity, LiveIdentity
 from edge_agent.keyholder import KeyHolder
-from edge_agent.link.iothub import AzureSdk, IotHubLink
+from edge_agent.link.iothub import IotHubLink
+from edge_agent.link.iothub_sdk import AzureSdk
 from edge_agent.link.mqtt import MqttAddress, MqttLink, MqttTls
 from edge_agent.preload import PreloadedFetcher
 from edge_agent.renewal import CertificateRenewal
@@ -29,6 +31,7 @@ from edge_agent.serving.supervisor import WorkerSupervisor
 from edge_agent.shell.clock import SystemClock
 from edge_agent.shell.control import ControlServer
 from edge_agent.shell.dispatch import Dispatcher, Ports
+from edge_agent.shell.operations import RecentLog, RunnerOperations
 from edge_agent.shell.reexec import reexec, take_passed, take_signals
 from edge_agent.shell.runner import Identity, Runner
 from edge_agent.store.blobs import FileBlobStore
@@ -124,7 +127,11 @@ class _Process:
             floor_ms=lambda: floor.floor_ms,
             duty=lambda wall_ms: renewal.duty(max(wall_ms, floor.floor_ms)),
         )
-        self._link = link = _link(config, who)
+        recent = RecentLog()
+        logging.getLogger("edge_agent").addHandler(recent)
+        operations = RunnerOperations(lambda: self._runner, config.run, recent, config.log_level)
+        self._link, relay = _link(config, who, operations)
+        link: ports.Link = self._link if relay is None else DrainedLink(self._link, relay)
         self._runner = Runner(
             core,
             Identity(who.device, self._spool.boot, who.platform, agent_version()),
@@ -137,7 +144,7 @@ class _Process:
             SignedReports(self._key, link),
         )
         self._binding = BindingKeeper(
-            config.binding, who.device, config.run, config.data / "slots", self._server.live_manifests
+            config.binding, who.device, config.run, config.data / "slots", self._server.live_manifests, relay=relay
         )
         self._control = ControlServer(
             config.run / "agent.sock", self._runner, self._addresses, lambda: {"binding": self._binding.report()}
@@ -231,17 +238,22 @@ def _restore(journal: FileJournal, device: str, config: AgentConfig) -> Agent:
     return Agent(device, config.poll_ms, config.report_ms, scrub_ms=config.update.scrub_ms)
 
 
-def _link(config: AgentConfig, who: DeviceIdentity) -> ports.Link:
+def _link(
+    config: AgentConfig, who: DeviceIdentity, operations: ports.Operations
+) -> tuple[ports.Link, InputRelay | None]:
+    """The link, and what carries a module's inputs and outputs where it is one of IoT Edge."""
     hub = config.iothub
     if hub is None:
-        return MqttLink(_broker(config, who), who.device, is_persistent=config.mqtt.persistent)
-    try:
-        if hub.connection_string_file.stat().st_mode & 0o077:
-            _log.warning("others may read %s, which holds a key: chmod 600", hub.connection_string_file)
-    except OSError as error:
-        detail = f"the connection string's file {hub.connection_string_file} cannot be read: {error.strerror}"
-        raise EdgeError("config.file-missing", detail) from None
-    return IotHubLink(AzureSdk(hub.connection_string_file, hub.ca, hub.gateway))
+        return MqttLink(_broker(config, who), who.device, is_persistent=config.mqtt.persistent), None
+    for file in hub.secret_files():
+        try:
+            if file.stat().st_mode & 0o077:
+                _log.warning("others may read %s, which holds a secret: chmod 600", file)
+        except OSError as error:
+            raise EdgeError("config.file-missing", f"{file} cannot be read: {error.strerror}") from None
+    sdk = AzureSdk(hub, who.device, config.data)
+    link = IotHubLink(sdk, operations=operations, methods=hub.methods)
+    return link, InputRelay(link) if hub.is_edge or hub.module else None
 
 
 def _broker(config: AgentConfig, who: DeviceIdentity) -> MqttAddress:

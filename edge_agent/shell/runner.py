@@ -355,9 +355,12 @@ class Runner:
         """Report now because somebody asks."""
         self._handle(inputs.ReportRequested(), self._clock.monotonic_ms())
 
-    def set_periods(self, poll_ms: int | None, report_ms: int | None) -> None:
-        """Ask and report this often until told otherwise; none goes back to what the agent was configured with."""
-        self._handle(inputs.PeriodsChanged(poll_ms, report_ms), self._clock.monotonic_ms())
+    def set_periods_soon(self, poll_ms: int | None, report_ms: int | None) -> None:
+        """Ask and report this often until told otherwise; none goes back to what the agent was configured with.
+
+        Any thread; does not wait.
+        """
+        self.post(inputs.PeriodsChanged(poll_ms, report_ms))
 
     def ask_hold(self, module: str) -> None:
         """Begin and go on with no update because a person asks; an empty name means the whole device.

@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 
-from edge_agent.config import IotHubConfig, parse_config
+from edge_agent.config import IotHubConfig, ProvisioningConfig, parse_config
 from edge_agent.limits import HUB_MESSAGE_BYTES_MAX
 from edge_agent.link.iothub import IotHubLink
+from edge_agent.ports import LinkInput
 from edge_contract.errors import EdgeError
+from edge_contract.hub import HubSettings, join_report
 from edge_contract.limits import BATCH_BYTES_MAX
+from edge_contract.phases import Phase
+from edge_contract.signed import REPORT_TYPE, Envelope
 from edge_contract.telemetry import Ack, Batch, Sample
-from tests.support.fakehub import ConnectionFailedError, CredentialError, FakeHub
+from edge_contract.twin import Report, ReportedModule
+from tests.support.fakehub import ConnectionFailedError, CredentialError, FakeHub, ServiceError
 from tests.support.net import wait_until
 
 ACK = Ack({"00" * 8: 5})
@@ -155,11 +160,213 @@ def test_stopping_is_bounded_and_offline_nothing_is_taken(bench: Bench) -> None:
     assert bench.online == []
 
 
+class Asked:
+    """Operations that remember what they were asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.settings: list[HubSettings] = []
+        self.error: Exception | None = None
+        self.answer: dict[str, Any] = {"alive": True}
+
+    def perform(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.calls.append((method, arguments))
+        if self.error is not None:
+            raise self.error
+        return self.answer
+
+    def set(self, settings: HubSettings) -> None:
+        self.settings.append(settings)
+
+
+@pytest.fixture
+def asked(bench: Bench) -> Asked:
+    operations = Asked()
+    bench.link = IotHubLink(
+        bench.hub, retry_ms_first=5, retry_ms_max=20, reported_ms=10, operations=operations, methods=("ping", "hold")
+    )
+    return operations
+
+
+def envelope(number: int = 1, **modules: ReportedModule) -> bytes:
+    report = Report("dev-1", "00" * 8, number, 0, "linux/amd64", "1.0", 7, modules)
+    return Envelope(REPORT_TYPE, report.to_bytes(), "aa", b"signature").to_bytes()
+
+
+def test_direct_methods_are_answered(bench: Bench, asked: Asked) -> None:
+    bench.start()
+    assert bench.hub.call("ping") == (200, {"alive": True})
+    assert bench.hub.call("hold", {"module": "digits"})[0] == 200
+    assert asked.calls == [("ping", {}), ("hold", {"module": "digits"})]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error", "status", "code"),
+    [
+        ("rollback", None, None, 400, "config.invalid"),
+        ("reboot", None, None, 400, "config.invalid"),
+        ("ping", [1], None, 400, "config.invalid"),
+        ("ping", None, EdgeError("config.invalid", "no such module"), 400, "config.invalid"),
+        ("ping", None, EdgeError("device.no-fallback", "nothing to go back to"), 500, "device.no-fallback"),
+        ("ping", None, TimeoutError(), 500, "device.busy"),
+        ("ping", None, ZeroDivisionError(), 500, "internal.bug"),
+    ],
+)
+def test_a_method_that_is_not_permitted_or_fails_is_answered_with_a_code(
+    bench: Bench, asked: Asked, name: str, arguments: Any, error: Exception | None, status: int, code: str
+) -> None:
+    asked.error = error
+    bench.start()
+    found, answer = bench.hub.call(name, arguments)
+    assert (found, answer["error"]["code"]) == (status, code)
+    assert bench.hub.call(name, arguments)[0] == status  # and the next one is answered too
+
+
+def test_an_answer_too_long_for_the_hub_is_an_error(bench: Bench, asked: Asked) -> None:
+    asked.answer = {"logs": "x" * 200_000}
+    bench.start()
+    assert bench.hub.call("ping")[0] == 500
+
+
+def test_settings_take_effect_merge_and_go_back(bench: Bench, asked: Asked) -> None:
+    bench.hub.twin = {"desired": desired(1, settings={"report_ms": 2_000})}
+    bench.start()
+    wait_until(lambda: asked.settings == [HubSettings(report_ms=2_000)], 10)
+    bench.hub.patch(desired(2, settings={"poll_ms": 3_000}))
+    wait_until(lambda: asked.settings[1:] == [HubSettings(3_000, 2_000)], 10)
+    bench.hub.patch(desired(3, director_version=4))
+    bench.hub.patch(desired(4, settings={"report_ms": None}))
+    wait_until(lambda: asked.settings[2:] == [HubSettings(3_000)], 10)
+    bench.hub.patch(desired(5, settings=None))
+    wait_until(lambda: asked.settings[3:] == [HubSettings()], 10)
+    assert bench.nudges == [4]
+
+
+def test_bad_settings_change_nothing_and_are_reported(bench: Bench, asked: Asked) -> None:
+    bench.hub.twin = {"desired": desired(1, settings={"report_ms": 2_000})}
+    bench.start()
+    assert bench.link.send_report(envelope())
+    bench.hub.patch(desired(2, director_version=9, settings={"report_ms": -5}))
+    wait_until(lambda: bench.nudges == [9], 10)
+    wait_until(lambda: "settings_error" in str(bench.hub.patches[-1:]), 10)
+    assert asked.settings == [HubSettings(report_ms=2_000)]
+    bench.hub.patch(desired(3, settings={"report_ms": 2_000}))
+    wait_until(lambda: bench.hub.patches[-1]["lighterman"] == {"settings_error": None}, 10)
+
+
+def test_reported_properties_say_what_changed_and_after_a_connect_what_is_missing(bench: Bench, asked: Asked) -> None:
+    bench.start()
+    first = envelope(digits=ReportedModule(Phase.IDLE, None, "digits", 3))
+    assert bench.link.send_report(first)
+    wait_until(lambda: bench.hub.patches, 10)
+    whole = bench.hub.patches[0]["lighterman"]
+    assert whole["modules"] == {"digits": {"model": "digits", "version": 3, "phase": "idle"}}
+    assert join_report(whole["report"]["parts"]) == first
+    assert bench.link.send_report(envelope(2))
+    wait_until(lambda: len(bench.hub.patches) == 2, 10)
+    change = bench.hub.patches[1]["lighterman"]
+    assert set(change) == {"number", "modules", "report"}
+    assert change["modules"] == {"digits": None}
+    bench.hub.twin = {"desired": desired(1), "reported": {"lighterman": {"number": 2, "old": 1}}}
+    bench.hub.drop()
+    wait_until(lambda: len(bench.hub.patches) == 3, 10)
+    again = bench.hub.patches[2]["lighterman"]
+    assert again["old"] is None
+    assert "number" not in again
+    assert again["agent_version"] == "1.0"
+
+
+def test_a_rejected_write_of_the_twin_costs_no_connection(bench: Bench, asked: Asked) -> None:
+    error = RuntimeError("a client error")
+    error.__cause__ = ServiceError("twin operation returned status 429")
+    bench.hub.rejections = [error, error]
+    bench.start()
+    assert bench.link.send_report(envelope())
+    wait_until(lambda: bench.hub.patches, 10)
+    assert bench.online == [True]
+    assert bench.hub.rejections == []
+
+
+def test_a_patch_that_was_missed_is_in_the_twin_that_is_read_then(bench: Bench) -> None:
+    bench.hub.twin = {"desired": desired(1)}
+    bench.start()
+    bench.hub.twin = {"desired": desired(3, director_version=30, ack={"upto": ACK.upto})}
+    bench.hub.patch(desired(3, director_version=30))  # the one before, with the acknowledgement, was lost
+    wait_until(lambda: bench.nudges == [30], 10)
+    bench.hub.twin = {"desired": desired(4, director_version=30, ack={"upto": ACK.upto})}
+    bench.hub.patch(desired(6, director_version=40))
+    wait_until(lambda: 40 in bench.nudges, 10)
+
+
+def test_the_twin_is_read_now_and_then_because_patches_without_a_number_never_come(bench: Bench) -> None:
+    bench.link = IotHubLink(bench.hub, retry_ms_first=5, retry_ms_max=20, twin_ms=20)
+    bench.hub.twin = {"desired": desired(1)}
+    bench.start()
+    bench.hub.twin = {"desired": desired(2, director_version=5)}
+    wait_until(lambda: bench.nudges == [5], 10)
+    assert bench.online == [True]
+
+
+def test_refused_credentials_are_told_to_who_derived_them(bench: Bench) -> None:
+    bench.hub.script = [CredentialError(), ConnectionFailedError()]
+    bench.start()
+    assert bench.hub.refusals == 1
+
+
+def test_a_modules_inputs_are_handed_over_and_its_outputs_sent(bench: Bench) -> None:
+    heard: list[LinkInput] = []
+    bench.link.listen(heard.append)
+    bench.start()
+    bench.hub.input("digits", b"{}", camera="7")
+    wait_until(lambda: heard, 10)
+    assert heard == [LinkInput("digits", b"{}", {"camera": "7"}, "application/json")]
+    assert bench.link.send_output("digits", b"answer", {"a": "b"}, "application/json")
+    wait_until(lambda: bench.hub.sent, 10)
+    assert bench.hub.sent == [("digits application/json {'a': 'b'}", b"answer")]
+
+
 def test_the_configuration_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "edge-agent.toml"
     text = '[iothub]\nconnection_string_file = "hub"\nca = "ca.pem"\ngateway = "gw"\n'
     assert parse_config(text, file).iothub == IotHubConfig(tmp_path / "hub", tmp_path / "ca.pem", "gw")
     assert parse_config("", file).iothub is None
-    for wrong in ("[iothub]\n", '[iothub]\nconnection_string_file = "x"\nport = 1\n'):
-        with pytest.raises(EdgeError, match="iothub"):
-            parse_config(wrong, file)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("edge = true", IotHubConfig(is_edge=True)),
+        ('host = "h"\nkey_file = "/k"', IotHubConfig(host="h", key_file=Path("/k"))),
+        ('host = "h"\ndevice = "d"\nmodule = "m"\nkey_file = "/k"\nmethods = ["ping"]',
+         IotHubConfig(host="h", device="d", module="m", key_file=Path("/k"), methods=("ping",))),
+        ('host = "h"\ncertificate = "/c"\ncertificate_key = "/k"\nwebsockets = true',
+         IotHubConfig(host="h", certificate=Path("/c"), certificate_key=Path("/k"), websockets=True)),
+        ('key_file = "/k"\n[iothub.provisioning]\nscope = "0ne"\nregistration = "r"',
+         IotHubConfig(key_file=Path("/k"), provisioning=ProvisioningConfig("0ne", "r"))),
+        ('[iothub.provisioning]\nscope = "0ne"\ngroup_key_file = "/g"',
+         IotHubConfig(provisioning=ProvisioningConfig("0ne", group_key_file=Path("/g")))),
+    ],
+)  # fmt: skip
+def test_every_kind_of_identity_can_be_configured(text: str, expected: IotHubConfig) -> None:
+    assert parse_config(f"[iothub]\n{text}\n", Path("/etc/agent.toml")).iothub == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        'connection_string_file = "x"\nport = 1',
+        'connection_string_file = "x"\nedge = true',
+        'key_file = "k"',
+        'certificate = "c"\nhost = "h"',
+        'connection_string_file = "x"\nhost = "h"',
+        'connection_string_file = "x"\nmethods = ["reboot"]',
+        'host = "h"\nkey_file = "k"\npassphrase_file = "p"',
+        '[iothub.provisioning]\nscope = "0ne"',
+        'key_file = "k"\n[iothub.provisioning]\nregistration = "r"',
+        'key_file = "k"\nhost = "h"\n[iothub.provisioning]\nscope = "0ne"',
+    ],
+)
+def test_a_wrong_identity_is_refused_by_the_name_of_its_key(text: str) -> None:
+    with pytest.raises(EdgeError, match="iothub"):
+        parse_config(f"[iothub]\n{text}\n", Path("/etc/agent.toml"))
