@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from packager.progress import QuietReporter
 from tests.support.bundles import Written, adder_bundle
 from tests.support.images import base_layout, blob_path, read_file, read_json, read_layers, wheel
 from tests.support.oci_schemas import oci_validator
+from tests.support.require import REPOSITORY_ROOT
 
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
 BUNDLE = "opt/lighterman/bundle"
@@ -291,3 +293,9 @@ def test_mistakes_are_named(
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "config.invalid"
     assert words in error["detail"]
+
+
+def test_the_image_of_the_web_service_says_which_agent_it_has() -> None:
+    text = (REPOSITORY_ROOT / "deploy" / "container" / "Containerfile").read_text()
+    project = tomllib.loads((REPOSITORY_ROOT / "pyproject.toml").read_text())["project"]
+    assert f'LABEL io.lighterman.agent="{project["version"]}"' in text
