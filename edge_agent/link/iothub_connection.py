@@ -97,7 +97,7 @@ class HubConnection:
         acknowledged them by then, drops what comes before a handler is set. Its handlers also run on four threads, so
         that inputs of a burst change places. Where its inside differs, the handler gets them after all.
         """
-        pipeline = getattr(client, "_mqtt_pipeline", None)
+        pipeline: Any = getattr(client, "_mqtt_pipeline", None)
         if self._listeners.on_input is not None and hasattr(pipeline, "on_input_message_received"):
             pipeline.on_input_message_received = self._message
 
