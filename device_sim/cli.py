@@ -211,3 +211,40 @@ def demo(devices: int, broker: str, folder: Path | None, is_kept: bool, seed: in
         click.echo(json.dumps(document, indent=2))
     if not document["ok"]:
         sys.exit(_NEGATIVE)
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Loopback address of everything.")
+@click.option("--name", default="", help="The hub's host name; without it the address. Clients then need a gateway.")
+@click.option("--data", type=click.Path(path_type=Path), help="Keep everything here across restarts.")
+@click.option("--ca", type=click.Path(path_type=Path), help="Write the certificate that clients have to trust here.")
+@click.option("--device", "devices", multiple=True, metavar="DEVICE[/MODULE]", help="Register; may be repeated.")
+@click.option(
+    "--edge", multiple=True, metavar="DEVICE[=SOCKET]", help="Register an IoT Edge device with a workload API."
+)
+@click.option(
+    "--units", type=click.IntRange(0, 200), default=0, show_default=True, help="Throttle as so many S1 units."
+)
+@click.option("--mqtt-port", type=click.IntRange(0, 65535), default=8883, show_default=True, help="The SDK dials 8883.")
+@click.option("--http-port", type=click.IntRange(0, 65535), default=0, help="Service API and administration; 0: free.")
+@click.option("--amqp-port", type=click.IntRange(0, 65535), default=0, help="Telemetry for azure-eventhub; 0: free.")
+@_AS_JSON
+@_reporting
+def iothub(as_json: bool, **rest: Any) -> None:
+    """Emulate Azure IoT Hub, its provisioning service and IoT Edge's workload API on this machine, until interrupted.
+
+    Prints the connection strings of the devices that it was asked for, and where the service API, telemetry and the
+    administration are. See docs/iothub-emulator.md.
+    """
+    from device_sim.iothub.command import HubOptions, run_hub
+
+    def show(document: dict[str, Any]) -> None:
+        if as_json:
+            click.echo(json.dumps(document))
+            return
+        for key, value in document.items():
+            for name, text in value.items() if isinstance(value, dict) else [("", value)]:
+                click.echo(f"{f'{key} {name}'.strip():<18} {text}")
+        click.echo("running; Ctrl-C ends it")
+
+    run_hub(HubOptions(**rest), show)

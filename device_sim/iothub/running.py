@@ -55,6 +55,7 @@ class Emulator:
         verbs: The administration; only on the loop. `admin` is the same for other threads.
         authority: Makes certificates.
         configurations: Automatic configurations; only on the loop.
+        mqtt_port: Of MQTT.
         http_port: Of the service API and of the administration, over TLS.
         amqp_port: Of the Event-Hubs-compatible endpoint, over TLS.
     """
@@ -94,7 +95,7 @@ class Emulator:
                 "config.invalid", why, "The emulator is for one machine; take 127.0.0.1 to 127.255.255.254."
             )
         self.host, self.name = host, name or host
-        self._mqtt_port, self._http_wanted, self.http_port = mqtt_port, http_port, 0
+        self.mqtt_port, self._http_wanted, self.http_port = mqtt_port, http_port, 0
         self._amqp_wanted, self.amqp_port = amqp_port, 0
         self._amqp: AmqpServer | None = None
         self._temporary = None if data else Path(tempfile.mkdtemp(prefix="lighterman-hub-"))
@@ -170,7 +171,7 @@ class Emulator:
             self.loop.close()
 
     async def _start(self) -> None:
-        self._mqtt_port = await self.mqtt.start(self.host, self._mqtt_port, self.context)
+        self.mqtt_port = await self.mqtt.start(self.host, self.mqtt_port, self.context)
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self.host, self._http_wanted))
@@ -203,6 +204,10 @@ class Emulator:
             await self._amqp.stop()
         if self._http is not None and self._http_task is not None:
             self._http.should_exit = True
+            # Clients keep connections for their next request; nobody is to wait until they close them.
+            for connection in list(self._http.server_state.connections):
+                if (transport := getattr(connection, "transport", None)) is not None:
+                    transport.abort()
             await asyncio.wait([self._http_task], timeout=5)
 
     # Work on the loop
@@ -255,6 +260,11 @@ class Emulator:
         """For the service API, with all rights."""
         key = self.hub.policies["iothubowner"]
         return f"HostName={self.host}:{self.http_port};SharedAccessKeyName=iothubowner;SharedAccessKey={key}"
+
+    @property
+    def amqp_readers(self) -> int:
+        """How many links take telemetry from the Event-Hubs-compatible endpoint. On the loop."""
+        return self._amqp.readers if self._amqp else 0
 
     @property
     def eventhub_connection_string(self) -> str:
@@ -310,7 +320,7 @@ class Emulator:
             self.run(self._listen())
 
     async def _listen(self) -> None:
-        await self.mqtt.start(self.host, self._mqtt_port, self.context)
+        await self.mqtt.start(self.host, self.mqtt_port, self.context)
 
 
 class AdminCalls:

@@ -1,6 +1,7 @@
 """What outlives the emulator: every document of the hub and its telemetry, in one SQLite file. One thread."""
 
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class Store:
     def __init__(self, path: Path, hub: Hub) -> None:
         """Open or make the file, and take what it holds into the hub."""
         self._hub = hub
+        # It holds keys: nobody else reads it.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=FULL")

@@ -39,3 +39,9 @@ def running_hub(data: Path | None = None, **options: Any) -> Iterator[Emulator]:
             emulator.stop()
         return
     raise RuntimeError(f"none of {_ATTEMPTS_MAX} loopback addresses had port 8883 free")
+
+
+def free_host() -> str:
+    """A loopback address whose port 8883 was free a moment ago, for an emulator in a process of its own."""
+    with running_hub() as emulator:
+        return emulator.host
