@@ -24,9 +24,14 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 @click.option("--base", required=True, metavar="LAYOUT[:TAG]|REF", help="Image to build upon; it has Python.")
 @click.option("--out", required=True, type=FOLDER, help="Folder for the image, an OCI layout.")
 @click.option("--wheels", multiple=True, type=FOLDER, help="Folder of wheels to install the agent from; repeat it.")
-@click.option("--lock", type=FILE, help="Requirements with hashes; a wheel that it does not know is refused.")
+@click.option("--lock", multiple=True, type=FILE, help="Requirements with hashes; other wheels are refused. Repeat it.")
 @click.option("--extra", multiple=True, metavar="NAME", help="Extra of the agent; what the bundle needs by default.")
-@click.option("--base-provides", multiple=True, metavar="NAME", help="Distribution that the base has; repeat it.")
+@click.option(
+    "--base-provides",
+    multiple=True,
+    metavar="NAME",
+    help="Distribution that the base has where no wheel of it fits; repeat it.",
+)
 @click.option("--python", metavar="PATH", help="Python of the base, like /usr/bin/python3.11; found by default.")
 @click.option("--platform", multiple=True, metavar="OS/ARCH", help="All that bundle and base have by default.")
 @click.option("--tag", default="", metavar="TAG", help="Tag in the layout; the version of the model by default.")
@@ -104,14 +109,14 @@ def _agent(options: dict[str, Any]) -> "AgentParts | None":
         return None
     from packager.iotedge.image import AgentParts
     from packager.iotedge.image_python import parse_interpreter
-    from packager.iotedge.image_wheels import WheelHouse, normal_name, read_lock
+    from packager.iotedge.image_wheels import WheelHouse, normal_name, read_locks
 
     for name in (*options["extra"], *options["base_provides"]):
         if not _NAME.fullmatch(name):
             raise EdgeError("config.invalid", f"{name!r} is not the name of a distribution or an extra")
     return AgentParts(
         wheels=WheelHouse(options["wheels"]),
-        lock=None if options["lock"] is None else read_lock(options["lock"]),
+        lock=read_locks(options["lock"]) if options["lock"] else None,
         extras=options["extra"] or None,
         provided=frozenset(normal_name(name) for name in options["base_provides"]),
         interpreter=None if options["python"] is None else parse_interpreter(options["python"]),

@@ -68,7 +68,7 @@ class AgentParts:
         wheels: All wheels there are.
         lock: Digests that they may have; none takes them as they are.
         extras: Extras of the product; none for those that the bundle's engines need, and `azure`.
-        provided: Normalised names of distributions that the base has.
+        provided: Normalised names of distributions that the base has, for platforms without a wheel of them.
         interpreter: The base's; none to look for it.
     """
 
@@ -277,7 +277,9 @@ class _Image:
             self._wanted(parts), Target(self._bundle.platform, interpreter.minor), parts.provided, parts.lock
         )
         self.agent = next(str(wheel.version) for wheel in wheels if wheel.name == PRODUCT)
-        layer = write_agent_layer(self._writer, wheels, interpreter, bool(parts.provided), self._request.is_compressed)
+        # Where wheels have everything, packages of the base are none of ours.
+        is_open = bool(parts.provided - {wheel.name for wheel in wheels})
+        layer = write_agent_layer(self._writer, wheels, interpreter, is_open, self._request.is_compressed)
         self._new.append((layer, f"{PRODUCT} {self.agent} with {_named(wheels)}"))
 
     def _wanted(self, parts: AgentParts) -> list[str]:

@@ -114,12 +114,20 @@ def normal_name(name: str) -> str:
     return canonicalize_name(name)
 
 
-def read_lock(path: Path) -> dict[str, frozenset[str]]:
-    """Digests (sha256, hexadecimal) by distribution from a requirements file with hashes.
+def read_locks(paths: Iterable[Path]) -> dict[str, frozenset[str]]:
+    """Digests (sha256, hexadecimal) by distribution from requirements files with hashes.
 
     Raises:
-        EdgeError: `config.file-missing`, `config.invalid` when it names none.
+        EdgeError: `config.file-missing`, `config.invalid` for one that names none.
     """
+    found: dict[str, frozenset[str]] = {}
+    for path in paths:
+        for name, digests in _read_lock(path).items():
+            found[name] = found.get(name, frozenset()) | digests
+    return found
+
+
+def _read_lock(path: Path) -> dict[str, frozenset[str]]:
     try:
         with path.open("rb") as file:
             data = file.read(LOCK_BYTES_MAX + 1)
@@ -170,7 +178,7 @@ class WheelHouse:
         Args:
             wanted: Requirements.
             target: Where they have to run.
-            provided: Normalised names of distributions that the base has.
+            provided: Normalised names of distributions that the base has; a wheel that fits goes before.
             lock: Digests that wheels may have, all but the product's own; none to take them as they are.
 
         Returns:
@@ -185,7 +193,7 @@ class WheelHouse:
         while waiting:
             requirement, by = waiting.pop()
             name = canonicalize_name(requirement.name)
-            if name in provided:
+            if name in provided and not self._fitting(name, ranks):
                 continue
             wheel = chosen.get(name)
             if wheel is None:
@@ -208,15 +216,19 @@ class WheelHouse:
                 ]
         return tuple(chosen[name] for name in sorted(chosen))
 
-    def _one(
-        self, name: str, ranks: Mapping[Tag, int], target: Target, by: str, lock: Mapping[str, frozenset[str]] | None
-    ) -> ChosenWheel:
-        where = f"{target.platform} and Python 3.{target.minor}"
-        fitting = [
+    def _fitting(self, name: str, ranks: Mapping[Tag, int]) -> list[tuple[Version, int, Path]]:
+        """The wheels of a distribution that run there, with their rank."""
+        return [
             (version, min(ranks[tag] for tag in tags if tag in ranks), path)
             for version, tags, path in self._files.get(name, [])
             if not ranks.keys().isdisjoint(tags)
         ]
+
+    def _one(
+        self, name: str, ranks: Mapping[Tag, int], target: Target, by: str, lock: Mapping[str, frozenset[str]] | None
+    ) -> ChosenWheel:
+        where = f"{target.platform} and Python 3.{target.minor}"
+        fitting = self._fitting(name, ranks)
         if not fitting:
             hint = "Download one, or say --base-provides where the base has it, or leave the platform out."
             raise EdgeError("config.invalid", f"there is no wheel of {name} for {where}, which {by} requires", hint)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edge_contract.errors import EdgeError
-from packager.iotedge.image_wheels import Target, WheelHouse, files_of, read_lock
+from packager.iotedge.image_wheels import Target, WheelHouse, files_of, read_locks
 from tests.support.images import wheel
 
 AMD64 = Target("linux/amd64", 11)
@@ -103,10 +103,13 @@ def test_a_version_that_does_not_do_is_refused(tmp_path: Path) -> None:
     assert "lib-1.0" in error.detail
 
 
-def test_what_the_base_has_is_not_looked_for(tmp_path: Path) -> None:
+def test_what_the_base_has_is_needed_where_no_wheel_fits(tmp_path: Path) -> None:
     wheel(tmp_path, "app", requires=["numpy>=2"])
     assert "numpy" in refused(tmp_path).detail
-    assert len(chosen(tmp_path, provided=frozenset({"numpy"}))) == 1
+    wheel(tmp_path, "numpy", "2.1", "cp311-cp311-manylinux_2_28_aarch64")
+    has_numpy = frozenset({"numpy"})
+    assert len(chosen(tmp_path, target=ARM32, provided=has_numpy)) == 1
+    assert len(chosen(tmp_path, target=ARM64, provided=has_numpy)) == 2
 
 
 def test_a_lock_decides_which_bytes_are_genuine(tmp_path: Path) -> None:
@@ -117,14 +120,17 @@ def test_a_lock_decides_which_bytes_are_genuine(tmp_path: Path) -> None:
     lock.write_text(
         f"app-lib==1.0 ; python_version >= '3' \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest}\n"
     )
-    assert len(chosen(tmp_path / "wheels", "lighterman", lock=read_lock(lock))) == 2
+    assert len(chosen(tmp_path / "wheels", "lighterman", lock=read_locks([lock]))) == 2
     path.write_bytes(path.read_bytes() + b"\0")
-    error = refused(tmp_path / "wheels", "lighterman", lock=read_lock(lock))
+    error = refused(tmp_path / "wheels", "lighterman", lock=read_locks([lock]))
     assert error.code == "artifact.digest-mismatch"
     assert path.name in error.detail
+    more = tmp_path / "more.lock"
+    more.write_text(f"app-lib==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n")
+    assert len(chosen(tmp_path / "wheels", "lighterman", lock=read_locks([lock, more]))) == 2
     lock.write_text("app-lib==1.0\n")
     with pytest.raises(EdgeError, match="no distribution"):
-        read_lock(lock)
+        read_locks([lock])
 
 
 def test_a_folder_without_wheels_or_with_odd_names_is_refused(tmp_path: Path) -> None:
