@@ -87,6 +87,8 @@ LINK_INFLIGHT_MAX: Final = 32  # messages given to paho and not yet acknowledged
 
 # The link over Azure IoT Hub
 HUB_MESSAGE_BYTES_MAX: Final = 255 * KIB  # the hub takes 256 KiB, properties included
+HUB_OUTPUTS_MAX: Final = 64  # messages for outputs that the link has taken and the hub has not
+HUB_OUTPUT_TRIES_MAX: Final = 8  # connections that may end with the same one underway before it is given up
 HUB_INBOX_MAX: Final = 64  # heard and not yet looked at; beyond, the oldest go
 HUB_OPEN_MS_MAX: Final = 30_000
 HUB_SEND_MS_MAX: Final = 30_000

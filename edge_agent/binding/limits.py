@@ -74,7 +74,7 @@ RELAY_OUTPUTS_MAX: Final = 1_024
 RELAY_ANSWER_BYTES_MAX: Final = 250 * KIB
 """Hubs take 256 KiB, properties included."""
 RELAY_HEAD_BYTES_MAX: Final = 256 * KIB
-RELAY_RETRY_MS: Final = 200
+RELAY_RETRY_MS: Final = 50
 """Between two tries to hand an answer to a link that is down or full."""
 RELAY_DRAIN_MS: Final = 4_000
 """At the agent's end, for inputs that came to be answered; a container is killed after 10 s."""

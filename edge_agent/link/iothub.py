@@ -25,6 +25,8 @@ from edge_agent.limits import (
     HUB_ABANDONED_MAX,
     HUB_MESSAGE_BYTES_MAX,
     HUB_OPEN_MS_MAX,
+    HUB_OUTPUT_TRIES_MAX,
+    HUB_OUTPUTS_MAX,
     HUB_PATIENCE_MS,
     HUB_REPORTED_MS_MAX,
     HUB_REPORTED_MS_MIN,
@@ -89,6 +91,7 @@ class IotHubLink:
         self._on_input: Callable[[LinkInput], None] | None = None
         self._turn = threading.Condition()  # guards everything below
         self._outbox: deque[Outgoing] = deque()
+        self._outputs: deque[Outgoing] = deque()  # outlive connections: nobody else has them any more
         self._newest = b""  # the report that reported properties are made of
         self._is_online = False
         self._is_stopping = False
@@ -134,8 +137,16 @@ class IotHubLink:
         self._on_input = on_input
 
     def send_output(self, name: str, content: bytes, properties: Mapping[str, str], content_type: str) -> bool:
-        """See `ports.ModuleMessages.send_output`."""
-        return self._send([Outgoing(OUTPUT, content, name, dict(properties), content_type)])
+        """See `ports.ModuleMessages.send_output`. What was taken outlives connections: it is sent on the next."""
+        if len(content) > HUB_MESSAGE_BYTES_MAX:
+            _LOG.warning("an %s is longer than the hub takes, %d bytes", OUTPUT, HUB_MESSAGE_BYTES_MAX)
+            return False
+        with self._turn:
+            if not self._is_online or self._is_stopping or len(self._outputs) >= HUB_OUTPUTS_MAX:
+                return False
+            self._outputs.append(Outgoing(OUTPUT, content, name, dict(properties), content_type))
+            self._turn.notify_all()
+        return True
 
     def stop(self) -> None:
         """See `ports.Link.stop`. What waits is sent first, within the bound."""
@@ -209,21 +220,37 @@ class IotHubLink:
         while True:
             with self._turn:
                 self._turn.wait_for(
-                    lambda: connection.lost or connection.inbox or self._outbox or self._is_stopping,
+                    lambda: connection.lost or connection.inbox or self._outbox or self._outputs or self._is_stopping,
                     self._time_left(connection),
                 )
                 heard, lost = list(connection.inbox), connection.lost
                 connection.inbox.clear()
-                item = self._outbox.popleft() if self._outbox and not lost else None
+                item = None if lost else self._next()
             for kind, value in heard:
                 self._hear(kind, value)
             if lost:
                 raise EdgeError("network.cut", f"the IoT hub: {lost}")
             if item is not None:
-                self._bounded(partial(connection.send, item), self._send_ms_max, f"sending a {item.kind}")
+                self._deliver(connection, item)
             elif self._is_stopping:
                 return
             self._tend(connection)
+
+    def _next(self) -> Outgoing | None:
+        """What is sent next: reports and telemetry before outputs, of which there may be many."""
+        waiting = self._outbox or self._outputs
+        return waiting.popleft() if waiting else None
+
+    def _deliver(self, connection: HubConnection, item: Outgoing) -> None:
+        try:
+            self._bounded(partial(connection.send, item), self._send_ms_max, f"sending a {item.kind}")
+        except EdgeError:
+            if item.kind == OUTPUT and item.tries < HUB_OUTPUT_TRIES_MAX:
+                with self._turn:
+                    self._outputs.appendleft(replace(item, tries=item.tries + 1))
+            elif item.kind == OUTPUT:
+                _LOG.warning("a message for the output %s is given up after %d tries", item.name, item.tries + 1)
+            raise
 
     def _time_left(self, connection: HubConnection) -> float:
         """Seconds until something is to be done though nothing happens."""

@@ -35,6 +35,7 @@ class Outgoing:
         name: Of the output.
         properties: Of a message for an output.
         content_type: Likewise.
+        tries: How often it was tried to send it and the hub did not say that it has it.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Outgoing:
     name: str = ""
     properties: Mapping[str, str] = field(default_factory=dict)
     content_type: str = ""
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
