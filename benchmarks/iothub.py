@@ -59,7 +59,7 @@ def run(options: Mapping[str, str]) -> dict[str, Any]:
             return asyncio.run(_measure(process.pid, told, context, clients, messages))
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(_ENDS_S)
+            process.communicate(timeout=_ENDS_S)
 
 
 async def _measure(
@@ -87,6 +87,7 @@ async def _measure(
     answers = await asyncio.to_thread(_each, admin, names, "method", {"name": "ping", "payload": {}})
     methods_ms = _since(start)
     state = admin.order("GET", "state")
+    admin.close()
     for client in clients:
         client.close()
     return {
@@ -129,6 +130,10 @@ class _Admin:
         self._connection.request(verb, f"/admin/{path}", body)
         answer: dict[str, Any] = json.loads(self._connection.getresponse().read())
         return answer
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
 
     def add(self, name: str) -> str:
         """Register a device; gives its key."""
