@@ -88,6 +88,10 @@ class Hub:
         documents = [json.loads(event["text"]) for event in self.outputs]
         return [(int(document["id"]), document["outputs"][0]["data"][0]) for document in documents]
 
+    def numbers(self) -> set[int]:
+        """Numbers that were answered so far."""
+        return {number for number, _ in self.answers()}
+
     def wait_answers(self, count: int) -> list[tuple[int, float]]:
         """Wait for so many of them."""
         wait_until(lambda: len(self.answers()) >= count, _WAIT_S, what=f"{count} predictions", poll_s=0.05)
@@ -175,16 +179,26 @@ def test_a_module_follows_updates_in_its_one_container(stack: Stack) -> None:
         assert [value for _, value in answers] == sorted(value for _, value in answers)
         assert {value for _, value in answers} == {1.0, 2.0}
 
+        # Connections end with messages underway: some come twice, none is missing.
+        for place in range(60):
+            hub.ask()
+            if place in (10, 30):
+                hub.emulator.admin.disconnect(device=hub.device, module=MODULE)
+            if place == 20:
+                hub.emulator.admin.fault(kind="drop", operation="d2c", count=1)
+        wait_until(lambda: hub.numbers() == set(range(hub.sent)), _WAIT_S, what="every number to be answered")
+
         hub.restart()
         device.wait(lambda: not device.status()["online"] or _is_connected(hub), "the module to notice")
         device.wait(lambda: _is_connected(hub), "the module to come back")
         hub.ask()
-        assert hub.wait_answers(hub.sent)[-1] == (hub.sent - 1, 2.0)
+        wait_until(lambda: (hub.sent - 1, 2.0) in hub.answers(), _WAIT_S, what="an answer after the restart")
 
         assert device.child.pid == container
         assert device.child.is_running
         relay = device.status()["binding"]["relay"]
-        assert (relay["inputs"], relay["dropped"], relay["unanswered"]) == (hub.sent, {}, 0)
+        assert relay["inputs"] >= hub.sent
+        assert (relay["dropped"], relay["outputs_dropped"], relay["invalid"]) == ({}, 0, 0)
 
         # A new container over the same folder needs no token; what came while it was away is answered.
         device.stop()
@@ -193,7 +207,9 @@ def test_a_module_follows_updates_in_its_one_container(stack: Stack) -> None:
         for _ in range(30):
             hub.ask()
         device.start()
-        assert [number for number, _ in hub.wait_answers(hub.sent)] == list(range(hub.sent))
+        wait_until(lambda: hub.numbers() == set(range(hub.sent)), _WAIT_S, what="every number to be answered")
+        last = [number for number, _ in hub.answers()][-30:]
+        assert last == list(range(hub.sent - 30, hub.sent))
 
 
 def test_a_module_waits_for_its_registry_and_ends_when_told(stack: Stack) -> None:
