@@ -201,6 +201,8 @@ class RegistryImage(ImageSource):
             where = httpx.URL(str(answer.url)).join(answer.headers.get("Location", ""))
         if where.host != httpx.URL(self._base).host:
             raise EdgeError("cloud.unavailable", f"{self.name}: the registry sends uploads elsewhere, to {where.host}")
+        # By path alone: behind a proxy some registries name themselves by a scheme that would give the token away.
+        where = httpx.URL(self._base).join(where.raw_path.decode("ascii"))
         where = where.copy_merge_params({"digest": str(blob.digest)})
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
         with path.open("rb") as file:
