@@ -7,6 +7,7 @@ and Event Hubs protocol guide"; measured against azure-eventhub 5.15.1 and azure
 
 import asyncio
 import contextlib
+import logging
 import ssl
 import time
 from typing import Any, Final
@@ -26,6 +27,7 @@ from device_sim.iothub.service_limits import (
     AMQP_START_S,
 )
 
+_LOG: Final = logging.getLogger(__name__)
 _CLOSED: Final = (ConnectionError, asyncio.IncompleteReadError, amqp_sasl.SaslError, TimeoutError, OSError)
 
 
@@ -41,6 +43,11 @@ class AmqpServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._poll: asyncio.Task[None] | None = None
         self.port = 0
+
+    @property
+    def readers(self) -> int:
+        """How many links give events."""
+        return len(self._shared.readers)
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext) -> None:
         """Listen; `port` 0 takes a free one.
@@ -70,7 +77,11 @@ class AmqpServer:
             await asyncio.sleep(AMQP_POLL_S)
             total = self._sink.log.total
             for peer in list(self._peers):
-                peer.tick(has_news=total != seen)
+                try:
+                    peer.tick(has_news=total != seen)
+                except Exception:  # noqa: BLE001 - the others are not to wait for ever because of one
+                    _LOG.exception("an AMQP connection ends")
+                    peer.abort()
             seen = total
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,10 +99,10 @@ class AmqpServer:
             pass  # a peer that goes away, or is none, is its own affair
         finally:
             peer.gone()
-            self._peers.discard(peer)
             writer.close()
             with contextlib.suppress(*_CLOSED):
                 await writer.wait_closed()
+            self._peers.discard(peer)
 
 
 class _Peer:
@@ -133,7 +144,7 @@ class _Peer:
 
     def tick(self, *, has_news: bool) -> None:
         """Some time went by."""
-        if not self._is_running:
+        if not self._is_running or self._writer.is_closing():
             return
         self._transport.tick(time.monotonic())
         self._links.drop_expired(self._connection)
@@ -158,6 +169,7 @@ class _Peer:
         """Do what events ask for, then send what may be sent, until neither gives anything more."""
         while True:
             self._dispatch()
+            self._flush()  # a request is acknowledged before it is answered: one client counts on that
             if self._writer.transport.get_write_buffer_size() < AMQP_OUT_BYTES_MAX:
                 self._links.send_due()
             if not self._flush():

@@ -5,13 +5,14 @@ a source of events, `messages/devicebound` as a target of messages to devices.
 """
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from proton import Condition, Connection, Delivery, Endpoint, Link, Message, symbol, timestamp
+from proton import Condition, Connection, Delivery, Endpoint, Link, Message, int32, symbol, timestamp
 
 from device_sim.iothub import policies
 from device_sim.iothub.identities import HubError
@@ -20,6 +21,7 @@ from device_sim.iothub.policies import SERVICE
 from device_sim.iothub.service_limits import (
     AMQP_MESSAGE_BYTES_MAX,
     AMQP_SENT_MAX,
+    ANSWERS_MAX,
     LINK_CREDIT,
     LINKS_MAX,
     READERS_MAX,
@@ -96,6 +98,8 @@ class Links:
         self._tokens: dict[str, int] = {}
         self._answers: dict[str, Any] = {}
         self._readers: list[_Reader] = []
+        # A client may ask before it gives credit for the answer.
+        self._said: deque[tuple[str, Message]] = deque(maxlen=ANSWERS_MAX)
         self._number = 0
         self._count = 0
 
@@ -224,7 +228,13 @@ class Links:
         return end
 
     def send_due(self) -> None:
-        """Give events to the links that have credit for them."""
+        """Give answers and events to the links that have credit for them."""
+        for item in list(self._said):
+            address, answer = item
+            link = self._answers.get(address)
+            if link is not None and link.state & Endpoint.LOCAL_ACTIVE and link.credit > 0:
+                self._send(link, answer)
+                self._said.remove(item)
         for reader in list(self._readers):
             if not (reader.link.state & Endpoint.LOCAL_ACTIVE and reader.link.state & Endpoint.REMOTE_ACTIVE):
                 self._drop(reader)
@@ -277,7 +287,7 @@ class Links:
         if len(self._tokens) >= TOKENS_MAX:
             self._tokens.pop(next(iter(self._tokens)))
         self._tokens[str(asked.get("name", ""))[:512]] = expires_s
-        return 202, "Accepted"
+        return 200, "OK"
 
     def _answer_question(self, message: Message) -> tuple[int, str] | None:
         asked = _properties(message)
@@ -317,19 +327,16 @@ class Links:
         }
 
     def _answer(self, address: str, asked: Message, status: int, description: str, body: Any) -> None:
-        link = self._answers.get(address)
-        if link is None or not link.credit:
-            return
         is_cbs = address == CBS
         answer = Message(body=body, correlation_id=asked.id)
         said: Any = {
-            "status-code" if is_cbs else "statusCode": status,
+            "status-code" if is_cbs else "statusCode": int32(status),  # one client takes no wider number
             "status-description" if is_cbs else "statusDescription": description,
             # Clients of both spellings ask management.
-            **({} if is_cbs else {"status-code": status, "status-description": description}),
+            **({} if is_cbs else {"status-code": int32(status), "status-description": description}),
         }
         answer.properties = said
-        self._send(link, answer)
+        self._said.append((address, answer))
 
     def _take_c2d(self, delivery: Delivery, message: Message) -> None:
         found = _TO.fullmatch(str(message.address or ""))
@@ -343,7 +350,7 @@ class Links:
                 "content-type": message.content_type,
                 "content-encoding": message.content_encoding,
             }.items()
-            if value
+            if value and str(value) != "None"  # which Proton makes of symbols that are not there
         }
         if message.expiry_time:
             expires = datetime.fromtimestamp(float(message.expiry_time), UTC)

@@ -99,8 +99,10 @@ def _import(call: Call, item: object) -> None:
     """
     if not isinstance(item, dict):
         raise HubError(400, "ArgumentInvalid", "an entry is an object")
+    if not isinstance(item.get("id"), str):
+        raise HubError(400, "ArgumentInvalid", "an entry has the identifier of a device as its id")
     hub, mode = call.emulator.hub, item.get("importMode", "createOrUpdate")
-    address = HubAddress(str(item.get("id") or ""), str(item.get("moduleId") or ""))
+    address = HubAddress(item["id"], str(item.get("moduleId") or ""))
     tags, properties = item.get("tags"), item.get("properties")
     etag, twin_etag = str(item.get("eTag") or "*"), str(item.get("twinETag") or "*")
     document: JsonObject = {key: value for key, value in item.items() if value is not None}

@@ -39,6 +39,7 @@ AMQP_READ_BYTES: Final = 64 * KIB
 AMQP_OUT_BYTES_MAX: Final = 1 * MIB  # unread by the peer, before it gets no more events
 AMQP_SENT_MAX: Final = 50  # events a link and turn
 LINK_CREDIT: Final = 100
+ANSWERS_MAX: Final = 20  # of one connection, that wait for credit
 TOKENS_MAX: Final = 20  # of one connection
 LINKS_MAX: Final = 100  # of one connection
 
