@@ -31,7 +31,9 @@ from msrest.exceptions import HttpOperationError
 from device_sim.iothub import policies, sas
 from device_sim.iothub.running import Emulator
 from tests.integration.iothub.clients import device, module
-from tests.support.iothub import running_hub
+from tests.support.iothub import SDK_LEAKS, running_hub
+
+pytestmark = pytest.mark.filterwarnings(SDK_LEAKS)
 
 _REFUSALS = (HttpOperationError, HttpResponseError)
 
