@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.config import IotHubConfig
 from edge_agent.link.iothub import IotHubLink
+from edge_agent.link.iothub_sdk import AzureSdk
 from edge_agent.link.mqtt import MqttAddress, MqttLink
 from edge_agent.ports import Link
 from edge_contract import topics
@@ -18,11 +21,12 @@ from edge_contract.errors import ContractError
 from edge_contract.telemetry import Ack
 from edge_contract.twin import Nudge
 from tests.support.fakehub import FakeHub
+from tests.support.iothub import SDK_LEAKS, running_hub
 from tests.support.mosquitto import mosquitto
 from tests.support.mqttpeer import mqtt_peer
 from tests.support.net import LOOPBACK, wait_until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.filterwarnings(SDK_LEAKS)]
 DEVICE = "dev-1"
 
 
@@ -109,9 +113,45 @@ def over_iothub(_folder: Path) -> Iterator[Bench]:
     link.stop()
 
 
+@contextmanager
+def over_the_real_sdk(folder: Path) -> Iterator[Bench]:
+    """The same link with Microsoft's SDK, against the emulator of the hub."""
+    with running_hub() as hub:
+        secret, ca = folder / "hub", folder / "ca.pem"
+        secret.write_text(hub.add_device(DEVICE))
+        ca.write_text(hub.ca_pem)
+        link = IotHubLink(AzureSdk(IotHubConfig(secret, ca), DEVICE), retry_ms_first=50, retry_ms_max=200)
+        names = {"report": topics.report(DEVICE), "batch": topics.telemetry(DEVICE)}
+        came: list[tuple[str, bytes]] = []
+
+        def say(topic: str, message: bytes) -> None:
+            if topic == topics.ack(DEVICE):
+                content = base64.b64encode(message[:65_536]).decode()  # the hub itself takes no more
+                hub.admin.c2d(device=DEVICE, base64=content, properties={"kind": "ack"})
+            elif topic == topics.nudge(DEVICE):
+                try:
+                    version: object = Nudge.parse(message).director_version
+                except ContractError:
+                    version = message.decode("latin-1")[:1_000]
+                hub.admin.desired(device=DEVICE, desired={"lighterman": {"director_version": version}})
+
+        def heard() -> list[tuple[str, bytes]]:
+            for event in hub.admin.drain_telemetry():
+                body = event["text"].encode() if "text" in event else base64.b64decode(event["base64"])
+                came.append((names[event["properties"]["kind"]], body))
+            return came
+
+        def wait_for(predicate: Callable[[list[tuple[str, bytes]]], object]) -> None:
+            wait_until(lambda: predicate(heard()), 20)
+
+        yield Bench(link, say, wait_for, hub.outage)
+        link.stop()
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Path], AbstractContextManager[Bench]]] = {
     "mqtt": over_mqtt,
     "iothub": over_iothub,
+    "iothub, real SDK": over_the_real_sdk,
 }
 
 
