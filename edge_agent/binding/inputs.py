@@ -121,7 +121,8 @@ class Inputs:
         kept = self._kept.get(number)
         if kept is not None:
             kept.is_sent = False
-            self._line_up()
+            if self._is_bound(kept):
+                self._line_up()
 
     def _line_up(self) -> None:
         self._ready = deque(kept.number for kept in self._kept.values() if not kept.is_sent and self._is_bound(kept))
