@@ -45,7 +45,7 @@ test-fast: $(DEV_STAMP) ## the tests that need nothing of the machine and take n
 	$(BIN)/python -m pytest -n $(TEST_JOBS) -m "not slow and not system and not e2e" $(TEST_ARGS)
 
 test-arm: $(DEV_STAMP) ## a device's whole life on emulated arm64 and armv7; as root, some minutes, downloads Debian for them
-	LIGHTERMAN_TRY_ARM=1 $(BIN)/python -m pytest tests/integration/test_arm.py $(TEST_ARGS)
+	LIGHTERMAN_TRY_ARM=1 $(BIN)/python -m pytest tests/integration/test_arm.py tests/integration/test_arm_image.py $(TEST_ARGS)
 
 crash: $(DEV_STAMP) ## the agent killed, failed or cut off power at every change of its disk; an hour (CRASH_ARGS="--kinds kill")
 	scripts/install-test-needs.sh

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,6 +32,7 @@ _TOOL_S = 90.0
 _START_S = 40.0
 _RUN_FOLDERS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _GLIBCS = ("2_5", "2_12", "2_17", "2_24", "2_27", "2_28", "2_31", "2_34")
+_SERVING = '"event": "serving"'
 _DEBIAN = ("base-files", "python3", "libstdc++6")
 
 
@@ -42,16 +44,23 @@ def run(argv: Sequence[str | Path], *, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def debian_root(folder: Path) -> Path:
-    """A root file system of this machine's Debian with Python; unpacked and not configured, which takes seconds."""
+def debian_root(folder: Path, architecture: str = "", *packages: str) -> Path:
+    """A root file system of this machine's Debian with Python; unpacked and not configured, which takes seconds.
+
+    Args:
+        folder: Where it goes.
+        architecture: In Debian's words; this machine's when empty.
+        packages: More of them.
+    """
     mmdebstrap = require_program("mmdebstrap")
     suite = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     policy = subprocess.run(["apt-cache", "policy"], capture_output=True, text=True, check=False).stdout
     found = re.search(rf" (http\S+) {re.escape(suite)}/main", policy)
     if not suite or found is None:
         pytest.skip("apt has no mirror of this machine's Debian over http")
-    include = f"--include={','.join(_DEBIAN)}"
-    run([mmdebstrap, "--quiet", "--variant=extract", include, suite, folder, found[1]])
+    options = [f"--include={','.join((*_DEBIAN, *packages))}"]
+    options += [f"--arch={architecture}"] if architecture else []
+    run([mmdebstrap, "--quiet", "--variant=extract", *options, suite, folder, found[1]])
     return folder
 
 
@@ -60,14 +69,15 @@ def python_of(root: Path) -> str:
     return os.readlink(root / "usr/bin/python3").removeprefix("python")
 
 
-def base_of(root: Path, folder: Path) -> Path:
-    """An OCI layout with the root as its one layer."""
-    packed = subprocess.run(
-        ["tar", "-C", root, "--sort=name", "-c", "."], capture_output=True, check=True, timeout=_TOOL_S
-    )
+def base_of(roots: Mapping[str, Path], folder: Path) -> Path:
+    """An OCI layout with a root for each platform, as its one layer."""
     layout = Layout(folder)
-    machine = {"x86_64": "linux/amd64", "aarch64": "linux/arm64", "armv7l": "linux/arm/v7"}[platform.machine()]
-    layout.name(layout.image(machine, [packed.stdout]))
+    images = []
+    for place, root in roots.items():
+        command = ["tar", "-C", str(root), "--sort=name", "-c", "."]
+        packed = subprocess.run(command, capture_output=True, check=True, timeout=_TOOL_S)
+        images.append(layout.image(place, [packed.stdout]))
+    layout.name(layout.index(images))
     return folder
 
 
@@ -87,8 +97,15 @@ def _closure(requirement: str) -> set[str]:
     return found - {"lighterman"}
 
 
-def wheelhouse(folder: Path, python: str) -> Path:
-    """Our wheel, and those of the lock that an agent with ONNX Runtime needs, checked by pip against their hashes."""
+def wheelhouse(folder: Path, python: str, extras: str = "agent,onnx", machines: Sequence[str] = ()) -> Path:
+    """Our wheel, and those of the lock that an agent needs, checked by pip against their hashes.
+
+    Args:
+        folder: Where everything goes.
+        python: Version of Python.
+        extras: Of the agent.
+        machines: In Linux' words; this one alone when empty.
+    """
     source = folder / "source"
     for path in tracked_files():
         relative = path.relative_to(ROOT)
@@ -97,22 +114,25 @@ def wheelhouse(folder: Path, python: str) -> Path:
             shutil.copyfile(path, source / relative)
     wheels = folder / "wheels"
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, source])
-    names = _closure("lighterman[agent,onnx]")
+    names = _closure(f"lighterman[{extras}]")
     pins = re.findall(r"^(?:\S.*\\\n)(?:    .*\n)+", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     wanted = [pin for pin in pins if canonicalize_name(re.split(r"[\[=]", pin)[0]) in names]
     (folder / "wanted.lock").write_text("".join(wanted))
-    machine = platform.machine()
+    for machine in machines or (platform.machine(),):
+        download(wheels, machine, python, folder / "wanted.lock")
+    return wheels
+
+
+def download(wheels: Path, machine: str, python: str, lock: Path) -> None:
+    """Have pip fetch what a lock names, for one machine; skips where it cannot."""
     tags = [f"manylinux_{glibc}_{machine}" for glibc in _GLIBCS] + [f"manylinux2014_{machine}"]
     options = [part for tag in tags for part in ("--platform", tag)]
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     pip += ["--implementation", "cp", "--python-version", python, *options]
-    done = subprocess.run(
-        [*pip, "--dest", wheels, "--requirement", folder / "wanted.lock"],
-        capture_output=True, text=True, check=False, timeout=_TOOL_S,
-    )  # fmt: skip
+    command = [*pip, "--dest", str(wheels), "--requirement", str(lock)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TOOL_S)
     if done.returncode != 0:
         pytest.skip(f"pip cannot download the wheels of the lock: {done.stderr.strip()[-300:]}")
-    return wheels
 
 
 @contextmanager
@@ -153,8 +173,13 @@ class Unpacked:
         """What a process of the container has for an environment."""
         return dict(item.split("=", 1) for item in self.config["process"]["env"])
 
-    def contain(self, folder: Path, arguments: Sequence[str]) -> Path:
+    def contain(self, folder: Path, arguments: Sequence[str], variables: Mapping[str, str]) -> Path:
         """A copy of the configuration that runs these arguments; gives its folder.
+
+        Args:
+            folder: Where it goes; made here.
+            arguments: Of the process; those of the image when there are none.
+            variables: More environment.
 
         The container shares this machine's loopback and gets no control groups; it has a process namespace and mounts
         of its own, a read-only root, no capabilities and the image's user.
@@ -162,6 +187,7 @@ class Unpacked:
         config = self.config
         process = config["process"]
         process |= {"terminal": False, "args": list(arguments) or process["args"], "noNewPrivileges": True}
+        process["env"] += [f"{name}={value}" for name, value in variables.items()]
         process["capabilities"] = {}
         config["root"] = {"path": str(self.folder / "rootfs"), "readonly": True}
         config["linux"].pop("resources", None)
@@ -194,10 +220,10 @@ exec chroot --userspec="$0" --groups= "$@"
 
 
 @contextmanager
-def in_crun(image: Unpacked, folder: Path, *arguments: str) -> Iterator[Child]:
+def in_crun(image: Unpacked, folder: Path, *arguments: str, **variables: str) -> Iterator[Child]:
     """A container of the image, run by crun; without arguments it runs what the image says."""
     crun = require_program("crun")
-    bundle = image.contain(folder / "bundle", arguments)
+    bundle = image.contain(folder / "bundle", arguments, variables)
     name = f"lighterman-{os.getpid()}-{threading.get_ident()}-{free_port()}"
     state = folder / "crun"
     command: list[str | Path] = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _CRUN]
@@ -219,6 +245,19 @@ def in_chroot(image: Unpacked, folder: Path, *arguments: str) -> Iterator[Child]
     environment = {**image.environment, "PATH": f"{image.environment['PATH']}:{_RUN_FOLDERS}"}
     with child_process([*command, *arguments], log_path=folder / "log", env=environment) as child:
         yield child
+
+
+def prediction(child: Child, deadline_s: float) -> tuple[str, list[float]]:
+    """Wait for a service of the adder, and ask it; gives the digest of its manifest, and its answer to 1, 2, 3, 4."""
+    wait_until(lambda: _SERVING in child.output() or not child.is_running, deadline_s, what="the service")
+    assert child.is_running, child.tail()
+    facts = json.loads(next(line for line in child.output().splitlines() if _SERVING in line))
+    question = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
+    url = f"http://127.0.0.1:{facts['port']}/v2/models/digits/infer"
+    with urllib.request.urlopen(
+        urllib.request.Request(url, json.dumps(question).encode()), timeout=deadline_s
+    ) as answer:
+        return facts["manifest"], json.loads(answer.read())["outputs"][0]["data"]
 
 
 def _plain() -> dict[str, str]:

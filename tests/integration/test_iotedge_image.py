@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,20 +19,19 @@ from tests.integration.module_ground import (
     docker_registry,
     in_chroot,
     in_crun,
+    prediction,
     python_of,
     run,
     wheelhouse,
 )
 from tests.support.bundles import HERE, Written, adder_bundle
 from tests.support.images import base_layout, blob_path, wheel
-from tests.support.net import wait_until
 from tests.support.processes import Child
 from tests.support.require import REPOSITORY_ROOT, require_program, require_root
 
 pytestmark = pytest.mark.system
 
 PLATFORMS = ("linux/amd64", "linux/arm64", "linux/arm/v7")
-SERVING = '"event": "serving"'
 _ANSWER_S = 40.0
 
 
@@ -148,7 +146,7 @@ def unpacked(bundle: Written, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("module")
     root = debian_root(folder / "root")
     wheels = wheelhouse(folder, python_of(root))
-    base = base_of(root, folder / "base")
+    base = base_of({HERE: root}, folder / "base")
     command = ["iotedge", "module", str(bundle.folder), "--base", str(base), "--wheels", str(wheels)]
     command += ["--lock", str(REPOSITORY_ROOT / "requirements.lock"), "--extra", "agent", "--extra", "onnx"]
     assert main([*command, "--out", str(folder / "image"), "--no-compress"]) == 0
@@ -167,17 +165,7 @@ def test_a_container_of_the_image_answers_predictions(
     digest = str(bundle.manifests[HERE][0])
     serve = ["/opt/lighterman/bin/edge-agent", "serve", "/opt/lighterman/bundle", "--digest", digest]
     with contain(unpacked, tmp_path / "run", *serve, "--port", "0", "--work-dir", "/tmp", "--json") as child:
-        wait_until(lambda: SERVING in child.output() or not child.is_running, _ANSWER_S, what="the service")
-        assert child.is_running, child.tail()
-        line = next(line for line in child.output().splitlines() if SERVING in line)
-        facts = json.loads(line)
-        assert facts["manifest"] == digest
-        question = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{facts['port']}/v2/models/digits/infer", json.dumps(question).encode()
-        )
-        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:
-            assert json.loads(answer.read())["outputs"][0]["data"] == [11.0, 12.0, 13.0, 14.0]
+        assert prediction(child, _ANSWER_S) == (digest, [11.0, 12.0, 13.0, 14.0])
 
 
 def test_what_the_image_starts_is_the_module(unpacked: Unpacked, tmp_path: Path) -> None:
