@@ -245,6 +245,7 @@ def in_chroot(image: Unpacked, folder: Path, *arguments: str) -> Iterator[Child]
     environment = {**image.environment, "PATH": f"{image.environment['PATH']}:{_RUN_FOLDERS}"}
     with child_process([*command, *arguments], log_path=folder / "log", env=environment) as child:
         yield child
+        child.kill()  # it takes process 1 of its namespace along, and so all of it; a polite signal it would ignore
 
 
 def prediction(child: Child, deadline_s: float) -> tuple[str, list[float]]:
