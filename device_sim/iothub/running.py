@@ -17,12 +17,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import uvicorn
-
 from device_sim.iothub import eventhub, tls, troubles
 from device_sim.iothub.admin import Admin
 from device_sim.iothub.configurations import Configurations
 from device_sim.iothub.dps import GROUP, Provisioning
+from device_sim.iothub.http_server import HttpServer
 from device_sim.iothub.hub import Hub
 from device_sim.iothub.limits import KEY_BYTES, PORT
 from device_sim.iothub.methods import Methods
@@ -117,8 +116,7 @@ class Emulator:
             tls.trust(self.context, pem)
         self.loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
-        self._http: uvicorn.Server | None = None
-        self._http_task: asyncio.Task[None] | None = None
+        self._http = HttpServer()
 
     # Life
 
@@ -175,23 +173,15 @@ class Emulator:
         # With the protocol named asyncio switches Nagle's algorithm off: no answer waits 40 ms for its second part.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((self.host, self._http_wanted))
+        try:
+            listener.bind((self.host, self._http_wanted))
+        except OSError:
+            listener.close()
+            raise
         self.http_port = listener.getsockname()[1]
         from device_sim.iothub.web import make_app
 
-        config = uvicorn.Config(
-            make_app(self),
-            ssl_certfile=self._files[0],
-            ssl_keyfile=self._files[1],
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=2,
-        )
-        self._http = uvicorn.Server(config)
-        self._http_task = asyncio.create_task(self._http.serve(sockets=[listener]))
-        while not self._http.started and not self._http_task.done():  # noqa: ASYNC110 - it offers nothing to wait for
-            await asyncio.sleep(0.01)
+        await self._http.start(make_app(self), listener, self._files)
         from device_sim.iothub.amqp import AmqpServer
 
         hosts = (self.host, f"{self.host}:{self.http_port}")
@@ -203,13 +193,7 @@ class Emulator:
         await self.mqtt.stop()
         if self._amqp is not None:
             await self._amqp.stop()
-        if self._http is not None and self._http_task is not None:
-            self._http.should_exit = True
-            # Clients keep connections for their next request; nobody is to wait until they close them.
-            for connection in list(self._http.server_state.connections):
-                if (transport := getattr(connection, "transport", None)) is not None:
-                    transport.abort()
-            await asyncio.wait([self._http_task], timeout=5)
+        await self._http.stop()
 
     # Work on the loop
 

@@ -4,7 +4,6 @@ The real one knows the calling module by its process; this one believes the path
 Source: Azure IoT Edge, edgelet workload API, version 2020-07-07; measured against azure-iot-device 2.15.0rc1.
 """
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -15,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import uvicorn
 from cryptography import x509
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -24,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from device_sim.iothub.http_server import HttpServer
 from device_sim.iothub.identities import HubError, Identity
 from device_sim.iothub.service_limits import WORKLOAD_BODY_BYTES_MAX
 from edge_contract.hub import HubAddress
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 API_VERSION: Final = "2020-07-07"
 _NONCE_BYTES: Final = 12
-_STOP_S: Final = 5.0
-_POLL_S: Final = 0.01
 _NAME_BYTES_MAX: Final = 100  # Linux takes 107 bytes as the name of a socket
 
 
@@ -56,8 +53,7 @@ class Workload:
         if len(bytes(path)) > _NAME_BYTES_MAX:
             raise ValueError(f"{path} is too long for a socket: at most {_NAME_BYTES_MAX} bytes")
         self._emulator, self.device, self.path = emulator, device, path
-        self._server: uvicorn.Server | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._server = HttpServer()
 
     def __enter__(self) -> "Workload":
         """Start."""
@@ -74,9 +70,8 @@ class Workload:
 
     def stop(self) -> None:
         """Close; harmless when it is closed, or when the emulator is."""
-        if self._server is not None and not self._emulator.loop.is_closed():
-            self._emulator.run(self._stop())
-        self._server = None
+        if not self._emulator.loop.is_closed():
+            self._emulator.run(self._server.stop())
         self.path.unlink(missing_ok=True)
 
     def environment(self, module: str) -> dict[str, str]:
@@ -104,25 +99,10 @@ class Workload:
         try:
             listener.bind(str(self.path))
             self.path.chmod(0o600)
-            config = uvicorn.Config(
-                make_app(self._emulator, self.device),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=1,
-            )
-            self._server = uvicorn.Server(config)
-            self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
+            await self._server.start(make_app(self._emulator, self.device), listener)
         except BaseException:
             listener.close()
             raise
-        while not self._server.started and not self._task.done():  # noqa: ASYNC110 - it offers nothing to wait for
-            await asyncio.sleep(_POLL_S)
-
-    async def _stop(self) -> None:
-        if self._server is not None and self._task is not None:
-            self._server.should_exit = True
-            await asyncio.wait([self._task], timeout=_STOP_S)
 
 
 def make_app(emulator: "Emulator", device: str) -> Starlette:
