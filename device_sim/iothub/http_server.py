@@ -1,4 +1,4 @@
-"""HTTP on the emulator's loop: one place that knows uvicorn."""
+"""HTTP on the emulator's event loop: one application on one listening socket. The one place that knows uvicorn."""
 
 import asyncio
 import socket
@@ -9,33 +9,34 @@ import uvicorn
 from starlette.types import ASGIApp
 
 _POLL_S: Final = 0.01
+_GRACE_S: Final = 2
 _STOP_S: Final = 5.0
 
 
 class HttpServer:
-    """Serves an application on one socket. On one loop."""
+    """Serves an application on one socket. On the loop."""
 
-    def __init__(self, app: ASGIApp, tls: tuple[Path, Path] | None = None) -> None:
-        """Nothing is served yet.
-
-        Args:
-            app: What answers.
-            tls: Files of a certificate and its key, or none for plain HTTP.
-        """
-        self._app, self._tls = app, tls
+    def __init__(self) -> None:
+        """Nothing is served yet."""
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, listener: socket.socket) -> None:
-        """Serve a bound socket, which belongs to the server from now on; returns when clients can connect."""
+    async def start(self, app: ASGIApp, listener: socket.socket, tls: tuple[Path, Path] | None = None) -> None:
+        """Serve; returns when clients can connect.
+
+        Args:
+            app: What answers.
+            listener: A bound socket, the server's from now on.
+            tls: Certificate and key, or none for plain HTTP.
+        """
         config = uvicorn.Config(
-            self._app,
-            ssl_certfile=self._tls[0] if self._tls else None,
-            ssl_keyfile=self._tls[1] if self._tls else None,
+            app,
+            ssl_certfile=tls[0] if tls else None,
+            ssl_keyfile=tls[1] if tls else None,
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=_GRACE_S,
         )
         self._server = uvicorn.Server(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
@@ -43,7 +44,7 @@ class HttpServer:
             await asyncio.sleep(_POLL_S)
 
     async def stop(self) -> None:
-        """End; harmless when nothing is served."""
+        """Close everything; harmless when nothing is served."""
         if self._server is None or self._task is None:
             return
         self._server.should_exit = True

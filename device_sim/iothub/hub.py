@@ -42,7 +42,7 @@ class DeviceLink(Protocol):
         ...
 
     def method(self, request: str, name: str, payload: bytes) -> bool:
-        """Ask for a method; false when it listens for none."""
+        """Ask for a method; false when it listens for none. Raises `HubError` where a fault refuses it."""
         ...
 
     def close(self, reason: str) -> None:

@@ -306,7 +306,9 @@ class Connection:
         operation = session.operation_of(message.topic)
         server.counts.received += 1
         server.counts.by_operation[operation] = server.counts.by_operation.get(operation, 0) + 1
-        fault, status = self._take_fault(operation), 0
+        # Faults and rates of methods are those of the question, not of this answer.
+        is_answer = operation == troubles.METHOD
+        fault, status = None if is_answer else self._take_fault(operation), 0
         if fault is not None:
             if fault.kind == troubles.DROP:
                 raise ClosedError("a fault")
@@ -322,7 +324,7 @@ class Connection:
             # Telemetry beyond the rate is slowed down; everything else is refused.
             while not server.rates.take(operation, server.hub.now_ms()):  # noqa: ASYNC110 - time fills the bucket
                 await asyncio.sleep(_SHAPE_S)
-        elif not status and not server.rates.take(operation, server.hub.now_ms()):
+        elif not status and not is_answer and not server.rates.take(operation, server.hub.now_ms()):
             status = _TOO_MANY
         if self._session is None or self._is_closed:
             return

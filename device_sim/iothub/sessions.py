@@ -284,10 +284,25 @@ class HubSession:
             self._wire.later(fault.delay_ms, lambda: self._wire.publish(topic, content))
 
     def method(self, request: str, name: str, payload: bytes) -> bool:
-        """See `hub.DeviceLink`."""
+        """See `hub.DeviceLink`.
+
+        Raises:
+            HubError: a fault refuses it.
+        """
         if _METHODS not in self._topics:
             return False
-        self._wire.publish(f"$iothub/methods/POST/{name}/?$rid={request}", payload)
+        topic = f"$iothub/methods/POST/{name}/?$rid={request}"
+        fault = self._faults.take(troubles.METHOD, str(self._address))
+        if fault is None or fault.kind == troubles.LOSE_PUBACK:
+            self._wire.publish(topic, payload)
+        elif fault.kind == troubles.REFUSE:
+            raise HubError(fault.code or 500, "ServerError", "a fault")
+        elif fault.kind == troubles.THROTTLE:
+            raise HubError(429, "ThrottlingException", "a fault", 429001)
+        elif fault.kind == troubles.DROP:
+            self._wire.close("a fault")
+        elif fault.kind == troubles.DELAY:
+            self._wire.later(fault.delay_ms, lambda: self._wire.publish(topic, payload))
         return True
 
     def close(self, reason: str) -> None:

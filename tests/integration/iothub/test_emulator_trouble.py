@@ -11,6 +11,7 @@ import pytest
 from azure.iot.device.exceptions import ClientError, CredentialError
 
 from device_sim.iothub import codec
+from device_sim.iothub.identities import HubError
 from device_sim.iothub.running import Emulator
 from tests.integration.iothub.clients import WAIT_S, Client, device
 from tests.integration.iothub.raw import RawClient
@@ -154,6 +155,19 @@ def test_a_patch_of_desired_properties_may_be_lost(hub: Emulator, name: str) -> 
         hub.admin.desired(device=name, desired={"b": 1})
         assert client.heard(client.patches) == {"b": 1, "$version": 3}
         assert client.sdk.get_twin()["desired"] == {"a": 1, "b": 1, "$version": 3}
+
+
+def test_a_method_may_be_refused_lost_or_delayed(hub: Emulator, name: str) -> None:
+    with device(hub.add_device(name), hub.ca_pem) as client:
+        client.sdk.connect()
+        client.answer_methods()
+        for kind, code in (("throttle", 429001), ("refuse", 503000), ("lose", 504101)):
+            hub.admin.fault(kind=kind, operation="method", device=name, code=code // 1000)
+            with pytest.raises(HubError) as refused:
+                hub.admin.method(device=name, name="ping", response_s=0.3)
+            assert refused.value.code == code
+        hub.admin.fault(kind="delay", operation="method", device=name, delay_ms=50)
+        assert hub.admin.method(device=name, name="ping", response_s=20)["status"] == 200
 
 
 def test_faults_meet_only_whom_they_are_for(hub: Emulator, name: str) -> None:
