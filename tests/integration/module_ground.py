@@ -97,7 +97,7 @@ def _closure(requirement: str) -> set[str]:
     return found - {"lighterman"}
 
 
-def wheelhouse(folder: Path, python: str, extras: str = "agent,onnx", machines: Sequence[str] = ()) -> Path:
+def wheelhouse(folder: Path, python: str, extras: str = "agent,azure,onnx", machines: Sequence[str] = ()) -> Path:
     """Our wheel, and those of the lock that an agent needs, checked by pip against their hashes.
 
     Args:

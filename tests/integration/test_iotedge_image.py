@@ -148,7 +148,7 @@ def unpacked(bundle: Written, tmp_path_factory: pytest.TempPathFactory) -> Itera
     wheels = wheelhouse(folder, python_of(root))
     base = base_of({HERE: root}, folder / "base")
     command = ["iotedge", "module", str(bundle.folder), "--base", str(base), "--wheels", str(wheels)]
-    command += ["--lock", str(REPOSITORY_ROOT / "requirements.lock"), "--extra", "agent", "--extra", "onnx"]
+    command += ["--lock", str(REPOSITORY_ROOT / "requirements.lock")]
     assert main([*command, "--out", str(folder / "image"), "--no-compress"]) == 0
     run([umoci, "unpack", "--image", f"{folder / 'image'}:1", folder / "unpacked"])
     yield Unpacked(folder / "unpacked")
@@ -173,6 +173,13 @@ def test_what_the_image_starts_is_the_module(unpacked: Unpacked, tmp_path: Path)
     with in_crun(unpacked, tmp_path / "run") as child:
         assert child.wait(_ANSWER_S) == 2
     assert "IOTEDGE_" in child.output()
+
+
+def test_the_hubs_library_is_in_the_image(unpacked: Unpacked, tmp_path: Path) -> None:
+    ask = "import azure.iot.device, onnxruntime, sys; print(sys.prefix, sys.version_info.major)"
+    with in_crun(unpacked, tmp_path / "run", "python3", "-c", ask) as child:
+        assert child.wait(_ANSWER_S) == 0, child.tail()
+    assert child.output().strip().splitlines()[-1] == "/opt/lighterman 3"
 
 
 def test_the_health_check_runs_in_the_image(unpacked: Unpacked, tmp_path: Path) -> None:
