@@ -157,9 +157,7 @@ class Hub(Queues):
         self.note("identity", address)
         self.note("twin", address)
         self.tell("created", address)
-        if identity.is_edge:
-            for module in ("$edgeAgent", "$edgeHub"):
-                self.create(HubAddress(address.device, module), {"managedBy": "IotEdge"})
+        self._make_edge(identity)
         return identity
 
     def update(self, address: HubAddress, document: JsonObject, etag: str = "*") -> Identity:
@@ -180,6 +178,7 @@ class Hub(Queues):
         self._apply(identity, document)
         identity.revision += 1
         self.note("identity", address)
+        self._make_edge(identity)
         if not identity.is_enabled:
             self.disconnect(address, "disabled")
         self.tell("updated", address)
@@ -209,6 +208,13 @@ class Hub(Queues):
             result.primary = result.primary or self.new_key()
             result.secondary = result.secondary or self.new_key()
         return result
+
+    def _make_edge(self, identity: Identity) -> None:
+        """A device that runs IoT Edge has the runtime's own modules."""
+        for module in ("$edgeAgent", "$edgeHub") if identity.is_edge else ():
+            address = HubAddress(identity.address.device, module)
+            if address not in self.identities:
+                self.create(address, {"managedBy": "IotEdge"})
 
     def _apply(self, identity: Identity, document: JsonObject) -> None:
         identity.is_enabled = document.get("status", "enabled") != "disabled"

@@ -101,6 +101,12 @@ def test_a_device_has_a_bounded_number_of_modules(hub: Hub) -> None:
     assert hub.identities == {}
 
 
+def test_a_device_that_becomes_one_of_iot_edge_gets_the_modules_of_the_runtime(hub: Hub) -> None:
+    assert hub.modules("pump") == []
+    hub.update(_PUMP, {"capabilities": {"iotEdge": True}})
+    assert [identity.address.module for identity in hub.modules("pump")] == ["$edgeAgent", "$edgeHub"]
+
+
 def test_the_log_keeps_the_order_of_a_device_in_its_partition(hub: Hub) -> None:
     for number in range(5):
         hub.take(_PUMP, str(number).encode(), {}, {}, "sas")
