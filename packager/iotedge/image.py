@@ -57,7 +57,9 @@ _PATH_DEFAULT: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 _ENGINE_EXTRAS: Final = ("onnx", "litert")
 _ARM32: Final = "linux/arm/v7"
 # There are no wheels of ai-edge-litert for 32 bits; the older runtime has some, and the worker takes either.
-_ARM32_LITERT: Final = ("tflite-runtime", "numpy", "httptools")
+_ARM32_LITERT: Final = "tflite-runtime"
+_WORKER: Final = ("numpy", "httptools")
+"""What every worker needs; extras of engines bring it along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +294,9 @@ class _Image:
             extras = ["agent", "azure", *(engine for engine in _ENGINE_EXTRAS if engine in engines)]
             if self._bundle.platform == _ARM32 and "litert" in extras:
                 extras.remove("litert")
-                more = _ARM32_LITERT
+                more = (_ARM32_LITERT,)
+            if not set(_ENGINE_EXTRAS) & set(extras):
+                more += _WORKER
         return [f"{PRODUCT}[{','.join(extras)}]" if extras else PRODUCT, *more]
 
     def _add_bundle(self) -> None:

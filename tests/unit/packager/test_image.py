@@ -18,13 +18,14 @@ from edge_agent.store.blobs import FileBlobStore
 from edge_agent.web.sources import LayoutContent
 from edge_contract.errors import EdgeError
 from edge_contract.manifest import Manifest
+from edge_contract.runtime import Member
 from packager.cli import main
 from packager.iotedge.image import AgentParts, BuiltImage, ImageRequest, build_image
 from packager.iotedge.image_base import LayoutSource
 from packager.iotedge.image_wheels import WheelHouse
 from packager.layout import Layout
 from packager.progress import QuietReporter
-from tests.support.bundles import Written, adder_bundle
+from tests.support.bundles import Written, adder_bundle, write_bundle
 from tests.support.images import base_layout, blob_path, read_file, read_json, read_layers, wheel
 from tests.support.oci_schemas import oci_validator
 from tests.support.require import REPOSITORY_ROOT
@@ -218,6 +219,34 @@ def test_a_base_with_the_agent_needs_no_wheels(request_of: ImageRequest, tmp_pat
     assert "PATH=/opt/lighterman/bin:/usr/bin" in config["config"]["Env"]
     assert refusal(replace(request_of, base=base), tmp_path / "twice").code == "config.invalid"
     assert "--wheels" in (refusal(replace(request_of, agent=None), tmp_path / "none").hint or "")
+
+
+@pytest.mark.parametrize(
+    ("engine", "platform", "wanted"),
+    [
+        ("onnx", "linux/arm64", {"onnxruntime"}),
+        ("litert", "linux/arm64", {"ai_edge_litert"}),
+        ("litert", "linux/arm/v7", {"tflite_runtime", "numpy", "httptools"}),
+        ("script", "linux/amd64", {"numpy", "httptools"}),
+    ],
+)
+def test_the_engines_of_the_bundle_decide_what_the_agent_brings(
+    tmp_path: Path, base: Path, engine: str, platform: str, wanted: set[str]
+) -> None:
+    extras = ["agent", "azure", "onnx", "litert"]
+    requires = ["onnxruntime; extra == 'onnx'", "ai-edge-litert; extra == 'litert'"]
+    wheel(tmp_path / "wheels", "lighterman", "0.9", requires=requires, extras=extras)
+    known = ("onnxruntime", "ai_edge_litert", "tflite_runtime", "numpy", "httptools")
+    for name in known:
+        wheel(tmp_path / "wheels", name)
+    entry = {"onnx": "m.onnx", "litert": "m.tflite", "script": "score.py"}[engine]
+    made = write_bundle(tmp_path / "bundle", [Member("digits", engine, entry)], {entry: b"x"}, platforms=[platform])
+    request = ImageRequest(
+        Layout(made.folder), LayoutSource(base), AgentParts(WheelHouse([tmp_path / "wheels"])), is_compressed=False
+    )
+    built = build_image(request, tmp_path / "image", QuietReporter())
+    layers = read_layers(tmp_path / "image", manifest_of((tmp_path / "image", built), platform))
+    assert {name for name in known if any(f"{SITE}/{name}/__init__.py" in layer for layer in layers)} == wanted
 
 
 def test_a_base_with_another_bundle_is_refused(
