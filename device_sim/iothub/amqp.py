@@ -12,7 +12,7 @@ import ssl
 import time
 from typing import Any, Final
 
-from proton import Collector, Connection, Delivery, Event, Link, Transport
+from proton import Collector, Connection, Delivery, Event, Link, ProtonException, Transport
 
 from device_sim.iothub import amqp_sasl
 from device_sim.iothub.amqp_frames import Filler
@@ -97,6 +97,8 @@ class AmqpServer:
                 await peer.run(reader)
         except _CLOSED:
             pass  # a peer that goes away, or is none, is its own affair
+        except ProtonException as error:
+            _LOG.warning("an AMQP connection ends: %s", error)
         finally:
             peer.gone()
             writer.close()

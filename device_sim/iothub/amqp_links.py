@@ -255,13 +255,21 @@ class Links:
     # --- messages in
 
     def received(self, delivery: Delivery, link: Link) -> None:
-        """A client sent a message."""
+        """A client sent a message.
+
+        Raises:
+            ProtonException: it is none.
+        """
         message = Message()
-        message.decode(link.recv(delivery.pending))
+        message.decode(link.recv(delivery.pending) or b"")
         link.advance()
         address = _path(link.target.address)
-        if address == CBS:
-            outcome: tuple[int, str] | None = self._put_token(message)
+        if address != CBS and not self._is_let_in():
+            delivery.local.condition = Condition(_UNAUTHORIZED, "the token expired")
+            delivery.update(Delivery.REJECTED)
+            outcome: tuple[int, str] | None = None
+        elif address == CBS:
+            outcome = self._put_token(message)
         elif address == MANAGEMENT:
             outcome = self._answer_question(message)
         else:
@@ -270,7 +278,7 @@ class Links:
         if outcome is not None:
             self._answer(address, message, *outcome, None)
             delivery.update(Delivery.ACCEPTED)
-        elif address == MANAGEMENT:
+        elif address == MANAGEMENT and self._is_let_in():
             delivery.update(Delivery.ACCEPTED)
         delivery.settle()
         link.flow(1)
