@@ -27,9 +27,7 @@ def test_connect_is_read() -> None:
     st.lists(
         st.builds(
             codec.Publish,
-            topic=st.text(
-                st.characters(codec="utf-8", exclude_characters="\0+#"), min_size=1, max_size=40
-            ),
+            topic=st.text(st.characters(codec="utf-8", exclude_characters="\0+#"), min_size=1, max_size=40),
             content=st.binary(max_size=400),
             qos=st.just(1),
             packet=st.integers(1, 0xFFFF),
