@@ -18,7 +18,7 @@ from edge_contract.manifest import INDEX_TYPE, MANIFEST_TYPE, MODEL, REF_NAME, V
 from packager.bundle import Bundle
 from packager.files import chunks_of
 from packager.iotedge.image_agent import DATA, HOME, PROGRAM, USER, write_agent_layer
-from packager.iotedge.image_base import CONFIG_TYPE, BaseImage, Blob, ImageSource, read_base
+from packager.iotedge.image_base import CONFIG_TYPE, TAG, BaseImage, Blob, ImageSource, read_base
 from packager.iotedge.image_layer import File, Layer, folder, text_file, write_layer
 from packager.iotedge.image_limits import (
     ENV_BYTES_MAX,
@@ -195,6 +195,8 @@ def _platforms(request: ImageRequest, bases: Mapping[str, BaseImage]) -> list[Bu
 
 
 def _check_names(request: ImageRequest) -> None:
+    if request.tag and not TAG.fullmatch(request.tag):
+        raise EdgeError("config.invalid", f"{request.tag!r} is not a tag that an image can have")
     pairs = [*request.env.items(), *request.labels.items()]
     if len(pairs) > ENV_MAX or sum(len(name) + len(value) for name, value in pairs) > ENV_BYTES_MAX:
         raise EdgeError("config.invalid", "there is too much environment, or too many labels")

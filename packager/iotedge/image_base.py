@@ -4,6 +4,7 @@ Read by OCI image-spec 1.1, and in Docker's older forms of the same documents, s
 What this writes is in OCI's form alone; the bytes of layers stay as they are.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from edge_contract.stream import verified, verify_bytes
 from packager.files import chunks_of, disk_errors
 from packager.iotedge.image_limits import BASE_LAYER_BYTES_MAX, DOCUMENT_BYTES_MAX, LAYERS_MAX
 from packager.layout import INDEX_FILE, LAYOUT_FILE
+
+TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+"""What a tag may be (distribution-spec 1.1)."""
 
 CONFIG_TYPE: Final = "application/vnd.oci.image.config.v1+json"
 TAR_TYPE: Final = "application/vnd.oci.image.layer.v1.tar"

@@ -27,7 +27,7 @@ from edge_contract.errors import ContractError, EdgeError
 from edge_contract.jsonio import parse_object
 from edge_contract.names import repository_name
 from edge_contract.stream import verified, verify_bytes
-from packager.iotedge.image_base import INDEX_TYPES, MANIFEST_TYPES, Blob, ImageSource
+from packager.iotedge.image_base import INDEX_TYPES, MANIFEST_TYPES, TAG, Blob, ImageSource
 from packager.iotedge.image_limits import (
     AUTH_BYTES_MAX,
     DOCUMENT_BYTES_MAX,
@@ -41,7 +41,6 @@ from packager.iotedge.image_limits import (
 from packager.limits import COPY_BYTES
 
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
-_TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _CHALLENGE: Final = re.compile(r'(\w{1,32})="([^"]{0,2048})"')
 _DOCKER_HUB: Final = "docker.io"
 _DOCKER_HOST: Final = "registry-1.docker.io"
@@ -81,7 +80,7 @@ class Reference:
         name = name.removesuffix(f":{tag}") if tag else name
         try:
             target = str(Digest(digest)) if at else tag or "latest"
-            if not at and not _TAG.fullmatch(target):
+            if not at and not TAG.fullmatch(target):
                 raise EdgeError("config.invalid", f"{text!r} has the tag {target!r}, which no image can have", _FORM)
             return cls(host, repository_name(name), target)
         except ContractError as error:

@@ -305,6 +305,7 @@ def test_the_command_says_what_it_made(
         (("--base", "nothing"), "host of a registry"),
         (("--base", "BASE", "--python", "/usr/bin/python3.11"), "--python"),
         (("--base", "BASE", "--env", "novalue"), "--env"),
+        (("--base", "BASE", "--tag", "no tag"), "'no tag'"),
         (("--base", "BASE", "--push", "digits"), "host of a registry"),
         (("--base", "BASE", "--push", f"127.0.0.1:1/x@sha256:{'0' * 64}"), "--push"),
     ],
