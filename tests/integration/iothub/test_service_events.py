@@ -38,7 +38,7 @@ _SASL = (
 
 @pytest.fixture(scope="module", autouse=True)
 def _turns() -> Iterator[None]:
-    """The client spins while it has no partition, and shares the emulator's process: let others have their turn soon."""
+    """The client spins while it has no partition, in the emulator's process: others get their turn sooner."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(usual / 50)
     yield
