@@ -11,6 +11,7 @@ import click
 
 from edge_contract.codes import EXIT_BY_CATEGORY, Category
 from edge_contract.errors import EdgeError
+from packager.commands.azureml import azureml
 from packager.commands.bundle import build, inspect, verify
 from packager.commands.image import module
 from packager.commands.iotedge import iotedge
@@ -49,7 +50,7 @@ def cli() -> None:
 
 
 iotedge.add_command(module)
-for _command in (keys, register, build, inspect, verify, push, deploy, ship, ci, iotedge, service):
+for _command in (keys, register, build, inspect, verify, push, deploy, ship, ci, iotedge, service, azureml):
     cli.add_command(_command)
 
 

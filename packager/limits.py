@@ -58,3 +58,18 @@ WAIT_SECONDS_DEFAULT: Final = 600.0
 WAIT_POLL_S: Final = 0.25
 WAIT_FAILURES_MAX: Final = 20
 """Polls in a row that may fail for want of a network before waiting is given up."""
+
+# Model registries of others (MLflow, Azure ML)
+MLFLOW_BYTES_DEFAULT: Final = 8 * GIB
+MLFLOW_FILES_MAX: Final = 1_000
+MLFLOW_DOCUMENT_BYTES_MAX: Final = 1 * MIB
+MLFLOW_OVERRUN_BYTES_MAX: Final = 64 * MIB
+"""How far a download may grow past its announced size before writing fails; then it is refused for its size."""
+MLFLOW_VERSIONS_MAX: Final = 10_000
+"""Versions looked through for the newest one."""
+MLFLOW_PROPERTIES_MAX: Final = 56
+"""Properties of an imported version; what the model file says of itself needs the rest of 64."""
+MLFLOW_RETRIES_MAX: Final = 2
+MLFLOW_TIMEOUT_S: Final = 30
+IMPORTED_PAGES_MAX: Final = 100
+"""Pages of versions looked through for one that was imported before."""

@@ -138,6 +138,7 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
         files_max_in={"edge_agent": 2},  # the link to the cloud, and the binding, which is a process of its own
     ),
     HeavyLibrary("azure", ("edge_agent/link/**", "cloud_registry/adapters/**")),
+    HeavyLibrary("mlflow", ("packager/mlflowread.py",)),
     HeavyLibrary("aiomqtt", ("device_sim/**",)),
     HeavyLibrary("iotcore", ("device_sim/**",)),
     HeavyLibrary("httptools", ("edge_agent/worker/**",)),
