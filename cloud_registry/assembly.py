@@ -3,13 +3,16 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloud_registry.adapters.sql.database import Database
 from cloud_registry.config import RegistryConfig
 from cloud_registry.ports import BrokerRoster, Clock, Nudger
 from cloud_registry.services import Services
 from edge_contract.errors import EdgeError
+
+if TYPE_CHECKING:
+    from cloud_registry.hub import HubParts
 
 _log: Final = logging.getLogger(__name__)
 
@@ -100,6 +103,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
     from cloud_registry.adapters.sql.rights import SqlRights
     from cloud_registry.adapters.sql.tokens import SqlTokens
     from cloud_registry.adapters.tuf_keys import OnlineKeys
+    from cloud_registry.hub import EitherNudger, open_hub
     from cloud_registry.notify import ChangeNotifier
 
     clock = clock or SystemClock()
@@ -113,7 +117,8 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
         keys = OnlineKeys(config.keys_dir)
         blobs = FileBlobStorage(config.oci_dir, clock)
         director = TufDirector(documents, keys, deployments, clock)
-        nudger = _nudger(config)
+        hub = open_hub(config, devices, documents)
+        nudger = _nudger(config) if hub is None else EitherNudger(hub, _nudger(config))
 
         return Services(
             config=config,
@@ -136,11 +141,25 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
             devices=devices,
             operators=tokens,
             checks=_checks(config, database),
+            hub=hub,
             on_close=database.close,
         )
     except BaseException:
         database.close()
         raise
+
+
+def collector_hub(config: RegistryConfig, database: Database) -> "HubParts | None":
+    """The hub's parts for a collector that is a process of its own; close the writer at the end.
+
+    Raises:
+        EdgeError: `config.*`.
+    """
+    from cloud_registry.adapters.sql.devices import SqlDevices
+    from cloud_registry.adapters.sql.documents import SqlDocuments
+    from cloud_registry.hub import open_hub
+
+    return open_hub(config, SqlDevices(database, SystemClock()), SqlDocuments(database))
 
 
 def _nudger(config: RegistryConfig) -> Nudger:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 from urllib.parse import urlsplit
 
-from cloud_registry.limits import DEVICE_CERTIFICATE_DAYS, DEVICE_CERTIFICATE_DAYS_MAX
+from cloud_registry.limits import (
+    DEVICE_CERTIFICATE_DAYS,
+    DEVICE_CERTIFICATE_DAYS_MAX,
+    HUB_PREFETCH_MAX,
+    HUB_TWINS_S,
+    HUB_TWINS_S_MAX,
+    HUB_WRITES_PER_S,
+    HUB_WRITES_PER_S_MAX,
+)
 from edge_contract.errors import EdgeError
 
 ENVIRONMENT_PREFIX: Final = "LIGHTERMAN_"
@@ -61,6 +69,39 @@ class MqttPublicConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class IotHubConfig:
+    """How the cloud reaches an Azure IoT hub that carries some of its devices, or all.
+
+    Attributes:
+        connection_string_file: File with the connection string of a policy of the hub that may read the registry and
+            connect as a service; none means "no hub".
+        eventhub_connection_string_file: File with the connection string of its Event-Hubs-compatible endpoint.
+        eventhub_address: Another address for that, such as `sb://127.0.0.1:5671`; empty for the one in the string.
+        consumer_group: Consumer group there; one that nobody else reads with.
+        ca: Certificates to trust instead of the usual ones, or none.
+        websockets: Use port 443 for events, where nothing else is let through.
+        writes_per_s: Twins that are written at most in a second.
+        prefetch: Events that are fetched ahead for each partition.
+        twins_s: Seconds between two readings of reports in twins; 0 for never.
+    """
+
+    connection_string_file: Path | None = None
+    eventhub_connection_string_file: Path | None = None
+    eventhub_address: str = ""
+    consumer_group: str = "$Default"
+    ca: Path | None = None
+    websockets: bool = False
+    writes_per_s: int = HUB_WRITES_PER_S
+    prefetch: int = 300
+    twins_s: int = int(HUB_TWINS_S)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a hub."""
+        return self.connection_string_file is not None
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryConfig:
     """Everything `cloud-registry` can be told.
 
@@ -76,6 +117,7 @@ class RegistryConfig:
             one that was away for longer has to enrol again.
         mqtt: How the cloud reaches the broker.
         mqtt_public: What devices are told of it.
+        iothub: An Azure IoT hub beside the broker, or in its place.
     """
 
     data_dir: Path = Path(DATA_DIR_DEFAULT)
@@ -88,6 +130,7 @@ class RegistryConfig:
     device_certificate_days: int = DEVICE_CERTIFICATE_DAYS
     mqtt: MqttConfig = field(default_factory=MqttConfig)
     mqtt_public: MqttPublicConfig = field(default_factory=MqttPublicConfig)
+    iothub: IotHubConfig = field(default_factory=IotHubConfig)
 
     @property
     def oci_dir(self) -> Path:
@@ -153,6 +196,25 @@ class RegistryConfig:
             )
         named = {"tls_cert": self.tls_cert, "tls_key": self.tls_key, "mqtt_public.tls_ca": self.mqtt_public.tls_ca}
         named |= {f"mqtt.{key}": getattr(self.mqtt, key) for key in ("tls_ca", "tls_cert", "tls_key", "password_file")}
+        hub = self.iothub
+        named |= {
+            f"iothub.{key}": getattr(hub, key)
+            for key in ("connection_string_file", "eventhub_connection_string_file", "ca")
+        }
+        if (hub.connection_string_file is None) != (hub.eventhub_connection_string_file is None):
+            raise EdgeError(
+                "config.invalid",
+                "iothub.connection_string_file and iothub.eventhub_connection_string_file belong together",
+                "One writes to twins, the other reads what devices send.",
+            )
+        for name, value, most in (
+            ("writes_per_s", hub.writes_per_s, HUB_WRITES_PER_S_MAX),
+            ("prefetch", hub.prefetch, HUB_PREFETCH_MAX),
+        ):
+            if not 1 <= value <= most:
+                raise EdgeError("config.invalid", f"iothub.{name} is {value}", f"Use 1 to {most}.")
+        if hub.twins_s > HUB_TWINS_S_MAX:
+            raise EdgeError("config.invalid", f"iothub.twins_s is {hub.twins_s}", f"Use 0 to {HUB_TWINS_S_MAX}.")
         for name, path in named.items():
             if path is not None and not path.is_file():
                 raise EdgeError("config.file-missing", f"{name}: there is no file {path}")
@@ -215,21 +277,27 @@ def _flatten(table: Mapping[str, Any]) -> dict[str, Any]:
 def _names() -> dict[str, Any]:
     """Type of every setting by its dotted name."""
     result: dict[str, Any] = {}
-    for kind, prefix in ((RegistryConfig, ""), (MqttConfig, "mqtt."), (MqttPublicConfig, "mqtt_public.")):
+    kinds = ((RegistryConfig, ""), (MqttConfig, "mqtt."), (MqttPublicConfig, "mqtt_public."), (IotHubConfig, "iothub."))
+    for kind, prefix in kinds:
         hints = get_type_hints(kind)
         result |= {prefix + item.name: hints[item.name] for item in fields(kind)}
-    del result["mqtt"], result["mqtt_public"]
+    del result["mqtt"], result["mqtt_public"], result["iothub"]
     return result
 
 
 def _build(values: Mapping[str, Any], names: Mapping[str, Any]) -> RegistryConfig:
     typed = {name: _convert(name, value, names[name]) for name, value in values.items()}
     config = RegistryConfig(**{name: value for name, value in typed.items() if "." not in name})
-    mqtt = {name.removeprefix("mqtt."): value for name, value in typed.items() if name.startswith("mqtt.")}
-    public = {
-        name.removeprefix("mqtt_public."): value for name, value in typed.items() if name.startswith("mqtt_public.")
-    }
-    return replace(config, mqtt=MqttConfig(**mqtt), mqtt_public=MqttPublicConfig(**public))
+
+    def part(prefix: str) -> dict[str, Any]:
+        return {name.removeprefix(prefix): value for name, value in typed.items() if name.startswith(prefix)}
+
+    return replace(
+        config,
+        mqtt=MqttConfig(**part("mqtt.")),
+        mqtt_public=MqttPublicConfig(**part("mqtt_public.")),
+        iothub=IotHubConfig(**part("iothub.")),
+    )
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:

@@ -158,3 +158,20 @@ BROKER_INFLIGHT_MAX: Final = 512
 BROKER_QUEUED_MAX: Final = 10_000
 BROKER_QUEUED_BYTES_MAX: Final = 64 * MIB
 BROKER_MESSAGE_BYTES_MAX: Final = 512 * KIB
+
+# Azure IoT Hub
+HUB_KNOWN_S: Final = 30.0  # how long an address, or that there is none, is remembered
+HUB_KNOWN_MAX: Final = 20_000
+HUB_TIMEOUT_S: Final = 20
+HUB_RETRY_MS: Final = 1_000
+HUB_RETRY_MS_MAX: Final = 120_000
+HUB_SECRET_BYTES_MAX: Final = 16 * 1024
+HUB_ITEMS_MAX: Final = 100  # rows of one page of a query
+HUB_PAGES_MAX: Final = 1_000
+HUB_WRITES_PER_S: Final = 40  # S1 takes 50 a second, and others write too
+HUB_WRITES_PER_S_MAX: Final = 10_000
+HUB_TWINS_S: Final = 60.0  # between two readings of reports in twins
+HUB_TWINS_S_MAX: Final = 86_400
+HUB_CHECKPOINT_S: Final = 1.0  # between two checkpoints of one partition
+HUB_PARTITIONS_MAX: Final = 128
+HUB_PREFETCH_MAX: Final = 10_000

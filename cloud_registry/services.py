@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cloud_registry.config import RegistryConfig
+from cloud_registry.hub import HubParts
 from cloud_registry.identities import CertificateAuthority, ContentRights, EnrolmentStore
 from cloud_registry.notify import ChangeNotifier
 from cloud_registry.ports import (
@@ -47,6 +48,7 @@ class Services:
         operators: Operator tokens.
         checks: What has to answer for the registry to be ready, by name; a check raises `EdgeError` if it does not.
         on_close: Called last, for example to close the database.
+        hub: What belongs to an IoT hub, or none.
     """
 
     config: RegistryConfig
@@ -70,6 +72,7 @@ class Services:
     operators: TokenStore
     checks: Mapping[str, Callable[[], object]]
     on_close: Callable[[], object]
+    hub: HubParts | None = None
 
     def close(self) -> None:
         """Stop what runs in the background; bounded."""

@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +32,7 @@ from cloud_registry.limits import (
 )
 from edge_contract import topics
 from edge_contract.errors import EdgeError
+from edge_contract.telemetry import Ack
 from edge_contract.twin import Nudge
 
 if TYPE_CHECKING:
@@ -59,12 +60,13 @@ class LinkMessage:
     """A message as it came.
 
     Attributes:
-        token: To be given to `acknowledge` when its work is done; none for QoS 0, which asks for nothing.
+        token: To be given to `acknowledge` when its work is done; none for QoS 0, which asks for nothing. Only who made
+            it knows what it is.
         topic: Its topic, empty if that is not UTF-8.
         content: Its bytes.
     """
 
-    token: LinkToken | None
+    token: Hashable | None
     topic: str
     content: bytes
 
@@ -167,10 +169,15 @@ class MqttLink:
         self._out.append((topic, content))
         self._wake()
 
-    def acknowledge(self, token: LinkToken) -> None:
+    def send_ack(self, device: str, ack: Ack) -> None:
+        """Tell a device what of its telemetry is durable."""
+        self.publish(topics.ack(device), ack.to_bytes())
+
+    def acknowledge(self, token: Hashable) -> None:
         """Release a delivery to the broker; nothing happens if its connection is gone."""
-        self._releases.append(token)
-        self._wake()
+        if isinstance(token, LinkToken):
+            self._releases.append(token)
+            self._wake()
 
     # --- The thread ---
 

@@ -37,7 +37,7 @@ def collect(config_file: Path | None, flush_ms: int, metrics_port: int | None, l
     --no-collector then.
     """
     from cloud_registry.adapters.sql.fleet import SqlFleet
-    from cloud_registry.assembly import SystemClock, open_database
+    from cloud_registry.assembly import SystemClock, collector_hub, open_database
     from cloud_registry.collect.service import run_collector
     from cloud_registry.metrics import METRICS
 
@@ -47,7 +47,12 @@ def collect(config_file: Path | None, flush_ms: int, metrics_port: int | None, l
     try:
         shown = METRICS.served(metrics_port) if metrics_port else contextlib.nullcontext()
         with _stop_event() as stop, shown:
-            run_collector(config, SqlFleet(database), SystemClock(), stop, flush_ms=flush_ms)
+            hub = collector_hub(config, database)
+            try:
+                run_collector(config, SqlFleet(database), SystemClock(), stop, hub, flush_ms=flush_ms)
+            finally:
+                if hub is not None:
+                    hub.writer.close()
     finally:
         database.close()
 

@@ -90,7 +90,7 @@ def _collecting(services: "Services") -> Iterator[None]:
     """A collector in the background."""
     from cloud_registry.collect.service import Collector
 
-    collector = Collector(services.config, services.fleet, services.clock)
+    collector = Collector(services.config, services.fleet, services.clock, services.hub)
     try:
         collector.start()
         yield

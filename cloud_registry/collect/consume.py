@@ -4,9 +4,10 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
-from cloud_registry.adapters.link_mqtt import LinkHandlers, LinkToken, MqttLink
+from cloud_registry.adapters.link_mqtt import LinkHandlers, MqttLink
 from cloud_registry.collect.core import CollectorCore, FlushRules
 from cloud_registry.collect.inputs import (
     CommitFile,
@@ -42,7 +43,6 @@ from cloud_registry.limits import (
 )
 from cloud_registry.metrics import RegistryMetrics
 from cloud_registry.ports import Clock, FleetStore, LakeWriter
-from edge_contract import topics
 from edge_contract.codes import Category
 from edge_contract.errors import EdgeError
 from edge_contract.limits import BATCH_BYTES_MAX, ENVELOPE_BYTES_MAX
@@ -50,6 +50,8 @@ from edge_contract.telemetry import Ack
 
 _log: Final = logging.getLogger(__name__)
 _TICK_S: Final = 1.0
+TELEMETRY: Final = "telemetry"
+REPORTS: Final = "report"
 
 
 class DropLog:
@@ -72,17 +74,68 @@ class DropLog:
             _log.warning("dropped a message on %r: %s [%s]", drop.topic, drop.detail, drop.code)
 
 
+class Feed(Protocol):
+    """Where messages come from: a broker, or an IoT hub. Any thread."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether messages can come in."""
+        ...
+
+    def start(self) -> None:
+        """Connect and begin."""
+        ...
+
+    def close(self) -> None:
+        """End; bounded."""
+        ...
+
+    def acknowledge(self, token: Any) -> None:
+        """Release a delivery of this feed."""
+        ...
+
+    def send_ack(self, device: str, ack: Ack) -> None:
+        """Tell a device what is durable; never blocks."""
+        ...
+
+
+MakeFeed = Callable[[LinkHandlers], Feed]
+"""Makes a feed that hands messages to these handlers."""
+
+
+def mqtt_feed(mqtt: MqttConfig, kind: str, topic_filter: str, session: str) -> MakeFeed:
+    """Messages of one topic filter from a broker.
+
+    Args:
+        mqtt: The broker.
+        kind: For logs and the session's name.
+        topic_filter: What to subscribe to.
+        session: Name of this installation's session at the broker.
+    """
+
+    def make(handlers: LinkHandlers) -> Feed:
+        shared = mqtt.shared_group
+        return MqttLink(
+            mqtt,
+            kind,
+            subscriptions=[f"$share/{shared}/{topic_filter}" if shared else topic_filter],
+            handlers=handlers,
+            # A broker shares out messages to absent members too: theirs must not outlive them.
+            session="" if shared else session,
+        )
+
+    return make
+
+
 class _Consumer:
     """What both kinds of messages have in common."""
 
     def __init__(
         self,
         kind: str,
-        mqtt: MqttConfig,
+        feed: MakeFeed,
         clock: Clock,
         metrics: RegistryMetrics,
-        topic_filter: str,
-        session: str,
         content_bytes_max: int,
     ) -> None:
         self._kind = kind
@@ -90,15 +143,7 @@ class _Consumer:
         self._drops = DropLog()
         self._is_stopping = threading.Event()
         self._intake = Intake(clock.wall_ms, content_bytes_max)
-        shared = mqtt.shared_group
-        self._link = MqttLink(
-            mqtt,
-            kind,
-            subscriptions=[f"$share/{shared}/{topic_filter}" if shared else topic_filter],
-            handlers=LinkHandlers(self._intake.offer, self._intake.lost),
-            # A broker shares out messages to absent members too: theirs must not outlive them.
-            session="" if shared else session,
-        )
+        self._link = feed(LinkHandlers(self._intake.offer, self._intake.lost))
         self._thread = threading.Thread(target=self._run, name=f"collect-{kind}", daemon=True)
 
     @property
@@ -134,7 +179,7 @@ class _Consumer:
 
     def _run_common(self, command: ReleaseMessage | RecordDrop | RecordTrouble) -> None:
         if isinstance(command, ReleaseMessage):
-            if isinstance(command.token, LinkToken):
+            if command.token is not None:
                 self._link.acknowledge(command.token)
         elif isinstance(command, RecordDrop):
             self._metrics.messages.labels(self._kind, "dropped").inc()
@@ -156,29 +201,29 @@ class TelemetryConsumer(_Consumer):
 
     def __init__(
         self,
-        mqtt: MqttConfig,
+        feed: MakeFeed,
         fleet: FleetStore,
         lake: LakeWriter,
         clock: Clock,
         metrics: RegistryMetrics,
-        session: str,
         rules: FlushRules | None = None,
+        kind: str = TELEMETRY,
     ) -> None:
         """Prepare.
 
         Args:
-            mqtt: The broker.
+            feed: Where batches come from.
             fleet: Watermarks and catalogue.
             lake: Writes files.
             clock: The time.
             metrics: Counted in.
-            session: Name of this installation's session at the broker.
             rules: When to write.
+            kind: Name in logs and metrics.
 
         Raises:
-            EdgeError: as `MqttLink`.
+            EdgeError: as the feed.
         """
-        super().__init__("telemetry", mqtt, clock, metrics, topics.ALL_TELEMETRY, session, BATCH_BYTES_MAX)
+        super().__init__(kind, feed, clock, metrics, BATCH_BYTES_MAX)
         self._fleet = fleet
         self._lake = lake
         self._core = CollectorCore(rules)
@@ -209,7 +254,7 @@ class TelemetryConsumer(_Consumer):
     def _execute(self, command: TelemetryCommand) -> TelemetryEvent | None:
         if isinstance(command, SendAck):
             self._metrics.messages.labels(self._kind, "taken").inc()
-            self._link.publish(topics.ack(command.device), Ack({command.boot: command.upto}).to_bytes())
+            self._link.send_ack(command.device, Ack({command.boot: command.upto}))
             return None
         if isinstance(command, ReleaseMessage | RecordDrop | RecordTrouble):
             self._run_common(command)
@@ -246,10 +291,10 @@ class ReportConsumer(_Consumer):
     """Reports from the broker into the database. `start` it once, `close` it at the end."""
 
     def __init__(
-        self, mqtt: MqttConfig, fleet: FleetStore, clock: Clock, metrics: RegistryMetrics, session: str
+        self, feed: MakeFeed, fleet: FleetStore, clock: Clock, metrics: RegistryMetrics, kind: str = REPORTS
     ) -> None:
         """Prepare; arguments as for `TelemetryConsumer`."""
-        super().__init__("report", mqtt, clock, metrics, topics.ALL_REPORTS, session, ENVELOPE_BYTES_MAX)
+        super().__init__(kind, feed, clock, metrics, ENVELOPE_BYTES_MAX)
         self._fleet = fleet
         self._core = ReportCore()
 

@@ -137,7 +137,8 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
         ),
         files_max_in={"edge_agent": 2},  # the link to the cloud, and the binding, which is a process of its own
     ),
-    HeavyLibrary("azure", ("edge_agent/link/**", "cloud_registry/adapters/**")),
+    HeavyLibrary("azure", ("edge_agent/link/**", "cloud_registry/adapters/**"), files_max=2),
+    HeavyLibrary("proton", ("device_sim/iothub/**",), files_max=3),
     HeavyLibrary("mlflow", ("packager/mlflowread.py",)),
     HeavyLibrary("aiomqtt", ("device_sim/**",)),
     HeavyLibrary("iotcore", ("device_sim/**",)),
