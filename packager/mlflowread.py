@@ -7,6 +7,7 @@ run. Used by one thread. Credentials come from the environment variables that ML
 import os
 import resource
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -112,17 +113,23 @@ class MlflowReader:
                 many files; as `source`.
         """
         found: dict[str, Artifact] = {}
-        waiting = [""]
+        repository = self._repository(source)
+        prefix = _prefix(repository)
+        waiting = [prefix]
         while waiting:
             folder = waiting.pop()
             with self._translated(str(source)):
-                listed = self._repository(source).list_artifacts(folder or None)
+                listed = repository.list_artifacts(folder or None)
             for item in listed:
+                if prefix and not str(item.path).startswith(f"{folder}/"):
+                    continue
                 path = _inside(str(source), folder, item.path)
                 if item.is_dir:
                     waiting.append(path)
                 else:
-                    found[path] = Artifact(path, None if item.file_size is None else int(item.file_size))
+                    size = -1 if item.file_size is None else int(item.file_size)
+                    inner = path.removeprefix(f"{prefix}/")
+                    found[inner] = Artifact(inner, size if size >= 0 else None)
                 if len(found) + len(waiting) > MLFLOW_FILES_MAX:
                     raise EdgeError("config.invalid", f"{source} has more than {MLFLOW_FILES_MAX} files")
         return tuple(found[path] for path in sorted(found))
@@ -160,16 +167,19 @@ class MlflowReader:
                 raise EdgeError("device.disk-full", f"{folder} has no room for {artifact.path} ({artifact.size} bytes)")
             target = folder / artifact.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self._translated(f"{source}: {artifact.path}"), _file_size_limit(left, artifact.size):
-                got = Path(self._repository(source).download_artifacts(artifact.path, str(folder)))
-            if got.resolve() != target.resolve() or target.is_symlink() or not target.is_file():
-                raise EdgeError("artifact.path-unsafe", f"{source}: {artifact.path} came as something else than a file")
-            size = target.stat().st_size
-            if size > left or size != (size if artifact.size is None else artifact.size):
-                raise EdgeError(
-                    "artifact.size-mismatch",
-                    f"{source}: {artifact.path} has {size} bytes, {artifact.size} were announced",
-                )
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as room:
+                with self._translated(f"{source}: {artifact.path}"), _file_size_limit(left, artifact.size):
+                    got = Path(self._repository(source).download_artifacts(artifact.path, room))
+                if not got.resolve().is_relative_to(Path(room).resolve()) or got.is_symlink() or not got.is_file():
+                    why = f"{source}: {artifact.path} came as something else than a file"
+                    raise EdgeError("artifact.path-unsafe", why)
+                size = got.stat().st_size
+                if size > left or artifact.size not in (None, size):
+                    raise EdgeError(
+                        "artifact.size-mismatch",
+                        f"{source}: {artifact.path} has {size} bytes, {artifact.size or left} were allowed",
+                    )
+                os.replace(got, target)
             left -= size
 
     def _version(self, selector: Selector) -> Any:
@@ -270,7 +280,7 @@ def _check_uri(uri: str) -> None:
             raise EdgeError(
                 "config.dependency-missing",
                 "azureml:// addresses need MLflow's plugin for Azure ML",
-                "pip install azureml-mlflow azure-identity",
+                "pip install azureml-mlflow",
             ) from None
 
 
@@ -305,6 +315,12 @@ def _inside(what: str, folder: str, path: Any) -> str:
     if checked.rpartition("/")[0] != folder:
         raise EdgeError("artifact.path-unsafe", f"{what}: {checked!r} was listed in {folder or 'the top folder'!r}")
     return checked
+
+
+def _prefix(repository: Any) -> str:
+    """The folder that a store's lists begin with: Azure ML's plugin lists from the top of what holds the version."""
+    path = getattr(getattr(repository, "artifacts", None), "path", None)
+    return path.strip("/") if isinstance(path, str) else ""
 
 
 def _texts(value: Any) -> dict[str, str]:

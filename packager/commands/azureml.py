@@ -84,7 +84,9 @@ def import_(
             with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
                 version = registered(client, folder, notes, make_reporter(as_json))
     lines = [f"imported {notes['model']}/{notes['version']} as {notes['name']} ({notes['engine']})"]
-    lines += [f"  in {out}: packager build --spec {out}/lighterman.toml"] if out is not None else []
+    lines += (
+        [f"  in {out}: packager build --spec {out}/lighterman.toml --version N --out BUNDLE"] if out is not None else []
+    )
     if version is not None:
         lines.append(
             f"  {'registered' if version['is_new'] else 'there before'}: {version['name']}:{version['version']}"
