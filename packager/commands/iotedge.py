@@ -138,7 +138,7 @@ def manifest(bundle: Path, out: Path, as_json: bool, **options: Any) -> None:
 
 def _made(release: "Release", request: "ModuleRequest", options: Mapping[str, Any]) -> tuple[JsonObject, bool]:
     """(the document that was asked for, whether it has a secret)."""
-    from packager.iotedge.layered import apply_layer, make_configuration, make_layer, require_sized, unwrap
+    from packager.iotedge.layered import WRAPPER, apply_layer, make_configuration, make_layer, require_sized, unwrap
     from packager.iotedge.manifest import make_manifest
 
     path, base = options["template"], options["base"]
@@ -148,7 +148,12 @@ def _made(release: "Release", request: "ModuleRequest", options: Mapping[str, An
         if options[flag] and not options["configuration"]:
             name = flag.replace("_", "-")
             raise EdgeError("config.invalid", f"--{name} is for --configuration", "Give it an identifier.")
-    template, is_wrapped = (None, False) if path is None else unwrap(_read_object(path, "template", TEMPLATE_BYTES_MAX))
+    template, around = (None, None) if path is None else unwrap(_read_object(path, "template", TEMPLATE_BYTES_MAX))
+    if options["configuration"] and around is not None and len(around) > 1:
+        why = f"--configuration: {path} is a deployment at scale already"
+        raise EdgeError(
+            "config.invalid", why, "Leave the option out; what the deployment says beside its content stays."
+        )
     if options["layered"]:
         made = make_layer(release, request, template)
         if base is not None:
@@ -160,8 +165,8 @@ def _made(release: "Release", request: "ModuleRequest", options: Mapping[str, An
         labels = pairs(options["label"], "--label")
         condition, priority = options["target_condition"], options["priority"]
         made = make_configuration(made, options["configuration"], condition, priority or 0, labels)
-    elif is_wrapped:
-        made = {"content": made}
+    elif around is not None:
+        made = {**around, WRAPPER: made}
     require_sized(made)
     return made, has_secrets
 

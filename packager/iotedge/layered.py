@@ -137,15 +137,19 @@ def make_configuration(
     }
 
 
-def unwrap(document: JsonObject) -> tuple[JsonObject, bool]:
-    """(manifest, whether it was wrapped): some tools write a manifest as the value of `content`."""
+def unwrap(document: JsonObject) -> tuple[JsonObject, JsonObject | None]:
+    """A manifest out of what some tools write around it: the value of `content`, alone or in a deployment at scale.
+
+    Args:
+        document: With a manifest, or one itself.
+
+    Returns:
+        The manifest, and the document that it was in; none where it is the document.
+    """
     inner = document.get(WRAPPER)
     if CONTENT not in document and isinstance(inner, dict) and CONTENT in inner:
-        if len(document) > 1:
-            extra = next(key for key in document if key != WRAPPER)
-            refuse(extra, f"stands beside {WRAPPER!r}, where only a manifest is understood")
-        return inner, True
-    return document, False
+        return inner, document
+    return document, None
 
 
 def require_sized(document: JsonObject) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from edge_contract.errors import EdgeError
 from edge_contract.hub import HubDesired, HubSettings
-from packager.iotedge.layered import apply_layer, make_configuration, make_layer, unwrap
+from packager.cli import main
+from packager.iotedge.layered import apply_layer, make_configuration, make_layer
 from packager.iotedge.limits import MODULES_MAX
 from packager.iotedge.manifest import Credentials, ModuleRequest, RouteTerms, make_manifest
 from tests.unit.packager.test_iotedge import IMAGE, RELEASE, TEMPLATE, folder, require_published_schemas, run
@@ -126,10 +127,18 @@ def test_a_bad_deployment_at_scale_is_refused(changes: dict[str, Any], said: str
         make_configuration(TEMPLATE, **(good | changes))
 
 
-def test_what_stands_beside_a_wrapped_manifest_is_not_lost_in_silence() -> None:
-    assert unwrap({"content": TEMPLATE}) == (TEMPLATE, True)
-    with pytest.raises(EdgeError, match="stands beside"):
-        unwrap({"content": TEMPLATE, "labels": {}})
+def test_a_deployment_at_scale_as_a_template_keeps_what_stands_beside_its_content(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    around = {"id": "theirs", "labels": {"owner": "line 4"}, "priority": 3, "etag": "MQ==", "future": [1]}
+    (folder / "theirs.json").write_text(json.dumps({**around, "content": TEMPLATE}))
+    code, made = run(capsys, "--template", "theirs.json")
+    assert code == 0
+    assert {key: value for key, value in made.items() if key != "content"} == around
+    require_published_schemas(made["content"])
+    again = ["--template", "theirs.json", "--configuration", "ours", "--target-condition", "*", "--json"]
+    assert main(["iotedge", "manifest", "bundle", "--image", IMAGE, *again]) == 2
+    assert "is a deployment at scale already" in capsys.readouterr().out
 
 
 def test_the_command_writes_a_layer_for_a_deployment_at_scale(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
