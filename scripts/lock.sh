@@ -58,7 +58,7 @@ if [[ $check == yes ]]; then
     trap 'rm -rf "$work"' EXIT
     cp requirements.lock requirements-dev.lock "$work/"
     compile "$work/requirements.lock" "$@"
-    compile "$work/requirements-dev.lock" --extra dev "$@"
+    compile "$work/requirements-dev.lock" --extra iothub --extra dev "$@"
     for lock in requirements.lock requirements-dev.lock; do
         if ! cmp -s "$lock" "$work/$lock"; then
             echo "error: $lock does not match pyproject.toml: run 'make lock'" >&2
@@ -73,4 +73,4 @@ compile requirements.lock "$@"
 constraints=$(mktemp)
 trap 'rm -f "$constraints"' EXIT
 grep -E '^[A-Za-z0-9._\[,-]+\]?==' requirements.lock | sed -e 's/ *\\$//' -e 's/\[[^]]*\]//' >"$constraints"
-compile requirements-dev.lock --extra dev --constraint "$constraints" "$@"
+compile requirements-dev.lock --extra iothub --extra dev --constraint "$constraints" "$@"

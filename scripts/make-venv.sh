@@ -66,8 +66,28 @@ ensure_venv_module() { # PROGRAM
     fail "$1 has no venv module: install it with 'sudo apt-get install $package' and run this again"
 }
 
+# One library of the tests comes as C source.
+ensure_compiler() { # PROGRAM
+    local version packages as_root=()
+    grep -q '^python-qpid-proton==' "$lock" || return 0
+    command -v cc >/dev/null && [[ -e $("$1" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]] && return
+    version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    packages=(gcc libc6-dev "libpython$version-dev")
+    if ((EUID != 0)); then
+        as_root=(sudo -n)
+    fi
+    if command -v apt-get >/dev/null && { ((EUID == 0)) || sudo -n true 2>/dev/null; }; then
+        echo "the tests need a C compiler: installing ${packages[*]}" >&2
+        "${as_root[@]}" apt-get update -qq >&2 &&
+            "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+                apt-get install -qq -y --no-install-recommends -o DPkg::Lock::Timeout=120 "${packages[@]}" >&2 && return
+    fi
+    fail "the tests need a C compiler: install it with 'sudo apt-get install ${packages[*]}' and run this again"
+}
+
 python=$(pick_python)
 ensure_venv_module "$python"
+ensure_compiler "$python"
 
 if [[ -e $venv/bin/python ]] && ! is_supported "$venv/bin/python"; then
     fail "the virtual environment $venv does not work any more: remove it ('make clean-venv') and run this again"

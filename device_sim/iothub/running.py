@@ -56,7 +56,7 @@ class Emulator:
         configurations: Automatic configurations; only on the loop.
         mqtt_port: Of MQTT.
         http_port: Of the service API and of the administration, over TLS.
-        amqp_port: Of the Event-Hubs-compatible endpoint, over TLS.
+        amqp_port: Of the Event-Hubs-compatible endpoint, over TLS; 0 where python-qpid-proton is not installed.
     """
 
     def __init__(
@@ -182,7 +182,15 @@ class Emulator:
         from device_sim.iothub.web import make_app
 
         await self._http.start(make_app(self), listener, self._files)
-        from device_sim.iothub.amqp import AmqpServer
+        try:
+            from device_sim.iothub.amqp import AmqpServer
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "proton":
+                raise
+            if self._amqp_wanted:
+                hint = "Install lighterman[sim,iothub], which takes a C compiler."
+                raise EdgeError("config.dependency-missing", "AMQP needs python-qpid-proton", hint) from None
+            return  # devices and the service API need none of it
 
         hosts = (self.host, f"{self.host}:{self.http_port}")
         self._amqp = AmqpServer(eventhub.HubSink(self.hub, hosts, self.commit))
