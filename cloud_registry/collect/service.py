@@ -60,21 +60,24 @@ class Collector:
         """
         if not 1 <= flush_ms <= FLUSH_MS_MAX:
             raise EdgeError("config.invalid", f"flush_ms is {flush_ms}", f"Use 1 to {FLUSH_MS_MAX}.")
-        self._lake = ParquetLake(config.lake_dir, clock.wall_ms)
+        self._lakes = [ParquetLake(config.lake_dir, clock.wall_ms)]
         self._parts: list[TelemetryConsumer | ReportConsumer] = []
         self._twins: TwinReports | None = None
         try:
             rules = FlushRules(age_ms=flush_ms)
             for kind, telemetry, reports in self._sources(config, hub):
-                made = TelemetryConsumer(telemetry, fleet, self._lake, clock, metrics, rules, f"{kind}telemetry")
+                if self._parts:  # a lake is written by one thread
+                    self._lakes.append(ParquetLake(config.lake_dir, clock.wall_ms))
+                lake = self._lakes[-1]
+                made = TelemetryConsumer(telemetry, fleet, lake, clock, metrics, rules, f"{kind}telemetry")
                 self._parts += [ReportConsumer(reports, fleet, clock, metrics, f"{kind}report"), made]
             if hub is not None and config.iothub.twins_s:
                 every_s = config.iothub.twins_s
                 self._twins = TwinReports(hub.make_service(), hub.directory, fleet, clock, metrics, every_s)
         except BaseException:
-            self._lake.close()
+            self._close_lakes()
             raise
-        self._tender = LakeTender(fleet, self._lake, metrics)
+        self._tender = LakeTender(fleet, self._lakes[0], metrics)
 
     @staticmethod
     def _sources(config: RegistryConfig, hub: HubParts | None) -> Iterator[tuple[str, MakeFeed, MakeFeed]]:
@@ -109,7 +112,11 @@ class Collector:
         if self._twins is not None:
             self._twins.close()
         self._tender.close()
-        self._lake.close()
+        self._close_lakes()
+
+    def _close_lakes(self) -> None:
+        for lake in self._lakes:
+            lake.close()
 
 
 def _hub_feed(config: RegistryConfig, hub: HubParts, kind: str) -> MakeFeed:

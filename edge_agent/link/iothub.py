@@ -256,7 +256,7 @@ class IotHubLink:
         """Seconds until something is to be done though nothing happens."""
         now = time.monotonic()
         left = self._twin_at - now
-        if self._report_patch(connection):
+        if self._report_patch(connection, self._document()):
             left = min(left, self._reported_at - now)
         return max(0.0, left)
 
@@ -267,10 +267,11 @@ class IotHubLink:
             if now >= self._twin_at:
                 self._plan_twin()
                 self._bounded(connection.read_twin, self._send_ms_max, "reading the twin")
-            if now < self._reported_at or self._is_stopping or not (patch := self._report_patch(connection)):
+            document = self._document()  # a newer report may come while this one is written
+            if now < self._reported_at or self._is_stopping or not (patch := self._report_patch(connection, document)):
                 return
             self._bounded(partial(connection.report, {TWIN_KEY: patch}), self._send_ms_max, "writing the twin")
-            connection.reported = {TWIN_KEY: self._document()}
+            connection.reported = {TWIN_KEY: document}
             self._reported_wait_ms = self._reported_ms
         except _RejectedError as error:
             # Too much, or too often: the connection is good, and the report went as a message as well.
@@ -288,12 +289,12 @@ class IotHubLink:
             self._made = (key, reported_document(*key))
         return self._made[1]
 
-    def _report_patch(self, connection: HubConnection) -> JsonObject:
+    def _report_patch(self, connection: HubConnection, document: JsonObject) -> JsonObject:
         """What reported properties lack; nothing before the first report."""
         if not self._newest:
             return {}
         known = connection.reported
-        return patch_between(known.get(TWIN_KEY) if isinstance(known, dict) else None, self._document())
+        return patch_between(known.get(TWIN_KEY) if isinstance(known, dict) else None, document)
 
     def _hear(self, kind: str, value: Any) -> None:
         """What the hub said: a hint that anybody may have written, so what cannot be read is passed over."""

@@ -31,14 +31,15 @@ class DesiredTwin:
             is_whole: Whether what is not in it is not set.
 
         Returns:
-            What they say, with settings as they are after it; none for what is no newer than what was heard before.
-            A patch without number counts as newer.
+            What they say, with settings as they are after it; none for what is older than what was heard before, and
+            for a patch that was heard. The whole of the same number may say more: a patch before it was missed. A patch
+            without number counts as newer.
         """
         if not isinstance(desired, dict):
             return None
         version = _version(desired)
         if version is not None:
-            if version <= self._version:
+            if version < self._version or (version == self._version and not is_whole):
                 return None
             self._version = version
         said = desired.get(TWIN_KEY)

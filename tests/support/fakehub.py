@@ -35,6 +35,7 @@ class FakeHub:
         answers: (request, status, answer) of direct methods.
         patches: Of reported properties that the hub has.
         rejections: Exceptions that the next writes to the twin raise.
+        on_patch: Called once, while the next patch is written.
         is_mute: Sends wait until `release`, or for ever.
     """
 
@@ -50,6 +51,7 @@ class FakeHub:
     answers: list[tuple[Any, int, dict[str, Any]]] = field(default_factory=list)
     patches: list[dict[str, Any]] = field(default_factory=list)
     rejections: list[Exception] = field(default_factory=list)
+    on_patch: Callable[[], object] = lambda: None
 
     def client(self) -> FakeClient:
         """See `Sdk.client`."""
@@ -150,6 +152,8 @@ class FakeClient:
         if self._hub.rejections:
             raise self._hub.rejections.pop(0)
         self._hub.patches.append(patch)
+        then, self._hub.on_patch = self._hub.on_patch, lambda: None
+        then()
 
     def shutdown(self) -> None:
         """Final."""

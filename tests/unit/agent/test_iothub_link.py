@@ -292,10 +292,20 @@ def test_a_patch_that_was_missed_is_in_the_twin_that_is_read_then(bench: Bench) 
     bench.start()
     bench.hub.twin = {"desired": desired(3, director_version=30, ack={"upto": ACK.upto})}
     bench.hub.patch(desired(3, director_version=30))  # the one before, with the acknowledgement, was lost
-    wait_until(lambda: bench.nudges == [30], 10)
-    bench.hub.twin = {"desired": desired(4, director_version=30, ack={"upto": ACK.upto})}
+    wait_until(lambda: bench.acks == [ACK], 10)
+    assert set(bench.nudges) == {30}
+    bench.hub.twin = {"desired": desired(6, director_version=40, ack={"upto": {"11" * 8: 9}})}
     bench.hub.patch(desired(6, director_version=40))
-    wait_until(lambda: 40 in bench.nudges, 10)
+    wait_until(lambda: Ack({"11" * 8: 9}) in bench.acks, 10)
+    assert bench.online == [True]
+
+
+def test_a_report_that_comes_while_another_is_written_is_written_too(bench: Bench, asked: Asked) -> None:
+    bench.start()
+    hub, link = bench.hub, bench.link
+    hub.on_patch = lambda: link.send_report(envelope(2))
+    assert link.send_report(envelope(1))
+    wait_until(lambda: [patch["lighterman"].get("number") for patch in hub.patches] == [1, 2], 10)
 
 
 def test_the_twin_is_read_now_and_then_because_patches_without_a_number_never_come(bench: Bench) -> None:
