@@ -20,7 +20,6 @@ PROPERTIES_MAX: Final = 64
 PROPERTY_CHARS_MAX: Final = 4_096
 ALIASES_MAX: Final = 64
 SNIFF_BYTES: Final = 4_096
-NUMBERING_ATTEMPTS_MAX: Final = 20
 
 # Deployments
 CONDITION_CHARS_MAX: Final = 4_096
@@ -64,7 +63,6 @@ CLIENT_BACKOFF_MS_MAX: Final = 5_000
 CLIENT_ANSWER_BYTES_MAX: Final = 256 * MIB
 CLIENT_CHUNK_BYTES: Final = 1 * MIB
 TEXT_EXCERPT_CHARS: Final = 300
-BLOB_READ_BYTES_MAX: Final = 64 * KIB * KIB
 
 # OCI content
 MANIFEST_REFERENCES_MAX: Final = 4_096  # digests one manifest or index may list
@@ -75,7 +73,6 @@ REFERRERS_BYTES_MAX: Final = 2 * MIB  # of annotations in one page of referrers
 UPLOADS_MAX: Final = 1_024
 UPLOAD_IDLE_MS_MAX: Final = 24 * 3_600 * 1_000  # an upload that stands still for longer is forgotten
 UPLOAD_SWEEP_MS: Final = 3_600 * 1_000
-UPLOAD_STATES_MAX: Final = 256  # running digests kept in memory; others are read again from disk
 UPLOAD_CHECKPOINT_BYTES: Final = 64 * MIB  # at most this much of one request is lost when the power fails
 UPLOAD_BATCH_BYTES: Final = 1 * MIB
 UPLOAD_SILENCE_S_MAX: Final = 60  # how long a request's body may stand still

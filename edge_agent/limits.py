@@ -99,7 +99,6 @@ HUB_REPORTED_MS_MIN: Final = 5_000  # between two writes of reported properties
 HUB_REPORTED_MS_MAX: Final = 5 * 60 * 1000  # after refusals, which double the wait
 HUB_METHODS_MAX: Final = 4  # direct methods under way at once
 HUB_METHOD_BYTES_MAX: Final = 96 * KIB  # of an answer; the hub takes 128 KiB
-HUB_METHOD_MS_MAX: Final = 10_000
 HUB_TOKEN_S_MIN: Final = 3_600  # life of a token; the SDK renews it two minutes before, by connecting anew
 HUB_TOKEN_S_MAX: Final = 5_400
 HUB_ASSIGNED_BYTES_MAX: Final = 4 * KIB
