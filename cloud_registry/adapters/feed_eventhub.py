@@ -262,6 +262,7 @@ class EventHubFeed:
     def _failed(self, context: Any, error: Exception) -> None:
         """The library goes on by itself; it is only told once in a while."""
         self._failures += 1
+        self._is_ready.clear()
         where = "the hub" if context is None else f"partition {context.partition_id}"
         if self._failures & (self._failures - 1) == 0:
             _log.warning("reading %s failed (%d times): %s", where, self._failures, type(error).__name__)
@@ -270,6 +271,7 @@ class EventHubFeed:
         """One event, on a thread of the library's; blocks while there is no room."""
         if event is None:
             return
+        self._is_ready.set()
         token = EventToken(str(context.partition_id), str(event.offset), int(event.sequence_number))
         self._checkpoints.taken(token)
         if _texts(event.properties).get(KIND_KEY) != self._kind:

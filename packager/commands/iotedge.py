@@ -36,7 +36,7 @@ _MODE: Final = 0o644
 
 @click.group("iotedge")
 def iotedge() -> None:
-    """Deployment manifests for Azure IoT Edge."""
+    """Images of modules and deployment manifests for Azure IoT Edge."""
 
 
 @iotedge.command("manifest")
