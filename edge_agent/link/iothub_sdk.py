@@ -3,6 +3,7 @@
 Runs with azure-iot-device 2.15.0rc1 beside paho 2 and with 2.14.0 beside paho 1.6.1 (docs/adr/0032-iot-hub-sdk.md).
 """
 
+import logging
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -83,6 +84,7 @@ class AzureSdk:
 
     def client(self) -> Any:
         """See `Sdk.client`."""
+        _quieten()
         try:
             import azure.iot.device as sdk
         except ImportError as error:
@@ -257,6 +259,12 @@ class AzureSdk:
                 "PEM files; a passphrase goes into a file of its own.",
             )
         return ("[iothub] names no identity that the SDK can use", "Keys are base64, as the hub shows them.")
+
+
+def _quieten() -> None:
+    """The SDK tells three lines a message, and a page for each connection that ends; the link says what matters."""
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        logging.getLogger("azure").setLevel(logging.ERROR)
 
 
 def _token_s() -> int:

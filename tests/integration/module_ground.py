@@ -159,9 +159,11 @@ class Unpacked:
 
     Attributes:
         folder: With `config.json` and `rootfs`.
+        shared: Folders of this machine that a container has at the same places.
     """
 
     folder: Path
+    shared: tuple[Path, ...] = ()
 
     @property
     def config(self) -> Any:
@@ -198,6 +200,9 @@ class Unpacked:
         for place in ("/tmp", "/var/lib/lighterman"):
             config["mounts"] = [item for item in config["mounts"] if item["destination"] != place]
             config["mounts"].append({"destination": place, "type": "tmpfs", "source": "tmpfs", "options": options})
+        for path in self.shared:
+            bound = {"destination": str(path), "type": "bind", "source": str(path), "options": ["rbind", "rw"]}
+            config["mounts"].append(bound)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
         return folder

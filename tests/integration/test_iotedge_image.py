@@ -6,12 +6,15 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from packager.cli import main
+from tests.e2e.stack import running_stack
+from tests.e2e.test_edge_module import MODEL, MODULE, Hub
 from tests.integration.module_ground import (
     Unpacked,
     base_of,
@@ -26,6 +29,8 @@ from tests.integration.module_ground import (
 )
 from tests.support.bundles import HERE, Written, adder_bundle
 from tests.support.images import base_layout, blob_path, wheel
+from tests.support.iothub import running_hub
+from tests.support.net import wait_until
 from tests.support.processes import Child
 from tests.support.require import REPOSITORY_ROOT, require_program, require_root
 
@@ -186,3 +191,39 @@ def test_the_health_check_runs_in_the_image(unpacked: Unpacked, tmp_path: Path) 
     with in_crun(unpacked, tmp_path / "run", "/opt/lighterman/bin/edge-agent", "healthcheck", "--json") as child:
         assert child.wait(_ANSWER_S) == 1
     assert json.loads(child.output().strip().splitlines()[-1])["healthy"] is False
+
+
+def test_the_container_is_a_module_of_iot_edge(unpacked: Unpacked, tmp_path: Path) -> None:
+    """All of it at once: enrols, takes its identity from the workload API, follows two assignments, answers inputs."""
+    socket = tmp_path / "iotedge"
+    socket.mkdir(mode=0o755)
+    (tmp_path / "stack").mkdir()
+    with running_stack(tmp_path / "stack") as stack, running_hub() as emulator:
+        emulator.add_device("gate", edge=True)
+        emulator.add_module("gate", MODULE)
+        hub = Hub(emulator, socket, "gate")
+        hub.daemon.path.chmod(0o666)
+        try:
+            with stack.client() as client:
+                token = client.create_enrolment_token("gate")["token"]
+            variables = hub.daemon.environment(MODULE) | {
+                "LIGHTERMAN_ENROLMENT_TOKEN": token,
+                "LIGHTERMAN_REGISTRY_URL": stack.url,
+                "LIGHTERMAN_POLL_MS": "1000",
+            }
+            with in_crun(replace(unpacked, shared=(socket,)), tmp_path / "run", **variables) as child:
+                stack.ship(MODEL, 1, "gate")
+                hub.ask()  # it waits in the container until there is a model
+                assert hub.wait_answers(1) == [(0, 1.0)]
+                stack.ship(MODEL, 2, "gate")
+
+                def follows() -> bool:
+                    hub.ask()
+                    return hub.wait_answers(hub.sent)[-1][1] == 2.0
+
+                wait_until(follows, _ANSWER_S, what="the second model to answer", poll_s=0.2)
+                assert hub.numbers() == set(range(hub.sent))
+                assert child.is_running
+                assert token not in child.output()
+        finally:
+            hub.daemon.stop()
