@@ -13,7 +13,12 @@ from tests.support.mosquitto import MosquittoBroker, mosquitto
 from tests.support.postgres import fresh_database, postgres_cluster
 
 _SLOW_FOLDER: Final = Path(__file__).parent / "integration"
-_MACHINE: Final = ("tests/attacks/", "tests/crash/", "tests/e2e/", "tests/integration/")
+_MACHINE: Final = {
+    "tests/integration/": "servers",
+    "tests/attacks/": "devices",
+    "tests/crash/": "devices",
+    "tests/e2e/": "devices",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,13 +29,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _ByUse(LoadScopeScheduling):  # type: ignore[misc]  # the library ships no types
-    """Where two processes share the tests: whatever uses the machine stays in one of them, the rest goes by file.
+    """Where two processes share the tests: what uses the machine stays together by kind, the rest goes by file.
 
-    So no two such tests fight for a port, a processor or a disk, and tests of one file that build on each other meet.
+    So no more than two such tests are under way at once, whatever the machine, a server that tests of one kind share is
+    started once, and tests of one file that build on each other meet.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "machine" if nodeid.startswith(_MACHINE) else nodeid.partition("::")[0]
+        for folder, kind in _MACHINE.items():
+            if nodeid.startswith(folder):
+                return kind
+        return nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
