@@ -64,12 +64,16 @@ class Checkpoints:
         self._repository = f"iothub/{name}"
         self._guard = threading.Lock()
         self._taken: dict[str, deque[EventToken]] = {}
-        self._released: set[EventToken] = set()
+        self._released: dict[str, set[int]] = {}
         self._done: dict[str, EventToken] = {}
         self._written: dict[str, int] = {}
+        self._positions: dict[str, str] = {}
 
     def positions(self, partitions: list[str]) -> dict[str, str]:
         """Behind which offset each partition goes on; the beginning where nothing is known.
+
+        What is given moves on with what is done, until this is asked again: the library looks there whenever it comes
+        back to a partition that failed, and would read everything since the start once more.
 
         Raises:
             EdgeError: `cloud.unavailable`.
@@ -78,21 +82,33 @@ class Checkpoints:
         for partition in partitions:
             row = self._table.get(self._repository, partition)
             found[partition] = _BEGINNING if row is None else str(json.loads(row[1])["offset"])
+        with self._guard:
+            self._positions = found
         return found
 
     def taken(self, token: EventToken) -> None:
-        """A message came, behind all that came of its partition before."""
+        """A message came; behind all that came of its partition before, or the reader went back to what is not done."""
         with self._guard:
-            self._taken.setdefault(token.partition, deque()).append(token)
+            waiting = self._taken.setdefault(token.partition, deque())
+            if waiting and token.sequence <= waiting[-1].sequence:
+                waiting.clear()
+            waiting.append(token)
 
     def done(self, token: EventToken) -> None:
         """A message is done with; its partition is up to the first that is not."""
+        partition = token.partition
         with self._guard:
-            self._released.add(token)
-            waiting = self._taken.get(token.partition, deque())
-            while waiting and waiting[0] in self._released:
-                self._done[token.partition] = waiting.popleft()
-                self._released.discard(self._done[token.partition])
+            waiting = self._taken.get(partition)
+            if not waiting or token.sequence < waiting[0].sequence:
+                return  # of a reader before, and not taken again yet, or done with already
+            released = self._released.setdefault(partition, set())
+            released.add(token.sequence)
+            while waiting and waiting[0].sequence in released:
+                done = self._done[partition] = waiting.popleft()
+                released.discard(done.sequence)
+                self._positions[partition] = done.offset
+            if not waiting:
+                released.clear()
 
     def forget(self) -> None:
         """The reader ended: what it took and nobody was done with comes again."""

@@ -227,3 +227,25 @@ def test_what_a_reader_took_and_nobody_was_done_with_comes_again() -> None:
     points.taken(token("0", 1))
     points.write()
     assert points.positions(["0"]) == {"0": "-1"}
+
+
+def test_a_partition_that_is_read_again_from_what_was_not_done_goes_on() -> None:
+    points = Checkpoints(Table(), "batch")  # type: ignore[arg-type]
+    started = points.positions(["0"])
+    for sequence in (1, 2, 3):
+        points.taken(token("0", sequence))
+    points.done(token("0", 1))
+    points.done(token("0", 3))
+    assert started == {"0": "100"}, "where the library goes on when it comes back to the partition"
+    for sequence in (2, 3):
+        points.taken(token("0", sequence))
+    points.done(token("0", 3))
+    assert started == {"0": "100"}
+    points.done(token("0", 2))  # of the first time
+    points.done(token("0", 2))
+    points.write()
+    assert points.positions(["0"]) == {"0": "300"}
+    points.taken(token("0", 4))
+    points.done(token("0", 4))
+    points.write()
+    assert points.positions(["0"]) == {"0": "400"}
