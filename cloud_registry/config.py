@@ -213,7 +213,7 @@ class RegistryConfig:
         ):
             if not 1 <= value <= most:
                 raise EdgeError("config.invalid", f"iothub.{name} is {value}", f"Use 1 to {most}.")
-        if hub.twins_s > HUB_TWINS_S_MAX:
+        if not 0 <= hub.twins_s <= HUB_TWINS_S_MAX:
             raise EdgeError("config.invalid", f"iothub.twins_s is {hub.twins_s}", f"Use 0 to {HUB_TWINS_S_MAX}.")
         for name, path in named.items():
             if path is not None and not path.is_file():

@@ -93,17 +93,17 @@ class HubDirectory:
             return None
 
     def _find(self, address: HubAddress) -> str | None:
-        if not address.module and self._look_up(address.device) == address:
-            return address.device
         try:
             HubAddress.parse(str(address))  # so that it can be quoted
         except EdgeError:
             return None
-        named = self._devices.matching(parse_condition(f"tags.{ADDRESS_TAG} = '{address}'"))
+        named = set(self._devices.matching(parse_condition(f"tags.{ADDRESS_TAG} = '{address}'")))
+        if not address.module and self._look_up(address.device) == address:
+            named.add(address.device)
         if len(named) > 1:
-            _log.warning("devices %s and %s have one address at the hub: %s", named[0], named[1], address)
+            _log.warning("devices %s have one address at the hub: %s", " and ".join(sorted(named)), address)
             return None
-        return named[0] if named else None
+        return next(iter(named), None)
 
 
 def _bound(table: OrderedDict[Any, Any]) -> None:

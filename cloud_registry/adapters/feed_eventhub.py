@@ -196,15 +196,18 @@ class EventHubFeed:
     def close(self) -> None:
         """End; what was released is checkpointed."""
         self._is_stopping.set()
+        self._close_client()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(STOP_TIMEOUT_S)
+        self._checkpoint()
+
+    def _close_client(self) -> None:
         with self._guard:
             client = self._client
         if client is not None:
             with suppress(Exception):  # the library's own trouble at the end is nobody's
                 client.close()
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(STOP_TIMEOUT_S)
-        self._checkpoint()
 
     def acknowledge(self, token: object) -> None:
         """Release a delivery."""
@@ -285,7 +288,7 @@ class EventHubFeed:
 
     def _received(self, context: Any, event: Any) -> None:
         """One event, on a thread of the library's; blocks while there is no room."""
-        if event is None:
+        if event is None or self._is_stopping.is_set():
             return
         self._is_ready.set()
         token = EventToken(str(context.partition_id), str(event.offset), int(event.sequence_number))
@@ -293,7 +296,10 @@ class EventHubFeed:
         if _texts(event.properties).get(KIND_KEY) != self._kind:
             self._checkpoints.done(token)  # the other reader's, or not of Lighterman at all
             return
-        message = LinkMessage(token, self._topic(event), event_body(event))
+        topic = self._topic(event)
+        if self._is_stopping.is_set():
+            return  # whose it is may not have been looked up: it comes again
+        message = LinkMessage(token, topic, event_body(event))
         while not self._handlers.on_message(message):
             if self._is_stopping.wait(_FULL_WAIT_S):
                 return
@@ -320,12 +326,15 @@ class EventHubFeed:
     def _keep(self) -> None:
         while not self._is_stopping.wait(HUB_CHECKPOINT_S):
             self._checkpoint()
+        self._close_client()  # once more: one may have begun to read while this was being closed
 
     def _checkpoint(self) -> None:
         try:
             self._checkpoints.write()
         except EdgeError as error:
             _log.warning("how far the hub was read cannot be written down, so some may be read twice: %s", error)
+        except Exception:  # noqa: BLE001 - logged; reading goes on, and has to be written down later
+            _log.exception("how far the hub was read cannot be written down")
 
 
 def event_body(event: Any) -> bytes:
@@ -334,7 +343,7 @@ def event_body(event: Any) -> bytes:
     if isinstance(body, bytes | bytearray):
         return bytes(body)
     try:
-        return b"".join(bytes(part) for part in body)
+        return b"".join(body)
     except (TypeError, ValueError):
         return b""
 

@@ -109,7 +109,8 @@ class AzureHubService:
                 twin = self._manager.get_module_twin(address.device, address.module)
             else:
                 twin = self._manager.get_twin(address.device)
-        return dict(twin.properties.desired or {})
+        found = None if twin.properties is None else twin.properties.desired
+        return dict(found) if isinstance(found, dict) else {}
 
     def query(self, text: str) -> Iterator[JsonObject]:
         """See `HubService.query`."""
@@ -131,7 +132,8 @@ def _row(item: Any) -> JsonObject:
         return item
     row: JsonObject = {"deviceId": item.device_id, "moduleId": item.module_id}
     properties = item.properties
-    row["reported"] = None if properties is None else properties.reported
+    reported = None if properties is None else properties.reported
+    row["reported"] = reported if isinstance(reported, dict) else None
     return row
 
 
@@ -246,6 +248,8 @@ class HubWriter:
                 self._error = None
             except EdgeError as error:
                 self._failed(device, wish, error)
+            except Exception as error:  # noqa: BLE001 - one device's trouble is not everybody's
+                self._failed(device, wish, EdgeError("internal.bug", f"writing failed: {type(error).__name__}"))
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed, self._gap_s)
 

@@ -14,6 +14,7 @@ from cloud_registry.hub_directory import HubDirectory
 from cloud_registry.limits import HUB_KNOWN_MAX, STOP_TIMEOUT_S
 from cloud_registry.metrics import RegistryMetrics
 from cloud_registry.ports import Clock, FleetStore, ReportMessage
+from edge_contract.codes import Category
 from edge_contract.errors import ContractError, EdgeError
 from edge_contract.hub import TWIN_KEY, HubAddress, join_report
 from edge_contract.jsonio import JsonObject
@@ -74,6 +75,9 @@ class TwinReports:
             except EdgeError as error:
                 self._metrics.is_link_up.labels(KIND).set(False)
                 _log.warning("reports cannot be read from twins: %s", error)
+            except Exception:  # noqa: BLE001 - logged, and the next reading may go better
+                self._metrics.is_link_up.labels(KIND).set(False)
+                _log.exception("reports cannot be read from twins")
             if self._is_stopping.wait(self._every_s):
                 return
 
@@ -106,7 +110,14 @@ class TwinReports:
             _log.info("the twin of %s has no report: %s", address, error.detail)
             self._note(address, mark)
             return False
-        verdicts = self._fleet.take_reports(device, [ReportMessage(content, self._clock.wall_ms())])
+        try:
+            verdicts = self._fleet.take_reports(device, [ReportMessage(content, self._clock.wall_ms())])
+        except EdgeError as error:
+            if error.category != Category.ARTIFACT and error.code != "internal.bug":
+                raise
+            _log.warning("the report in the twin of %s is passed over: %s", address, error)
+            self._note(address, mark)
+            return False
         for verdict in verdicts:
             if verdict.code is None:
                 self._metrics.messages.labels(KIND, "taken").inc()

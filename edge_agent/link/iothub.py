@@ -193,6 +193,9 @@ class IotHubLink:
                     self._sdk.refused()
                 if (attempt == 0 or is_up) and not self._is_stopping:
                     _LOG.warning("the link to the IoT hub is down: %s", error)
+            except Exception as error:  # noqa: BLE001 - logged; a link never gives up
+                self._error = EdgeError("internal.bug", f"the link to the IoT hub failed: {type(error).__name__}")
+                _LOG.exception("the link to the IoT hub failed unexpectedly")
             self._set_online(False)
             self._close(connection)
             attempt = 1 if is_up else attempt + 1

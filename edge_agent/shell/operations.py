@@ -30,7 +30,9 @@ from edge_contract.names import model_name
 _AGENT: Final = "agent"
 _BINDING: Final = "binding"
 _SECRETS: Final = re.compile(
-    r"(SharedAccessKey=|SharedAccessSignature |sig=|Bearer |password[=:] ?|token[=:] ?)[^\s;&\"']+", re.IGNORECASE
+    r"((?:Shared|Account)?_?Access_?Key[\"']?\s*[=:]\s*[\"']?|AccountKey\s*=\s*|SharedAccessSignature[ =]|sig=|Bearer "
+    r"|(?:password|passphrase|passwd|secret|token|api[_-]?key)[\"']?\s*[=:]\s*[\"']?)[^\s;&\"']+",
+    re.IGNORECASE,
 )
 _FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -47,7 +49,11 @@ class RecentLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one."""
-        line = self.format(record)[:LOG_LINE_CHARS_MAX]
+        try:
+            line = self.format(record)[:LOG_LINE_CHARS_MAX]
+        except Exception:  # noqa: BLE001 - as every handler of the standard library does
+            self.handleError(record)
+            return
         with self._guard:
             self._lines.append(line)
 
@@ -108,7 +114,9 @@ class RunnerOperations:
         found: JsonObject = {}
         for name in names:
             text = self._recent.text() if name == _AGENT else self._tail(name)
-            found[name] = _SECRETS.sub(r"\1***", text)[-each:]
+            shown = _SECRETS.sub(r"\1***", text)[-each:]
+            # JSON writes a control character in six bytes, and the hub's bound is in bytes.
+            found[name] = "".join(sign if sign >= " " or sign in "\n\t" else "?" for sign in shown)
         return found
 
     def _workers(self) -> list[str]:
@@ -120,8 +128,11 @@ class RunnerOperations:
         path = self._run / f"{name}.log"
         try:
             with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-                return file.read(LOG_TAIL_BYTES).decode("utf-8", "replace")
+                begin = max(0, path.stat().st_size - LOG_TAIL_BYTES)
+                file.seek(begin)
+                text = file.read(LOG_TAIL_BYTES).decode("utf-8", "replace")
+                # Half a line may be a secret whose name was cut off.
+                return text.partition("\n")[2] if begin else text
         except FileNotFoundError:
             return ""
         except OSError as error:

@@ -317,6 +317,20 @@ def test_the_twin_is_read_now_and_then_because_patches_without_a_number_never_co
     assert bench.online == [True]
 
 
+def test_a_listener_that_fails_does_not_end_the_link(bench: Bench) -> None:
+    failures = [RuntimeError("no more threads")]
+
+    def nudged(version: int) -> None:
+        if failures:
+            raise failures.pop()
+        bench.nudges.append(version)
+
+    bench.hub.twin = {"desired": desired(1, director_version=1)}
+    bench.link.start(nudged, bench.acks.append, bench.online.append)
+    wait_until(lambda: bench.nudges == [1], 10)
+    assert bench.online[-1] is True
+
+
 def test_refused_credentials_are_told_to_who_derived_them(bench: Bench) -> None:
     bench.hub.script = [CredentialError(), ConnectionFailedError()]
     bench.start()

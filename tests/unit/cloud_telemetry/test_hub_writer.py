@@ -125,6 +125,20 @@ def test_a_write_that_failed_is_tried_again_with_what_is_wished_by_then(
     wait_until(lambda: writer.error is None, 20)
 
 
+def test_a_bug_with_one_device_stops_no_other(hub: Hub, writer: HubWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(address: HubAddress) -> JsonObject:
+        raise AttributeError("a twin without properties")
+
+    monkeypatch.setattr(hub, "desired", fail)
+    writer.send_ack("dev-1", Ack({BOOT: 1}))
+    wait_until(lambda: writer.error, 20)
+    assert writer.error is not None
+    assert writer.error.code == "internal.bug"
+    writer.nudge("dev-2", 2)
+    wait_until(lambda: hub.writes, 20)
+    assert said(hub) == [("edge-2/models", HubDesired(2))]
+
+
 def test_an_address_that_the_hub_does_not_know_is_not_tried_for_ever(hub: Hub, writer: HubWriter) -> None:
     hub.errors = [EdgeError("cloud.not-found", "no such device")]
     writer.nudge("dev-1", 1)
@@ -152,6 +166,9 @@ def test_addresses_come_from_tags_and_back() -> None:
     assert directory.device(HubAddress("b")) == "b"
     assert directory.device(HubAddress("a")) is None  # that name is not where it is
     assert directory.device(HubAddress("b", "models")) is None
+    devices.known["d"] = {"iothub": "e"}
+    devices.known["e"] = {}
+    assert directory.device(HubAddress("e")) is None  # two say that it is theirs
     devices.known["b"] = {"iothub": "other"}
     asked = devices.asked
     assert directory.address("b") == HubAddress("b")
