@@ -31,15 +31,15 @@ def stored(stack: Stack, blob: Digest) -> Path:
 
 
 def test_the_model_comes_from_the_image_when_the_registry_has_lost_it(stack: Stack) -> None:
-    device, blobs = preloaded_device(stack, "barge-1", "barge")
-    first = stack.ship("barge", 1, device.name, padding_bytes=_PADDING_BYTES)
+    device, blobs = preloaded_device(stack, "stowed-1", "stowed")
+    first = stack.ship("stowed", 1, device.name, padding_bytes=_PADDING_BYTES)
     stored(stack, first.blob).rename(blobs / first.blob.hex)
     device.start()
     device.wait_confirmed(first.manifest)
     with device.asker() as asker:
         asker.wait_for(1)
         # What the image does not have comes over the network, and swaps in as everywhere.
-        second = stack.ship("barge", 2, device.name)
+        second = stack.ship("stowed", 2, device.name)
         device.wait_confirmed(second.manifest)
         asker.wait_for(2)
     asker.require_flawless()
@@ -47,10 +47,10 @@ def test_the_model_comes_from_the_image_when_the_registry_has_lost_it(stack: Sta
 
 def test_an_image_decides_nothing(stack: Stack) -> None:
     """Content that nobody signed is never looked at, and content that is not what its name says is fetched instead."""
-    device, blobs = preloaded_device(stack, "barge-2", "scow")
+    device, blobs = preloaded_device(stack, "stowed-2", "stowed-too")
     nobodys = b"a model that nobody signed" * 1000
     (blobs / Digest.of(nobodys).hex).write_bytes(nobodys)
-    first = stack.ship("scow", 1, device.name, padding_bytes=_PADDING_BYTES)
+    first = stack.ship("stowed-too", 1, device.name, padding_bytes=_PADDING_BYTES)
     (blobs / first.blob.hex).write_bytes(b"x" * first.size)
     device.start()
     device.wait_confirmed(first.manifest)
