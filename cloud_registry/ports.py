@@ -439,10 +439,12 @@ class ReportMessage:
     Attributes:
         content: Its bytes, from whoever was let in: nothing about them is known.
         received_ms: When it came.
+        is_copy: Whether it most likely came before, by another way: a replay is then not held against its device.
     """
 
     content: bytes
     received_ms: int
+    is_copy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from typing import Any, Final
 
 from cloud_registry.adapters.link_iothub import HubService
+from cloud_registry.core.reports import REPLAYED
 from cloud_registry.hub_directory import HubDirectory
 from cloud_registry.limits import HUB_KNOWN_MAX, STOP_TIMEOUT_S
 from cloud_registry.metrics import RegistryMetrics
@@ -111,20 +112,20 @@ class TwinReports:
             self._note(address, mark)
             return False
         try:
-            verdicts = self._fleet.take_reports(device, [ReportMessage(content, self._clock.wall_ms())])
+            verdicts = self._fleet.take_reports(device, [ReportMessage(content, self._clock.wall_ms(), is_copy=True)])
         except EdgeError as error:
             if error.category != Category.ARTIFACT and error.code != "internal.bug":
                 raise
             _log.warning("the report in the twin of %s is passed over: %s", address, error)
             self._note(address, mark)
             return False
+        self._note(address, mark)
         for verdict in verdicts:
             if verdict.code is None:
                 self._metrics.messages.labels(KIND, "taken").inc()
-            else:
+            elif verdict.code != REPLAYED:  # it came as a message before, as nearly all do
                 self._metrics.reports_refused.labels(verdict.code).inc()
-        self._note(address, mark)
-        return True
+        return any(verdict.code is None for verdict in verdicts)
 
     def _note(self, address: HubAddress, mark: tuple[str, int]) -> None:
         self._seen[address] = mark

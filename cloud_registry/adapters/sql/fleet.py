@@ -17,7 +17,7 @@ from cloud_registry.adapters.sql.tables import (
     lake_files,
 )
 from cloud_registry.core.progress import TERMINAL, Standing, progress_of
-from cloud_registry.core.reports import open_report, require_newer
+from cloud_registry.core.reports import REPLAYED, open_report, require_newer
 from cloud_registry.ports import EnvelopeVerifier, LakeFile, ReportMessage, ReportVerdict, Watermark
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -186,7 +186,9 @@ def _note_refusals(
     connection: Connection, device: str, messages: Sequence[ReportMessage], verdicts: Sequence[ReportVerdict]
 ) -> None:
     refused = [
-        (message, verdict) for message, verdict in zip(messages, verdicts, strict=True) if verdict.code is not None
+        (message, verdict)
+        for message, verdict in zip(messages, verdicts, strict=True)
+        if verdict.code is not None and not (message.is_copy and verdict.code == REPLAYED)
     ]
     if not refused:
         return

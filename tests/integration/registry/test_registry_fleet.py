@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select
 
 from cloud_registry.adapters.sql.database import Database
 from cloud_registry.adapters.sql.devices import SqlDevices
 from cloud_registry.adapters.sql.enrolments import SqlEnrolments
 from cloud_registry.adapters.sql.fleet import SqlFleet
+from cloud_registry.adapters.sql.tables import devices as device_table
 from cloud_registry.ports import LakeFile, ReportMessage, Watermark
 from edge_contract.errors import EdgeError
 from edge_contract.signed import Envelope
@@ -141,6 +143,20 @@ def test_what_was_taken_once_is_never_taken_again(fleet: SqlFleet) -> None:
     assert taken(fleet, *old) == ["trust.report-replayed"] * 3
     assert taken(fleet, message("cam-1", 99, earlier)) == ["trust.report-replayed"]
     assert taken(fleet, message("cam-1", 4), message("cam-1", 4)) == ["applied", "trust.report-replayed"]
+
+
+def test_a_copy_of_what_was_taken_is_not_remembered_against_its_device(fleet: SqlFleet, database: Database) -> None:
+    def refusals() -> int:
+        query = select(device_table.c.refusals).where(device_table.c.name == "cam-1")
+        return int(database.read(lambda connection: connection.execute(query).scalar_one()))
+
+    sent = message("cam-1", 1)
+    assert taken(fleet, sent) == ["applied"]
+    assert taken(fleet, replace(sent, is_copy=True)) == ["trust.report-replayed"]
+    assert refusals() == 0
+    assert taken(fleet, ReportMessage(b"forged", 99, is_copy=True)) == ["trust.report-unsigned"]
+    assert taken(fleet, sent) == ["trust.report-replayed"]
+    assert refusals() == 2
 
 
 def test_a_report_is_believed_for_its_signature_alone(fleet: SqlFleet, database: Database) -> None:

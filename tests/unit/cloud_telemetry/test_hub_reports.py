@@ -17,6 +17,8 @@ from edge_contract.hub import HubAddress, report_parts
 from edge_contract.jsonio import JsonObject
 from tests.unit.cloud_telemetry.test_hub_writer import Devices
 
+_REFUSED = "lighterman_collector_reports_refused_total"
+
 
 class Hub:
     """Answers queries with rows."""
@@ -41,12 +43,18 @@ class Fleet:
     def __init__(self) -> None:
         self.taken: list[tuple[str, bytes]] = []
         self.errors: dict[str, EdgeError] = {}
+        self.verdict = ReportVerdict()
 
     def take_reports(self, device: str, messages: Sequence[ReportMessage]) -> Sequence[ReportVerdict]:
         if device in self.errors:
             raise self.errors[device]
+        assert all(message.is_copy for message in messages)
         self.taken += [(device, message.content) for message in messages]
-        return [ReportVerdict()]
+        return [self.verdict]
+
+
+def refused(metrics: RegistryMetrics) -> list[str]:
+    return [line for line in metrics.render()[0].decode().splitlines() if line.startswith(_REFUSED)]
 
 
 def row(device: str, number: int, module: str = "", **more: Any) -> JsonObject:
@@ -65,10 +73,14 @@ def fleet() -> Fleet:
 
 
 @pytest.fixture
-def reader(hub: Hub, fleet: Fleet) -> TwinReports:
+def metrics() -> RegistryMetrics:
+    return RegistryMetrics()
+
+
+@pytest.fixture
+def reader(hub: Hub, fleet: Fleet, metrics: RegistryMetrics) -> TwinReports:
     devices = Devices(a={}, b={}, c={"iothub": "edge/models"})
     directory = HubDirectory(devices, is_default=True)
-    metrics = RegistryMetrics()
     return TwinReports(hub, directory, fleet, SystemClock(), metrics, 60)  # type: ignore[arg-type]
 
 
@@ -79,6 +91,19 @@ def test_each_report_is_taken_once_from_devices_and_modules(reader: TwinReports,
     assert reader.read() == 0
     hub.devices = [row("a", 2)]
     assert reader.read() == 1
+
+
+def test_a_report_that_came_as_a_message_before_is_no_replay(
+    reader: TwinReports, hub: Hub, fleet: Fleet, metrics: RegistryMetrics
+) -> None:
+    hub.devices = [row("a", 1)]
+    fleet.verdict = ReportVerdict("trust.report-replayed", "the newest report came a second time")
+    assert reader.read() == 0
+    assert refused(metrics) == []
+    hub.devices = [row("a", 2)]
+    fleet.verdict = ReportVerdict("trust.report-unsigned", "somebody wrote it into the twin")
+    assert reader.read() == 0
+    assert refused(metrics) == [f'{_REFUSED}{{code="trust.report-unsigned"}} 1.0']
 
 
 @pytest.mark.parametrize(
