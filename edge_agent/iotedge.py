@@ -188,7 +188,8 @@ def ensure_enrolled(
                 _LOG.info("enrolled as %s at %s", identity.device, invitation.url)
                 return
             except EdgeError as error:
-                if CODES[error.code].disposition is not Disposition.RETRY or tries == tries_max:
+                may_help = CODES[error.code].disposition is Disposition.RETRY or error.code == "config.file-missing"
+                if not may_help or tries == tries_max:
                     raise
                 full = min(ENROL_RETRY_MS_MAX, ENROL_RETRY_MS_FIRST << (tries - 1)) / 1000
                 pause_s = full / 2 + random.uniform(0, full / 2)

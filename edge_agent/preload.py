@@ -69,13 +69,13 @@ class PreloadedFetcher:
 
 def _open(path: Path, size: int) -> BinaryIO | None:
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    found = os.fstat(file.fileno())
+    found = os.fstat(number)
     if stat.S_ISREG(found.st_mode) and found.st_size == size:
-        return file
-    file.close()
+        return os.fdopen(number, "rb")
+    os.close(number)
     return None
 
 

@@ -14,6 +14,7 @@ from edge_contract.limits import TAG_CHARS_MAX, TAGS_MAX
 from edge_contract.names import model_name
 from edge_contract.tensors import TensorSpec
 from packager.limits import MLFLOW_PROPERTIES_MAX
+from packager.spec import SPEC_FILE
 
 _STAGES: Final = ("latest", "none", "staging", "production", "archived")
 _SUFFIXES: Final = {".onnx": "onnx", ".ort": "onnx", ".tflite": "litert"}
@@ -26,6 +27,9 @@ _DATATYPES: Final = {
     "object": "BYTES", "str": "BYTES", "bytes": "BYTES",
 }  # fmt: skip
 DOCUMENT: Final = "MLmodel"
+NOTES_FILE: Final = "imported.json"
+WRITTEN: Final = (SPEC_FILE, NOTES_FILE)
+"""Files that an import writes beside those of the version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,8 @@ def choose(source: Source, flavors: Mapping[str, Any], artifacts: tuple[Artifact
     """
     paths = [item.path for item in artifacts]
     onnx = flavors.get("onnx")
-    named = wanted or (str(onnx.get("data", "")) if isinstance(onnx, dict) else "")
+    data = onnx.get("data") if isinstance(onnx, dict) else None
+    named = wanted or (data if isinstance(data, str) else "")
     if named and named not in paths:
         raise EdgeError("config.invalid", f"{source} has no file {named!r}", f"It has: {', '.join(paths[:20])}.")
     models = [named] if named else [path for path in paths if PurePosixPath(path).suffix.lower() in _SUFFIXES]
@@ -139,7 +144,7 @@ def choose(source: Source, flavors: Mapping[str, Any], artifacts: tuple[Artifact
         )
     engine = _SUFFIXES.get(PurePosixPath(models[0]).suffix.lower()) if models else None
     if engine is None:
-        has = ", ".join(sorted(flavors)) or "files without an MLmodel document"
+        has = ", ".join(sorted(map(str, flavors))) or "files without an MLmodel document"
         raise EdgeError(
             "artifact.not-a-model",
             f"{source} holds {has}: nothing that devices run as it is",
@@ -173,8 +178,10 @@ def choose_for_script(source: Source, artifacts: tuple[Artifact, ...], script: s
             f"{source} holds {', '.join(pickled[:5])}, which run code when they are loaded",
             "Convert the model to ONNX; or permit it on the devices with --allow-pickle.",
         )
-    if any(item.path == script for item in artifacts):
-        raise EdgeError("config.invalid", f"{source} has a file {script!r} of its own", "Give the script another name.")
+    for path in sorted({item.path for item in artifacts} & {script, *WRITTEN}):
+        raise EdgeError("config.invalid", f"{source} has a file {path!r} of its own", "Give the script another name.")
+    if script in WRITTEN:
+        raise EdgeError("config.invalid", f"{script!r} is written by the import", "Give the script another name.")
     return Choice("script", script, artifacts)
 
 
@@ -288,7 +295,7 @@ def properties_of(source: Source, flavors: Mapping[str, Any]) -> dict[str, str]:
         "mlflow.aliases": ",".join(source.aliases),
         "mlflow.stage": "" if source.stage == "None" else source.stage,
         "mlflow.created_ms": str(source.created_ms or ""),
-        "mlflow.flavors": ",".join(sorted(flavors)),
+        "mlflow.flavors": ",".join(sorted(map(str, flavors))),
     }
     result = identity_of(source) | {key: text[:TAG_CHARS_MAX] for key, text in facts.items() if text}
     free = {safe_key(f"metric.{key}"): text for key, text in sorted(source.metrics.items())}
@@ -338,4 +345,4 @@ def _toml(value: Any) -> str:
 
 def is_ours(folder: Path) -> bool:
     """Whether an import wrote a folder, so that another may replace it."""
-    return not folder.exists() or not any(folder.iterdir()) or (folder / "imported.json").is_file()
+    return not folder.exists() or not any(folder.iterdir()) or (folder / NOTES_FILE).is_file()

@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from cloud_registry.client import RegistryClient
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from packager.azureml import (
     DOCUMENT,
+    NOTES_FILE,
     Choice,
     Source,
     choose,
@@ -40,8 +41,6 @@ from packager.specload import load_spec
 
 if TYPE_CHECKING:
     from packager.mlflowread import MlflowReader
-
-NOTES_FILE: Final = "imported.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ from packager.limits import (
 _SCHEMES: Final = ("http", "https", "azureml")
 # A registry names the place of its files. A place on this machine would publish the author's own files.
 _STORES: Final = ("mlflow-artifacts", "azureml", "s3", "gs", "wasbs", "abfss")
+_AZURE_ML: Final = (".api.azureml.ms", ".api.ml.azure.cn", ".api.ml.azure.us", ".ml.azure.com")
+_AZURE_STORAGE: Final = (".core.windows.net", ".core.chinacloudapi.cn", ".core.usgovcloudapi.net")
 _LATEST: Final = "latest"
 _CREDENTIALS_HINT: Final = (
     "Set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; for Azure ML, log in with "
@@ -115,9 +117,9 @@ class MlflowReader:
         found: dict[str, Artifact] = {}
         repository = self._repository(source)
         prefix = _prefix(repository)
-        waiting = [prefix]
+        waiting, visited = [prefix], 0
         while waiting:
-            folder = waiting.pop()
+            folder, visited = waiting.pop(), visited + 1
             with self._translated(str(source)):
                 listed = repository.list_artifacts(folder or None)
             for item in listed:
@@ -130,7 +132,7 @@ class MlflowReader:
                     size = -1 if item.file_size is None else int(item.file_size)
                     inner = path.removeprefix(f"{prefix}/")
                     found[inner] = Artifact(inner, size if size >= 0 else None)
-                if len(found) + len(waiting) > MLFLOW_FILES_MAX:
+                if len(found) + len(waiting) + visited > MLFLOW_FILES_MAX:
                     raise EdgeError("config.invalid", f"{source} has more than {MLFLOW_FILES_MAX} files")
         return tuple(found[path] for path in sorted(found))
 
@@ -144,7 +146,10 @@ class MlflowReader:
             raise EdgeError("artifact.document-too-large", f"{source}: MLmodel has {artifact.size} bytes")
         self.download(source, [artifact], folder, MLFLOW_DOCUMENT_BYTES_MAX)
         try:
-            value = self._yaml.safe_load((folder / artifact.path).read_text(encoding="utf-8"))
+            text = (folder / artifact.path).read_text(encoding="utf-8")
+            if any(isinstance(token, self._yaml.AliasToken) for token in self._yaml.scan(text)):
+                raise ValueError("it has aliases, which may stand for far more than it is long")
+            value = self._yaml.safe_load(text)
         except (self._yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
             raise EdgeError("artifact.document-invalid", f"{source}: MLmodel is not YAML: {error}") from None
         if not isinstance(value, dict):
@@ -253,6 +258,9 @@ def checked_location(location: str, *registries: str) -> str:
     parts = urlsplit(location)
     hosts = {urlsplit(uri).netloc.rpartition("@")[2] for uri in registries}
     is_foreign = parts.scheme == "mlflow-artifacts" and parts.netloc not in {"", *hosts}
+    # These get Azure's credentials, whatever host they name.
+    is_foreign |= parts.scheme == "azureml" and not _is_below(parts.hostname, {"", *hosts}, _AZURE_ML)
+    is_foreign |= parts.scheme in ("abfss", "wasbs") and not _is_below(parts.hostname, set(), _AZURE_STORAGE)
     if parts.scheme not in _STORES or is_foreign or ".." in parts.path.split("/"):
         raise EdgeError(
             "artifact.path-unsafe",
@@ -261,6 +269,11 @@ def checked_location(location: str, *registries: str) -> str:
             f"({', '.join(_STORES)}); start the server with --serve-artifacts.",
         )
     return location
+
+
+def _is_below(host: str | None, known: set[str], suffixes: tuple[str, ...]) -> bool:
+    """Whether a host is one of those known, or belongs to a cloud's own."""
+    return (host or "") in known or (host or "").endswith(suffixes)
 
 
 def _check_uri(uri: str) -> None:

@@ -56,6 +56,7 @@ class Inputs:
         self._kept: dict[int, Kept] = {}
         self._ready: deque[int] = deque()
         self._filters: frozenset[str] = frozenset()
+        self._matches: dict[str, bool] = {}
         self._bytes = 0
         self.dropped: Counter[str] = Counter()
 
@@ -84,10 +85,21 @@ class Inputs:
             self._ready.append(kept.number)
         return gone
 
-    def bind(self, filters: Collection[str]) -> None:
-        """From now on the binding process takes inputs whose topics match one of these."""
+    def bind(self, filters: Collection[str], now_ms: int | None = None) -> int:
+        """From now on the binding process takes inputs whose topics match one of these.
+
+        Args:
+            filters: Of topics.
+            now_ms: What waited too long by now is dropped first; none drops nothing.
+
+        Returns:
+            How many were dropped.
+        """
+        gone = 0 if now_ms is None else self._expire(now_ms)
         self._filters = frozenset(filters)
+        self._matches.clear()
         self._line_up()
+        return gone
 
     def let_go(self) -> None:
         """The binding process has ended: what it had goes to the next one."""
@@ -128,7 +140,14 @@ class Inputs:
         self._ready = deque(kept.number for kept in self._kept.values() if not kept.is_sent and self._is_bound(kept))
 
     def _is_bound(self, kept: Kept) -> bool:
-        return kept.is_sent or any(topic_matches(pattern, INPUTS + kept.name) for pattern in self._filters)
+        if kept.is_sent:
+            return True
+        if kept.name not in self._matches:
+            if len(self._matches) >= _NAMES_COUNTED_MAX:
+                self._matches.clear()  # names come from outside
+            topic = INPUTS + kept.name
+            self._matches[kept.name] = any(topic_matches(pattern, topic) for pattern in self._filters)
+        return self._matches[kept.name]
 
     def _weakest(self) -> Kept | None:
         """What goes first: the oldest that no model is bound to, then the oldest that was not handed over."""

@@ -195,7 +195,8 @@ class InputRelay:
         kind = fields.text("kind")
         if kind == "bound":
             self._is_beginning = False
-            self._inputs.bind(fields.texts("filters", BINDINGS_MAX * MODULES_MAX))
+            filters = fields.texts("filters", BINDINGS_MAX * MODULES_MAX)
+            self._untold += self._inputs.bind(filters, time.monotonic_ns() // 1_000_000)
         elif kind == "done":
             self._inputs.done(fields.integer("number"))
         elif kind == "unbound":

@@ -18,6 +18,7 @@ from edge_agent.binding.relay_wire import CORRELATION_FACT, frame, read_frame
 from edge_contract.bindings import topic_matches
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import Fields, JsonObject
+from edge_contract.limits import TEXT_CHARS_MAX
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -69,9 +70,10 @@ class Relay:
 
     def send(self, carrier: "RelayCarrier", outgoing: Outgoing) -> None:
         """Hand an answer to the agent."""
-        properties = dict(outgoing.facts)
+        # A longer text would be refused by the agent's end, and with it this process, again and again.
+        properties = {key: text[:TEXT_CHARS_MAX] for key, text in dict(outgoing.facts).items()}
         if outgoing.correlation is not None:
-            properties[CORRELATION_FACT] = outgoing.correlation.decode("utf-8", "replace")
+            properties[CORRELATION_FACT] = outgoing.correlation[:CORRELATION_BYTES_MAX].decode("utf-8", "replace")
         with self._turn:
             number = next(self._numbers)
             self._unconfirmed[number] = (carrier, outgoing)

@@ -46,3 +46,4 @@ HEALTH_TIMEOUT_S: Final = 20
 HEALTH_START_S: Final = 120
 HEALTH_RETRIES: Final = 3
 """What the health check of the image says by default; emulated or small processors take seconds to start Python."""
+HEADER_BYTES_MAX: Final = 1 * MIB  # of one header of a layer: a long name, or attributes

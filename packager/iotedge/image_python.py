@@ -11,12 +11,24 @@ from typing import BinaryIO, Final, cast
 from edge_contract.errors import EdgeError
 from packager.iotedge.image_base import GZIP_TYPE, TAR_TYPE, BaseImage, ImageSource
 from packager.iotedge.image_layer import ChunkReader
-from packager.iotedge.image_limits import BASE_ENTRIES_MAX, BASE_UNPACKED_BYTES_MAX, LINK_DEPTH_MAX
+from packager.iotedge.image_limits import (
+    BASE_ENTRIES_MAX,
+    BASE_UNPACKED_BYTES_MAX,
+    HEADER_BYTES_MAX,
+    LINK_DEPTH_MAX,
+)
 from packager.limits import COPY_BYTES
 
 _PATH_DEFAULT: Final = "/usr/local/bin:/usr/bin:/bin"
 _PYTHON: Final = re.compile(r"(?P<folder>/.{1,200})/python3\.(?P<minor>\d{1,2})")
 _WHITEOUT: Final = ".wh."
+_HEADERS: Final = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _HINT: Final = "Name it: --python /usr/local/bin/python3.12."
 _MINOR_MIN: Final = 11
 _MINOR_MAX: Final = 13
@@ -104,11 +116,22 @@ def _resolve(path: str, names: dict[str, str]) -> str | None:
     return None
 
 
+class _Entry(tarfile.TarInfo):
+    """An entry whose own headers are bounded: the library reads a long name, or attributes, as a whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and self.size > HEADER_BYTES_MAX:
+            raise EdgeError("artifact.archive-bomb", f"a layer of the base has a header of {self.size} bytes")
+        entry: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return entry
+
+
 def _entries(chunks: Iterator[bytes], is_compressed: bool, name: str) -> Iterator[tuple[str, str]]:
     """Path and target of links of each entry; the chunks are read to their end, which verifies them."""
     plain = _bounded(_inflated(chunks) if is_compressed else chunks, name)
     try:
-        with tarfile.open(fileobj=cast(BinaryIO, ChunkReader(plain)), mode="r|", bufsize=COPY_BYTES) as archive:
+        reader = cast(BinaryIO, ChunkReader(plain))
+        with tarfile.open(fileobj=reader, mode="r|", bufsize=COPY_BYTES, tarinfo=_Entry) as archive:
             for entry in archive:
                 path = posixpath.normpath("/" + entry.name.lstrip("/"))
                 target = entry.linkname if entry.issym() else f"/{entry.linkname}" if entry.islnk() else ""

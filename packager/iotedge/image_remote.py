@@ -201,7 +201,7 @@ class RegistryImage(ImageSource):
         if where.host != httpx.URL(self._base).host:
             raise EdgeError("cloud.unavailable", f"{self.name}: the registry sends uploads elsewhere, to {where.host}")
         # By path alone: behind a proxy some registries name themselves by a scheme that would give the token away.
-        where = httpx.URL(self._base).join(where.raw_path.decode("ascii"))
+        where = httpx.URL(self._base).copy_with(raw_path=where.raw_path)
         where = where.copy_merge_params({"digest": str(blob.digest)})
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
         with path.open("rb") as file:
@@ -228,7 +228,9 @@ class RegistryImage(ImageSource):
         for attempt in range(HTTP_ATTEMPTS_MAX):
             is_last = attempt == HTTP_ATTEMPTS_MAX - 1
             with self._sent(method, url, **options) as answer:
-                if answer.status_code == HTTPStatus.UNAUTHORIZED and not is_last:
+                # Whoever a download was sent on to may not ask for what is meant for the registry.
+                is_ours = _origin(answer.url) == _origin(httpx.URL(url))
+                if answer.status_code == HTTPStatus.UNAUTHORIZED and is_ours and not is_last:
                     challenge = answer.headers.get("WWW-Authenticate", "") or "none"
                 elif answer.status_code in _PASSING and not is_last:
                     challenge = ""
@@ -348,6 +350,10 @@ def _auth_files() -> Iterable[Path]:
     folder = os.environ.get("DOCKER_CONFIG")
     files.append((Path(folder) if folder else Path.home() / ".docker") / "config.json")
     return files
+
+
+def _origin(url: httpx.URL) -> tuple[str, bytes]:
+    return url.scheme, url.netloc
 
 
 def _is_login(text: str) -> bool:

@@ -107,6 +107,14 @@ def test_a_message_for_nobody_is_dropped_after_a_time() -> None:
     assert taken(inputs) == [2, 3]
 
 
+def test_a_model_that_comes_late_does_not_answer_what_waited_too_long() -> None:
+    inputs = Inputs(parked_ms_max=1_000)
+    inputs.offer(kept(1, "a", came_ms=0))
+    inputs.offer(kept(2, "a", came_ms=900))
+    assert inputs.bind(["inputs/a"], 1_500) == 1
+    assert taken(inputs) == [2]
+
+
 @given(
     st.lists(
         st.one_of(
@@ -359,6 +367,27 @@ def test_a_message_for_two_modules_is_done_when_both_are() -> None:
 
 
 # --- which bindings there are
+
+
+def test_a_correlation_that_is_too_long_ends_no_process() -> None:
+    messages = EdgeMessages()
+    relay = InputRelay(messages)
+    assert messages._on_input is not None
+    messages._on_input(LinkInput("a", b"x", {"correlation-id": "c" * 5_000}))
+    ended = threading.Event()
+    process = Relay(relay.attach(), ended.set)
+    ear = Ear()
+    carrier = process.carrier("a", ear, 1)
+    carrier.subscribe({"inputs/a": Subscription(1, False)})
+    wait_until(lambda: ear.messages, _WAIT_S)
+    message = ear.messages[0]
+    outgoing = Outgoing(
+        "outputs/a/error", b"{}", 1, correlation=message.correlation, facts=(("lighterman-x", "f" * 9_000),)
+    )
+    carrier.send(outgoing)
+    assert messages.wait("a_error")
+    assert not ended.is_set()
+    relay.close()
 
 
 def test_topics_of_inputs_and_outputs() -> None:

@@ -69,6 +69,9 @@ def test_what_names_no_version_is_refused(text: str) -> None:
         "mlflow-artifacts://elsewhere.example/1/a",
         "mlflow-artifacts:/1/../../a",
         "runs:/1/a",
+        "abfss://fs@account.evil.example/a",
+        "wasbs://box@account.evil.example/a",
+        "azureml://evil.example/a",
     ],
 )
 def test_files_at_a_place_that_only_the_registry_vouches_for_are_not_read(location: str) -> None:
@@ -78,7 +81,13 @@ def test_files_at_a_place_that_only_the_registry_vouches_for_are_not_read(locati
 
 
 def test_files_in_the_registrys_own_store_or_a_cloud_store_are_read() -> None:
-    for location in ("mlflow-artifacts:/1/a", "mlflow-artifacts://mlflow.example/1/a", "s3://bucket/a"):
+    for location in (
+        "mlflow-artifacts:/1/a",
+        "mlflow-artifacts://mlflow.example/1/a",
+        "s3://bucket/a",
+        "abfss://fs@account.dfs.core.windows.net/a",
+        "azureml://westeurope.api.azureml.ms/x/a",
+    ):
         assert checked_location(location, "https://mlflow.example") == location
 
 
@@ -118,6 +127,10 @@ def test_several_models_need_a_word_from_the_user() -> None:
     assert choose(SOURCE, {}, files, "b.tflite").entry == "b.tflite"
     with pytest.raises(EdgeError, match="has no file"):
         choose(SOURCE, {}, files, "c.onnx")
+
+
+def test_a_data_entry_that_is_no_text_names_no_file() -> None:
+    assert choose(SOURCE, {"onnx": {"data": [["x"] * 9]}}, artifacts("model.onnx")).entry == "model.onnx"
 
 
 def test_pickles_are_refused_with_the_ways_out_named() -> None:
@@ -236,6 +249,23 @@ def test_a_listed_path_that_leaves_its_folder_is_refused(monkeypatch: pytest.Mon
     with pytest.raises(EdgeError) as caught:
         reader.artifacts(SOURCE)
     assert caught.value.code == "artifact.path-unsafe"
+
+
+def test_folders_without_end_or_files_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    class Branching:
+        def list_artifacts(self, path: str | None = None) -> list[Any]:
+            asked.append(path)
+            if path and path.count("/") > 8:
+                return []
+            return [_Listed(f"{path}/{place}" if path else str(place), 0, is_dir=True) for place in range(10)]
+
+    reader = lying_reader(monkeypatch, [])
+    monkeypatch.setattr(reader, "_repository", lambda source: Branching())
+    with pytest.raises(EdgeError, match="more than"):
+        reader.artifacts(SOURCE)
+    assert len(asked) < 100_000
 
 
 def test_a_folder_that_lists_itself_does_not_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,15 @@ def test_references_are_read(text: str, host: str, repository: str, target: str,
 def test_what_names_no_registry_is_refused(text: str) -> None:
     with pytest.raises(EdgeError, match=r"config\.invalid"):
         Reference.parse(text)
+
+
+def test_a_header_that_is_longer_than_any_name_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    head = tarfile.TarInfo("././@LongLink")
+    head.type, head.size = tarfile.GNUTYPE_LONGNAME, 64 * 1024 * 1024
+    bomb = head.tobuf(tarfile.GNU_FORMAT) + bytes(head.size) + bytes(1_024)
+    layout = Layout(tmp_path / "base")
+    layout.name(layout.image("linux/amd64", [bomb]))
+    source = LayoutSource(layout.folder)
+    with pytest.raises(EdgeError) as refused:
+        find_interpreter(source, only(source))
+    assert refused.value.code == "artifact.archive-bomb"

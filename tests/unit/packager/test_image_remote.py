@@ -113,6 +113,24 @@ def test_a_redirect_is_followed_without_the_credentials(tmp_path: Path) -> None:
         assert "authorization" not in store.asked[0].headers
 
 
+def test_whom_a_download_was_sent_on_to_gets_no_credentials_by_asking(tmp_path: Path) -> None:
+    with raw_server(lambda asked: [answer(200, b'{"token": "x"}')]) as thief:
+        challenge = f'Bearer realm="http://127.0.0.1:{thief.port}/token"'.replace("http://", "https://")
+        with raw_server(lambda asked: [answer(401, WWW_Authenticate=challenge)]) as store:
+
+            def script(asked: Asked) -> Iterable[bytes]:
+                if "/blobs/" in asked.path:
+                    return [answer(307, Location=f"{store.url}/elsewhere")]
+                return plain(asked)
+
+            with raw_server(script) as server:
+                sign_in(server, tmp_path / "auth.json")
+                with image(server) as found, pytest.raises(EdgeError) as refused:
+                    b"".join(found.chunks(LAYER))
+            assert refused.value.code == "cloud.unauthorized"
+        assert not thief.asked
+
+
 def test_what_passes_is_asked_again_and_no_more_often_than_that() -> None:
     with raw_server(lambda _: [answer(503)]) as server, image(server) as found:
         with pytest.raises(EdgeError, match=r"cloud\.unavailable"):
