@@ -102,7 +102,7 @@ class IotHubLink:
         self._desired = DesiredTwin()
         self._settings, self._problem = HubSettings(), ""
         self._reported_at = self._twin_at = 0.0
-        self._reported_wait_ms = reported_ms
+        self._reported_wait_ms = self._twin_wait_ms = reported_ms
         self._made: tuple[tuple[bytes, HubSettings, str], JsonObject] | None = None
 
     @property
@@ -196,10 +196,17 @@ class IotHubLink:
             except Exception as error:  # noqa: BLE001 - logged; a link never gives up
                 self._error = EdgeError("internal.bug", f"the link to the IoT hub failed: {type(error).__name__}")
                 _LOG.exception("the link to the IoT hub failed unexpectedly")
-            self._set_online(False)
-            self._close(connection)
+            self._leave(connection)
             attempt = 1 if is_up else attempt + 1
             self._wait(attempt)
+
+    def _leave(self, connection: HubConnection) -> None:
+        """Say that the link is down, and let go of the connection; neither may end the thread."""
+        for step in (partial(self._set_online, False), partial(self._close, connection)):
+            try:
+                step()
+            except Exception:  # noqa: BLE001 - logged; a link never gives up
+                _LOG.exception("leaving a connection to the IoT hub failed")
 
     def _wait(self, attempt: int) -> None:
         """Half of the capped exponential and a drawn other half; longer while too many dead connections linger."""
@@ -217,7 +224,8 @@ class IotHubLink:
         """Carry messages until the connection ends or the link is stopped and has sent what waited."""
         self._error = None
         self._desired = DesiredTwin()
-        self._reported_at, self._reported_wait_ms = 0.0, self._reported_ms
+        self._reported_at = 0.0
+        self._reported_wait_ms = self._twin_wait_ms = self._reported_ms
         self._plan_twin()
         self._set_online(True)
         while True:
@@ -266,13 +274,12 @@ class IotHubLink:
     def _tend(self, connection: HubConnection) -> None:
         """Read the twin and write to it, when it is time."""
         now = time.monotonic()
+        if now >= self._twin_at:
+            self._read_again(connection)
+        document = self._document()  # a newer report may come while this one is written
+        if now < self._reported_at or self._is_stopping or not (patch := self._report_patch(connection, document)):
+            return
         try:
-            if now >= self._twin_at:
-                self._plan_twin()
-                self._bounded(connection.read_twin, self._send_ms_max, "reading the twin")
-            document = self._document()  # a newer report may come while this one is written
-            if now < self._reported_at or self._is_stopping or not (patch := self._report_patch(connection, document)):
-                return
             self._bounded(partial(connection.report, {TWIN_KEY: patch}), self._send_ms_max, "writing the twin")
             connection.reported = {TWIN_KEY: document}
             self._reported_wait_ms = self._reported_ms
@@ -281,6 +288,18 @@ class IotHubLink:
             _LOG.warning("%s", error.detail)
             self._reported_wait_ms = min(2 * self._reported_wait_ms, HUB_REPORTED_MS_MAX)
         self._reported_at = now + self._reported_wait_ms * random.uniform(1.0, 1.25) / 1000
+
+    def _read_again(self, connection: HubConnection) -> None:
+        """Read the twin; where the hub has too much to do, ask again later on the same connection."""
+        try:
+            self._bounded(connection.read_twin, self._send_ms_max, "reading the twin")
+        except _RejectedError as error:
+            _LOG.warning("%s", error.detail)
+            self._twin_at = time.monotonic() + self._twin_wait_ms * random.uniform(1.0, 1.25) / 1000
+            self._twin_wait_ms = min(2 * self._twin_wait_ms, HUB_REPORTED_MS_MAX)
+            return
+        self._twin_wait_ms = self._reported_ms
+        self._plan_twin()
 
     def _plan_twin(self) -> None:
         self._twin_at = time.monotonic() + self._twin_ms * random.uniform(0.75, 1.25) / 1000

@@ -13,11 +13,10 @@ import pytest
 
 from device_sim.iothub.running import Emulator
 from edge_agent.config import IotHubConfig
-from edge_agent.limits import HUB_TOKEN_S_MIN
 from edge_agent.link.iothub import IotHubLink
 from edge_agent.link.iothub_sdk import AzureSdk
 from edge_agent.store.spool import SqliteSpool
-from edge_contract.hub import HubDesired, HubSettings
+from edge_contract.hub import HubAddress, HubDesired, HubSettings
 from edge_contract.jsonio import JsonObject
 from edge_contract.signed import REPORT_TYPE, Envelope
 from edge_contract.telemetry import Ack, Batch
@@ -122,15 +121,24 @@ def test_a_message_that_is_never_acknowledged_ends_the_connection_within_its_bou
         device.link.stop()
 
 
-def test_tokens_live_long_enough_that_their_renewal_is_no_storm(device: Device) -> None:
-    client = device.sdk.client()
+def test_tokens_live_long_and_not_all_the_same_so_that_their_renewal_is_no_storm(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, int]] = []
+
+    def randint(low: int, high: int) -> int:
+        drawn.append((low, high))
+        return high
+
+    with monkeypatch.context() as patched:
+        patched.setattr(random, "randint", randint)
+        client = device.sdk.client()
     try:
-        token = client._mqtt_pipeline.pipeline_configuration.sastoken
-        assert token.ttl >= HUB_TOKEN_S_MIN
+        ((least, most),) = drawn
+        assert client._mqtt_pipeline.pipeline_configuration.sastoken.ttl == most
+        assert 3_600 <= least < most
     finally:
         client.shutdown()
-    device.start()
-    assert device.online == [True]
 
 
 def test_waits_between_connects_grow_to_a_bound_and_are_drawn(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +160,52 @@ def test_a_throttled_write_of_the_twin_is_tried_again_on_the_same_connection(dev
     device.hub.admin.fault(kind="throttle", operation="reported", device=device.name, count=2)
     assert device.link.send_report(REPORT)
     wait_until(lambda: "lighterman" in device.hub.admin.twin(device=device.name)["properties"]["reported"], _WAIT_S)
+    assert device.online == [True]
+
+
+def test_a_patch_that_was_lost_is_made_up_for_when_the_next_one_comes(device: Device) -> None:
+    device.start()
+    device.nudge(1)
+    device.hub.admin.fault(kind="lose", operation="desired", device=device.name)
+    device.hub.admin.desired(device=device.name, desired=HubDesired.ack_patch({BOOT: 5}))
+    device.nudge(2)  # says no word of the acknowledgement
+    wait_until(lambda: Ack({BOOT: 5}) in device.acks, _WAIT_S)
+    assert device.hub.call(device.hub.faults.shown) == []
+    assert device.online == [True]
+
+
+def test_a_patch_that_was_lost_and_that_none_follows_is_in_the_twin_that_is_read_now_and_then(
+    hub: Emulator, name: str, tmp_path: Path
+) -> None:
+    device = Device(hub, name, tmp_path, twin_ms=500)
+    device.start()
+    try:
+        hub.admin.fault(kind="lose", operation="desired", device=name)
+        device.nudge(1)
+        assert hub.call(hub.faults.shown) == []  # it met the patch
+        assert device.online == [True]
+    finally:
+        device.link.stop()
+
+
+def test_a_patch_without_a_version_is_heard_because_the_sdk_is_told_to_keep_no_count(device: Device) -> None:
+    device.start()
+    session: Any = device.hub.hub.links[HubAddress.parse(device.name)]
+    topic, content = "$iothub/twin/PATCH/properties/desired/", b'{"lighterman":{"director_version":3}}'
+    device.hub.call(lambda: session._wire.publish(topic, content))
+    wait_until(lambda: device.nudges == [3], _WAIT_S)
+    assert device.online == [True]
+
+
+def test_a_twin_whose_reading_is_throttled_after_a_lost_patch_is_read_soon(device: Device) -> None:
+    device.start()
+    device.nudge(1)
+    for kind, operation in (("lose", "desired"), ("throttle", "twin-get")):
+        device.hub.admin.fault(kind=kind, operation=operation, device=device.name)
+    device.hub.admin.desired(device=device.name, desired=HubDesired.ack_patch({BOOT: 5}))
+    device.nudge(2)
+    wait_until(lambda: Ack({BOOT: 5}) in device.acks, _WAIT_S)
+    assert device.hub.call(device.hub.faults.shown) == []
     assert device.online == [True]
 
 

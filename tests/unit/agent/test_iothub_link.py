@@ -308,7 +308,7 @@ def test_a_report_that_comes_while_another_is_written_is_written_too(bench: Benc
     wait_until(lambda: [patch["lighterman"].get("number") for patch in hub.patches] == [1, 2], 10)
 
 
-def test_the_twin_is_read_now_and_then_because_patches_without_a_number_never_come(bench: Bench) -> None:
+def test_the_twin_is_read_now_and_then_because_patches_may_be_lost(bench: Bench) -> None:
     bench.link = IotHubLink(bench.hub, retry_ms_first=5, retry_ms_max=20, twin_ms=20)
     bench.hub.twin = {"desired": desired(1)}
     bench.start()
@@ -329,6 +329,18 @@ def test_a_listener_that_fails_does_not_end_the_link(bench: Bench) -> None:
     bench.link.start(nudged, bench.acks.append, bench.online.append)
     wait_until(lambda: bench.nudges == [1], 10)
     assert bench.online[-1] is True
+
+
+def test_a_listener_that_fails_when_the_link_goes_down_does_not_end_it_either(bench: Bench) -> None:
+    def told(is_online: bool) -> None:
+        bench.online.append(is_online)
+        if not is_online:
+            raise RuntimeError("no more threads")
+
+    bench.link.start(bench.nudges.append, bench.acks.append, told)
+    wait_until(lambda: bench.online == [True], 10)
+    bench.hub.drop()
+    wait_until(lambda: bench.online == [True, False, True], 10)
 
 
 def test_refused_credentials_are_told_to_who_derived_them(bench: Bench) -> None:
