@@ -266,8 +266,8 @@ class Emulator:
 
     @property
     def eventhub_address(self) -> str:
-        """Where the Event-Hubs-compatible endpoint listens."""
-        return f"sb://{self.host}:{self.amqp_port}"
+        """Where the Event-Hubs-compatible endpoint listens; empty where there is none (`lighterman[iothub]`)."""
+        return f"sb://{self.host}:{self.amqp_port}" if self.amqp_port else ""
 
     def add_device(self, device: str, **order: Any) -> str:
         """Register a device; gives its connection string. `order` is that of the verb `add`."""
