@@ -123,8 +123,13 @@ class RegistryImage(ImageSource):
             verify: ssl.SSLContext | bool = True if ca is None else ssl.create_default_context(cafile=str(ca))
         except (OSError, ssl.SSLError) as error:
             raise EdgeError("config.file-missing", f"cannot use the certificates in {ca}: {error}") from None
+        # A connection for each request: a registry may close one that waits at the moment it is used again.
         self._http = httpx.Client(
-            timeout=HTTP_TIMEOUT_S, verify=verify, trust_env=not reference.is_here, max_redirects=REDIRECTS_MAX
+            timeout=HTTP_TIMEOUT_S,
+            verify=verify,
+            trust_env=not reference.is_here,
+            max_redirects=REDIRECTS_MAX,
+            limits=httpx.Limits(max_keepalive_connections=0),
         )
 
     def close(self) -> None:
