@@ -27,7 +27,7 @@ RUN_STAMP := $(VENV)/.stamp-run
 DEV_STAMP := $(VENV)/.stamp-dev
 
 # Folders whose Python is formatted, linted and typed; those that do not exist are left out.
-SOURCES := $(wildcard edge_contract edge_agent packager cloud_registry device_sim benchmarks tests examples scripts)
+SOURCES := $(wildcard edge_contract edge_delta edge_agent packager cloud_registry device_sim benchmarks tests examples scripts)
 
 .PHONY: help demo test test-fast test-arm crash check format lock bench venv venv-dev clean clean-venv
 

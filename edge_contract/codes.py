@@ -85,6 +85,7 @@ _ROWS: Final = (
     ("artifact.golden-invalid", "quarantine", "The golden vectors cannot be read or do not fit the tensor signature."),
     ("artifact.not-a-model", "refuse", "The file is not a model of the format it was given as."),
     ("artifact.quarantined", "refuse", "This digest failed on this device before and is not tried again."),
+    ("artifact.delta-invalid", "refuse", "A delta cannot be decoded; the full blob is fetched instead."),
     ("artifact.not-found", "retry", "The registry does not have an artifact that was assigned."),
     # model: data scientist
     ("model.load-failed", "quarantine", "The engine could not load the model."),

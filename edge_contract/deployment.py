@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from edge_contract.delta import Delta, read_deltas, write_deltas
 from edge_contract.digest import Digest
 from edge_contract.errors import ContractError
 from edge_contract.jsonio import Fields, JsonObject
@@ -236,6 +237,8 @@ class Assignment:
         manifest_bytes: Its length.
         artifact: What both repositories say of it.
         policy: Signed device policy.
+        deltas: Ways to make blobs of the bundle out of others. Two assignments that differ in nothing else are equal:
+            a delta that was made meanwhile interrupts no update.
     """
 
     module: str
@@ -244,6 +247,7 @@ class Assignment:
     manifest_bytes: int
     artifact: Artifact
     policy: Policy = field(default_factory=Policy)
+    deltas: tuple[Delta, ...] = field(default=(), compare=False)
 
     def to_json(self) -> JsonObject:
         """The JSON form for the device's record."""
@@ -251,6 +255,7 @@ class Assignment:
             self.artifact.to_json()
             | self._entry()
             | {"manifest": str(self.manifest), "manifest_bytes": self.manifest_bytes}
+            | write_deltas(self.deltas)
         )
 
     def _entry(self) -> JsonObject:
@@ -265,11 +270,17 @@ class Assignment:
         """
         fields = Fields(value, "assignment", _CODE)
         return cls._read(
-            fields, Artifact.from_json(value), Digest(fields.text("manifest")), fields.integer("manifest_bytes")
+            fields,
+            Artifact.from_json(value),
+            Digest(fields.text("manifest")),
+            fields.integer("manifest_bytes"),
+            read_deltas(fields),
         )
 
     @classmethod
-    def _read(cls, fields: Fields, artifact: Artifact, manifest: Digest, manifest_bytes: int) -> "Assignment":
+    def _read(
+        cls, fields: Fields, artifact: Artifact, manifest: Digest, manifest_bytes: int, deltas: tuple[Delta, ...]
+    ) -> "Assignment":
         if not 0 < manifest_bytes <= MANIFEST_BYTES_MAX:
             raise ContractError(_CODE, f"a manifest has 1 to {MANIFEST_BYTES_MAX} bytes, not {manifest_bytes}")
         try:
@@ -280,6 +291,7 @@ class Assignment:
                 manifest_bytes=manifest_bytes,
                 artifact=artifact,
                 policy=Policy.from_json(fields.take("policy", {})),
+                deltas=deltas,
             )
         except ContractError as error:
             raise ContractError(_CODE, error.detail) from None
@@ -288,13 +300,14 @@ class Assignment:
 def director_custom(assignments: Sequence[Assignment]) -> JsonObject:
     """The custom object of one director target: the artifact, and every module that is to run it.
 
-    A target is a file and stands once in metadata, but two modules of a device may run the same bundle.
+    A target is a file and stands once in metadata, but two modules of a device may run the same bundle. Deltas stand
+    beside them: the director signs on demand, so it can tell of those made after the author signed the bundle.
 
     Args:
-        assignments: At least one, all of the same artifact and manifest.
+        assignments: At least one, all of the same artifact, manifest and deltas.
     """
     entries = [assignment._entry() for assignment in sorted(assignments, key=lambda item: item.module)]
-    return assignments[0].artifact.to_json() | {"assignments": entries}
+    return assignments[0].artifact.to_json() | {"assignments": entries} | write_deltas(assignments[0].deltas)
 
 
 def read_director_custom(value: Any, manifest: Digest, manifest_bytes: int) -> tuple[Assignment, ...]:
@@ -309,8 +322,10 @@ def read_director_custom(value: Any, manifest: Digest, manifest_bytes: int) -> t
         entries = fields.items("assignments", MODULES_MAX, required=True)
     except ContractError as error:
         raise ContractError(_CODE, error.detail) from None
+    deltas = read_deltas(fields)
     result = tuple(
-        Assignment._read(Fields(entry, "assignment", _CODE), artifact, manifest, manifest_bytes) for entry in entries
+        Assignment._read(Fields(entry, "assignment", _CODE), artifact, manifest, manifest_bytes, deltas)
+        for entry in entries
     )
     if not result or len({assignment.module for assignment in result}) != len(result):
         raise ContractError(_CODE, "a director target is for one or more modules, each named once")

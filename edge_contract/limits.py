@@ -79,3 +79,9 @@ PERIOD_MS_MAX: Final = 24 * 3600 * 1000
 POLL_MS_DEFAULT: Final = 60_000
 REPORT_MS_DEFAULT: Final = 60_000
 DEVICE_TOKEN_MS_MAX: Final = 10 * 60 * 1000  # longest life of a token that a device signs for itself
+
+DELTAS_MAX: Final = 64
+"""Deltas that signed metadata list for one bundle."""
+
+DELTA_PEAK_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Memory that decoding any delta may take beside Python, numpy and zstandard."""

@@ -290,7 +290,8 @@ class Report:
         director_version: Version of the newest director targets it trusts, 0 when none.
         modules: Modules by name.
         error: An error that belongs to no module, for example an untrusted clock.
-        bytes_fetched: Bytes of blobs pulled since this boot.
+        bytes_fetched: Bytes of blobs pulled since this boot, deltas included.
+        bytes_saved: Bytes that needed no pulling since this boot because deltas made them.
         clock_trusted: False when the clock is behind a time known to have passed; metadata is then judged by that.
     """
 
@@ -304,6 +305,7 @@ class Report:
     modules: dict[str, ReportedModule] = field(default_factory=dict)
     error: ReportedError | None = None
     bytes_fetched: int = 0
+    bytes_saved: int = 0
     clock_trusted: bool = True
 
     def to_bytes(self) -> bytes:
@@ -321,6 +323,7 @@ class Report:
                 "modules": {name: module.to_json() for name, module in self.modules.items()},
                 "error": None if self.error is None else self.error.to_json(),
                 "bytes_fetched": self.bytes_fetched,
+                "bytes_saved": self.bytes_saved,
                 "clock_trusted": self.clock_trusted,
             }
         )
@@ -350,6 +353,7 @@ class Report:
             modules={model_name(name): ReportedModule.from_json(modules.take(name)) for name in names},
             error=None if error is None else ReportedError.from_json(error),
             bytes_fetched=fields.integer("bytes_fetched", 0),
+            bytes_saved=fields.integer("bytes_saved", 0),
             clock_trusted=fields.flag("clock_trusted", True),
         )
 

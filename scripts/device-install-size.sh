@@ -21,7 +21,7 @@ trap 'rm -rf "$work"' EXIT
 grep -E '^[A-Za-z0-9._-]+(\[[^]]*\])?==' requirements.lock | sed -e 's/ *\\$//' -e 's/\[[^]]*\]//' >"$work/constraints.txt"
 # From a copy: a build in the tree leaves folders that a later build would pick up.
 mkdir "$work/source"
-cp -R edge_contract edge_agent packager cloud_registry device_sim pyproject.toml README.md LICENSE "$work/source/"
+cp -R edge_contract edge_delta edge_agent packager cloud_registry device_sim pyproject.toml README.md LICENSE "$work/source/"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 "$python" -m pip --python "$work/venv/bin/python" install --quiet --no-compile \
     --constraint "$work/constraints.txt" "$work/source[$roles]"

@@ -31,7 +31,7 @@ if [[ ${1:-} == --check ]]; then
     shift
 fi
 
-roles=(agent onnx litert azure azure-cloud packager cloud hsm mlflow sim)
+roles=(agent onnx litert delta azure azure-cloud packager cloud hsm mlflow sim)
 
 # pip builds our own project without isolation, from what the lock installs: so the build backend is locked too.
 build_requirements=$("$PYTHON_BIN" - <<'PYTHON'

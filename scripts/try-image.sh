@@ -62,7 +62,7 @@ rm -rf --one-file-system "$work/root"
 # -- the image ----------------------------------------------------------------------------------------------------
 echo "building the image" >&2
 mkdir "$work/source"
-(cd "$repository" && cp -R edge_contract edge_agent pyproject.toml README.md LICENSE requirements.lock "$work/source/")
+(cd "$repository" && cp -R edge_contract edge_delta edge_agent pyproject.toml README.md LICENSE requirements.lock "$work/source/")
 settings=()
 for file in /etc/pip.conf "$HOME/.config/pip/pip.conf" /etc/ssl/certs/ca-certificates.crt; do
     [[ ! -f $file ]] || settings+=(--volume "$file:$file:ro")

@@ -123,7 +123,7 @@ echo "installing the device's side for Python $version" >&2
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # From a copy: a build in the tree leaves folders that a later build would pick up.
 mkdir "$work/source"
-(cd "$repository" && cp -R edge_contract edge_agent packager cloud_registry device_sim pyproject.toml README.md LICENSE \
+(cd "$repository" && cp -R edge_contract edge_delta edge_agent packager cloud_registry device_sim pyproject.toml README.md LICENSE \
     "$work/source/")
 "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/wheel" "$work/source" >&2
 wheel=$(echo "$work"/wheel/lighterman-*.whl)

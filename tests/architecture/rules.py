@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "edge_contract": frozenset(),
-    "edge_agent": frozenset({"edge_contract"}),
-    "packager": frozenset({"edge_contract", "cloud_registry"}),
+    "edge_delta": frozenset({"edge_contract"}),
+    "edge_agent": frozenset({"edge_contract", "edge_delta"}),
+    "packager": frozenset({"edge_contract", "edge_delta", "cloud_registry"}),
     "cloud_registry": frozenset({"edge_contract"}),
-    "device_sim": frozenset({"edge_contract", "edge_agent", "packager", "cloud_registry"}),
+    "device_sim": frozenset({"edge_contract", "edge_delta", "edge_agent", "packager", "cloud_registry"}),
 }
 """Which of the other packages a package may import."""
 
@@ -119,9 +120,10 @@ HEAVY_LIBRARIES: tuple[HeavyLibrary, ...] = (
     HeavyLibrary("ai_edge_litert", ("edge_agent/worker/**", "packager/**", "device_sim/**")),
     HeavyLibrary(
         "numpy",
-        ("edge_agent/worker/**", "edge_agent/inference_arrays.py", "packager/**", "device_sim/**"),
+        ("edge_agent/worker/**", "edge_agent/inference_arrays.py", "edge_delta/**", "packager/**", "device_sim/**"),
         files_max=ANY,
     ),  # the data plane's common tongue
+    HeavyLibrary("zstandard", ("edge_delta/**", "packager/delta/**"), files_max=3),
     HeavyLibrary("onnx", ("packager/**", "device_sim/**"), files_max=2),
     HeavyLibrary("safetensors", ("device_sim/**",)),
     HeavyLibrary("sklearn", ("device_sim/**",)),
@@ -185,10 +187,10 @@ LIGHT_STARTS: dict[str, frozenset[str]] = {
     "edge_agent.binding.process": HEAVY_NAMES - {"paho"},
     "edge_agent.shell.runner": HEAVY_NAMES - {"paho", "tuf", "securesystemslib"},
     "cloud_registry.core": HEAVY_NAMES | {"click", "cryptography"},
-    # httpx imports rich by itself where that is installed.
-    "cloud_registry.client": HEAVY_NAMES - {"httpx", "rich"},
+    # httpx imports rich and zstandard by itself where they are installed.
+    "cloud_registry.client": HEAVY_NAMES - {"httpx", "rich", "zstandard"},
     "cloud_registry.cli": HEAVY_NAMES,
-    "packager.cli": HEAVY_NAMES - {"httpx", "rich"},
+    "packager.cli": HEAVY_NAMES - {"httpx", "rich", "zstandard"},
     "device_sim.cli": HEAVY_NAMES - {"rich"},
 }
 """What importing a module must not load, directly or through others."""

@@ -31,7 +31,7 @@ REGISTRY_HOSTS = tuple(
     )
 )
 TEXT_BYTES_MAX = 4_000_000
-ROLES = ("agent", "onnx", "litert", "azure", "azure-cloud", "packager", "cloud", "hsm", "mlflow", "sim")
+ROLES = ("agent", "onnx", "litert", "delta", "azure", "azure-cloud", "packager", "cloud", "hsm", "mlflow", "sim")
 LOCKS: dict[str, tuple[str, ...]] = {"requirements.lock": ROLES, "requirements-dev.lock": (*ROLES, "iothub", "dev")}
 LOCKED = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^ ;\\]+)", re.MULTILINE)
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PACKAGES = ("edge_contract", "edge_agent", "packager", "cloud_registry", "device_sim")
+PACKAGES = ("edge_contract", "edge_delta", "edge_agent", "packager", "cloud_registry", "device_sim")
 
 
 @dataclass(frozen=True)
