@@ -1,0 +1,98 @@
+"""Range asymmetric numeral systems with many states side by side, so that numpy does the work.
+
+32-bit states, 16-bit words, 12-bit frequencies: at most one word a state and symbol. The states run through the whole
+file, so that what they cost, four bytes each, is paid once. A state begins (for the encoder) and ends (for the decoder)
+at `LOWEST`, which is one more check that everything was read as it was written.
+
+Source: J. Duda, "Asymmetric numeral systems", arXiv:1311.2540; interleaving: F. Giesen, arXiv:1402.3392.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from edge_delta.elements import Array
+from edge_delta.errors import DeltaError
+from edge_delta.symbols import CONTEXTS
+from edge_delta.tables import PROBABILITY_BITS, TOTAL, Tables, fill
+
+LOWEST: Final = 2**16
+WORD: Final = np.dtype("<u2")
+_SLOT: Final = np.uint32(TOTAL - 1)
+_BITS: Final = np.uint32(PROBABILITY_BITS)
+_WORD_BITS: Final = np.uint32(16)
+_ONE: Final = np.uint32(1)
+
+
+class Lanes:
+    """The decoder's states, its tables and their lookup. Used by one thread."""
+
+    def __init__(self, states: Array) -> None:
+        """Begin with the states that the encoder ended with.
+
+        Args:
+            states: uint32, one a lane, each `LOWEST` or more.
+
+        Raises:
+            DeltaError: When a state is impossible.
+        """
+        if states.size and int(states.min()) < LOWEST:
+            raise DeltaError("a rANS state is below its lowest value")
+        self.states = states.astype(np.uint32)
+        self.tables = Tables()
+        self._lookup = np.empty((CONTEXTS, TOTAL), np.uint32)
+        self.refill()
+
+    def refill(self) -> None:
+        """Make the whole lookup anew, after tables were loaded."""
+        fill(self._lookup, np.arange(CONTEXTS), self.tables.frequencies)
+
+    def decode(self, contexts: Array, words: Array) -> tuple[Array, int]:
+        """Decode a chunk.
+
+        Args:
+            contexts: uint16, of each element.
+            words: uint16, what follows in the file; it may be more than is needed.
+
+        Returns:
+            uint8 symbols, and how many words were used.
+
+        Raises:
+            DeltaError: When the words run out.
+        """
+        count, lanes = contexts.size, self.states.size
+        if not lanes:
+            raise DeltaError("tensors without a rANS state")
+        starts = contexts.astype(np.uint32) << _BITS
+        table, states = self._lookup.ravel(), self.states
+        symbols = np.empty(count, np.uint8)
+        used = 0
+        for start in range(0, count, lanes):
+            place = starts[start : start + lanes]
+            x = states[: place.size]
+            entry = table[place | (x & _SLOT)]
+            symbols[start : start + lanes] = entry >> np.uint32(24)
+            x = (((entry >> _BITS) & _SLOT) + _ONE) * (x >> _BITS) + (entry & _SLOT)
+            low = np.flatnonzero(x < LOWEST)
+            if low.size:
+                if used + low.size > words.size:
+                    raise DeltaError("the words of a tensor run out")
+                x[low] = (x[low] << _WORD_BITS) | words[used : used + low.size]
+                used += low.size
+            states[: place.size] = x
+        return symbols, used
+
+    def learn(self, contexts: Array, symbols: Array) -> None:
+        """Count a chunk's symbols; see `Tables.take`."""
+        changed = self.tables.take(contexts, symbols)
+        if changed is not None:
+            fill(self._lookup, changed, self.tables.frequencies)
+
+    def finish(self) -> None:
+        """Require that every state is back where the encoder began.
+
+        Raises:
+            DeltaError: When one is not.
+        """
+        if (self.states != LOWEST).any():
+            raise DeltaError("the entropy-coded data do not end where they should")

@@ -1,0 +1,316 @@
+"""Makes a delta between two files: finds tensors, predicts each from its base, codes what is left (ADR 0037)."""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+
+from edge_contract.errors import EdgeError
+from edge_delta.blocks import block_at
+from edge_delta.elements import BY_NAME, I32, Array, ordered, wrapped, zigzag
+from edge_delta.limits import DICTIONARY_BYTES_MAX, GLUE_BYTES_MAX, READ_BYTES, UNIT_BYTES, UNIT_DIGEST_BYTES
+from edge_delta.predict import Prediction
+from edge_delta.symbols import places
+from edge_delta.wire import (
+    DIGEST_BYTES,
+    Copy,
+    Flag,
+    Glue,
+    Head,
+    Operation,
+    Packer,
+    Predicted,
+    peak_bytes,
+    read_head,
+    units_of,
+    write_head,
+)
+from packager.delta.coder import Coded, Coder
+from packager.delta.fit import Fit, Pair, fit, grid_numbers
+from packager.delta.formats import Tensor, read_tensors
+from packager.delta.plain import pack_gap, pack_planes
+from packager.delta.plan import Alone, Changed, Gap, Part, Same, make_plan
+
+_GLUE_PART_MAX: Final = 65_536
+"""Longer gaps are windows of their own, so that the glue stays small enough to hold."""
+_DOUBTFUL: Final = 0.8
+"""Estimated share of a tensor from which on its planes are packed too, and the smaller one is taken."""
+_OPAQUE_BYTES: Final = 64 * 1024 * 1024
+"""Files up to this length are tried as plain bytes too, where the delta is no good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A delta that was made.
+
+    Attributes:
+        bytes: Its length.
+        new_bytes: Length of the file that it makes.
+        peak_bytes: Memory that decoding takes at most beside Python, numpy and zstandard.
+        seconds: Processor time that making it took.
+        kinds: Bytes of output by kind of operation.
+    """
+
+    bytes: int
+    new_bytes: int
+    peak_bytes: int
+    seconds: float
+    kinds: dict[str, int]
+
+
+def encode(
+    base: Path,
+    new: Path,
+    out: Path,
+    *,
+    base_tensors: Sequence[Tensor] | None = None,
+    new_tensors: Sequence[Tensor] | None = None,
+    effort: int = 1,
+) -> Encoded:
+    """Make the delta from one file to another.
+
+    Args:
+        base: What a device holds; at least one byte.
+        new: What it is to make; at least one byte.
+        out: Where the delta goes; written beside it, synced and renamed.
+        base_tensors: Where tensors lie in the base; none to look for them.
+        new_tensors: Likewise.
+        effort: 0 is fast, 1 looks for low-rank parts, 2 looks longer.
+
+    Returns:
+        What was made. It may be longer than the new file, when the two have nothing in common.
+
+    Raises:
+        EdgeError: `config.file-missing`, `device.disk-full`, `device.disk-error`.
+    """
+    began = time.process_time()
+    base_bytes, new_bytes = _mapped(base), _mapped(new)
+    try:
+        folder = out.absolute().parent
+        with tempfile.TemporaryFile(dir=folder) as spill, np.errstate(all="ignore"):
+            known = read_tensors(base) if base_tensors is None else tuple(base_tensors)
+            wanted = read_tensors(new) if new_tensors is None else tuple(new_tensors)
+            writer = _Writer(base_bytes, new_bytes, spill)
+            writer.write(make_plan(base_bytes, new_bytes, known, wanted).parts, effort)
+            best = writer.finish(folder)
+            is_poor = best.stat().st_size > _DOUBTFUL * new_bytes.size or new_bytes.size < _GLUE_PART_MAX
+            if is_poor and known and wanted and new_bytes.size <= _OPAQUE_BYTES:
+                with tempfile.TemporaryFile(dir=folder) as other:
+                    plain = _Writer(base_bytes, new_bytes, other)
+                    plain.write(make_plan(base_bytes, new_bytes, (), ()).parts, effort)
+                    second = plain.finish(folder)
+                if second.stat().st_size < best.stat().st_size:
+                    best, second, writer = second, best, plain
+                second.unlink()
+            size = best.stat().st_size
+            with best.open("rb") as file:
+                peak = peak_bytes(read_head(file))
+            os.replace(best, out)
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        raise EdgeError("device.disk-error", f"writing {out}: {error.strerror}") from error
+    return Encoded(size, new_bytes.size, peak, time.process_time() - began, dict(writer.kinds))
+
+
+def _mapped(path: Path) -> Array:
+    try:
+        if not path.stat().st_size:
+            raise EdgeError("config.invalid", f"{path} is empty", "A delta needs two files with something in them.")
+        return np.memmap(path, np.uint8, "r")
+    except OSError as error:
+        raise EdgeError("config.file-missing", f"{path} cannot be read: {error.strerror}") from None
+
+
+class _Writer:
+    """Collects operations and what each reads of the body."""
+
+    def __init__(self, base: Array, new: Array, spill: BinaryIO) -> None:
+        self._base = base
+        self._new = new
+        self._spill = spill
+        self._coder = Coder(spill)
+        self._operations: list[Operation] = []
+        self._body: list[tuple[int, int] | int] = []  # a range of the spill, or a chunk's number
+        self._glue = bytearray()
+        self.kinds: Counter[str] = Counter()
+
+    def write(self, parts: Iterable[Part], effort: int) -> None:
+        """Take every part in order."""
+        for part in parts:
+            match part:
+                case Same(start, end, base):
+                    self._add(Copy(base, end - start))
+                case Gap(start, end) if end - start <= _GLUE_PART_MAX and len(self._glue) < GLUE_BYTES_MAX // 2:
+                    self._glue += self._new[start:end].tobytes()
+                    self._add(Glue(end - start))
+                case Gap(start, end, near):
+                    for operation, frame in pack_gap(self._base, self._new[start:end], near):
+                        self._add(operation, frame)
+                case Alone(start, end, tensor):
+                    self._alone(tensor)
+                case Changed() as changed:
+                    self._changed(changed, effort)
+
+    def _add(self, operation: Operation, frame: bytes = b"") -> None:
+        self.kinds[type(operation).__name__.lower()] += operation.length
+        last = self._operations[-1] if self._operations else None
+        if isinstance(operation, Glue) and isinstance(last, Glue):
+            self._operations[-1] = Glue(last.length + operation.length)
+            return
+        self._operations.append(operation)
+        if frame:
+            self._keep(frame)
+
+    def _keep(self, data: bytes) -> None:
+        place = self._spill.seek(0, 2)
+        self._spill.write(data)
+        self._body.append((place, len(data)))
+
+    # -- tensors ---------------------------------------------------------------------------------------------------
+
+    def _alone(self, tensor: Tensor) -> None:
+        kind = BY_NAME[tensor.dtype]
+        for operation, frame in pack_planes(kind, self._new[tensor.start : tensor.end].view(kind.unsigned)):
+            self._add(operation, frame)
+
+    def _changed(self, part: Changed, effort: int) -> None:
+        kind = BY_NAME[part.new.dtype]
+        best: Fit | None = None
+        best_pair: Pair | None = None
+        for rows, columns in _shapes(part.new.shape):
+            base = self._base[part.base.start : part.base.end].view(kind.unsigned).reshape(rows, columns)
+            new = self._new[part.new.start : part.new.end].view(kind.unsigned).reshape(rows, columns)
+            pair = Pair(kind, base, new)
+            found = fit(pair, part.base.start, effort)
+            if best is None or found.bits < best.bits:
+                best, best_pair = found, pair
+        if best is None or best_pair is None:
+            raise AssertionError("a tensor has one shape at least")
+        if kind.is_float and best.bits > _DOUBTFUL * 8 * (part.end - part.start):
+            packed = list(pack_planes(kind, best_pair.new.reshape(-1)))
+            if sum(len(frame) for _, frame in packed) * 8 < best.bits:
+                for operation, frame in packed:
+                    self._add(operation, frame)
+                return
+        self._predicted(best, best_pair)
+
+    def _predicted(self, found: Fit, pair: Pair) -> None:
+        tensor, side = found.tensor, found.side
+        data = side.to_bytes()
+        if len(data) != tensor.side_bytes:
+            raise AssertionError(f"side information of {len(data)} bytes where {tensor.side_bytes} are read")
+        frame = Packer(19, 22)(data) if data else b""
+        tensor = replace(tensor, packed=len(frame))
+        self._add(tensor, frame)
+        prediction = Prediction(tensor, side)
+        element, total = 0, tensor.rows * tensor.columns
+        while element < total:
+            rows, columns = block_at(tensor, element, self._coder.chunk_elements())
+            base, new = pair.base[rows, columns], pair.new[rows, columns]
+            classes = prediction.classes(rows, columns)
+            if Flag.GRID in tensor.flags:
+                if side.steps is None:
+                    raise AssertionError("a grid without steps")
+                difference = grid_numbers(pair, side.steps, rows)[:, columns]
+                found_places = places(I32, base, None, *classes)
+                kind = I32
+            else:
+                kind = pair.kind
+                guess, exact = prediction.block(base, rows, columns)
+                found_places = places(kind, guess, exact if Flag.FINE in tensor.flags else None, *classes)
+                difference = wrapped(kind, ordered(kind, new) - ordered(kind, guess))
+            if found_places.is_turned is not None:
+                difference = wrapped(kind, np.where(found_places.is_turned, -difference, difference))
+            number = self._coder.add(kind, found_places.contexts.ravel(), zigzag(difference).ravel())
+            self._body.append(number)
+            element += base.size
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def finish(self, folder: Path) -> Path:
+        """Write the delta into a temporary file of a folder, synced; the caller names or removes it."""
+        states, coded = self._coder.finish()
+        ranges, dictionary = self._dictionary()
+        glue = Packer(19, 22)(bytes(self._glue), dictionary) if self._glue else b""
+        if len(glue) == len(self._glue):
+            ranges = ()
+        whole = hashlib.sha256(memoryview(self._new))
+        head = Head(
+            base_bytes=self._base.size,
+            new_bytes=self._new.size,
+            base=hashlib.sha256(memoryview(self._base)).digest()[:DIGEST_BYTES],
+            new=whole.digest()[:DIGEST_BYTES],
+            states=states,
+            ranges=ranges,
+            glue_bytes=len(self._glue),
+            glue_packed=len(glue),
+            operations=tuple(self._operations),
+            units=tuple(
+                hashlib.sha256(memoryview(self._new[number * UNIT_BYTES : (number + 1) * UNIT_BYTES])).digest()[
+                    :UNIT_DIGEST_BYTES
+                ]
+                for number in range(units_of(self._new.size))
+            ),
+        )
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".delta-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(write_head(head, Packer(19, 22)))
+                file.write(glue)
+                for item in self._body:
+                    self._copy(coded, item, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+        return Path(name)
+
+    def _copy(self, coded: list[Coded], item: tuple[int, int] | int, file: BinaryIO) -> None:
+        for place, length in (coded[item].words, coded[item].raw) if isinstance(item, int) else (item,):
+            self._spill.seek(place)
+            for start in range(0, length, READ_BYTES):
+                file.write(self._spill.read(min(READ_BYTES, length - start)))
+
+    def _dictionary(self) -> tuple[tuple[tuple[int, int], ...], bytes]:
+        """Bytes of the base that no operation reads, for the glue to refer to."""
+        used = sorted(
+            (operation.offset, operation.offset + operation.length)
+            for operation in self._operations
+            if isinstance(operation, Copy | Predicted)
+        )
+        ranges = []
+        place, room = 0, DICTIONARY_BYTES_MAX // 2
+        for start, end in [*used, (self._base.size, self._base.size)]:
+            length = min(start - place, room)
+            if length > 0 and self._glue:
+                ranges.append((place, length))
+                room -= length
+            place = max(place, end)
+        content = b"".join(self._base[start : start + length].tobytes() for start, length in ranges)
+        return tuple(ranges), content
+
+
+def _shapes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The matrices that a tensor may be seen as: first dimension by the rest, and the rest by the last dimension."""
+    size = prod(shape)
+    if len(shape) < 2:
+        return [(1, size)]
+    found = [(shape[0], size // shape[0])]
+    if len(shape) > 2 and (size // shape[-1], shape[-1]) not in found:
+        found.append((size // shape[-1], shape[-1]))
+    return found

@@ -1,0 +1,142 @@
+"""Bytes without known structure: long equal runs are copied, the rest is zstd with the likeliest part of the base at hand."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from edge_delta.elements import Array
+from edge_delta.limits import DICTIONARY_BYTES_MAX, WINDOW_BYTES_MAX
+
+_BLOCK: Final = 64
+"""Bytes that have to be equal for a place in the base to be found."""
+_STRIDE: Final = 32
+_RUN_MIN: Final = 16_384
+"""Equal bytes that are worth an operation of their own; zstd finds shorter ones."""
+_BASE: Final = np.uint64(0x9E3779B97F4A7C15 | 1)
+_PART: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the new bytes.
+
+    Attributes:
+        start: Where it begins.
+        length: Bytes.
+        base: Where in the base equal bytes begin (`is_equal`), or where the dictionary does.
+        dictionary: Length of the dictionary; 0 for a copy.
+        is_equal: Whether it is a copy.
+    """
+
+    start: int
+    length: int
+    base: int
+    dictionary: int
+    is_equal: bool
+
+
+def pieces(base: Array, new: Array, near: int) -> list[Piece]:
+    """Cut some bytes into copies and windows.
+
+    Args:
+        base: All of the base, uint8.
+        new: What is to be made, uint8.
+        near: Where in the base similar bytes are likely, when nothing tells better.
+
+    Returns:
+        Pieces that follow each other and cover `new`.
+    """
+    index = _Index(base) if new.size >= _BLOCK and base.size >= _BLOCK else None
+    result: list[Piece] = []
+    place = 0
+    for start, length, where in [] if index is None else index.runs(new):
+        result += _windows(index, base.size, new, place, start, near)
+        result.append(Piece(start, length, where, 0, True))
+        place, near = start + length, where + length
+    return result + _windows(index, base.size, new, place, new.size, near)
+
+
+def _windows(index: "_Index | None", base_bytes: int, new: Array, start: int, end: int, near: int) -> list[Piece]:
+    result = []
+    for place in range(start, end, WINDOW_BYTES_MAX):
+        length = min(WINDOW_BYTES_MAX, end - place)
+        centre = None if index is None else index.likely(new[place : place + length])
+        if centre is None:
+            centre = near + (place - start) + length // 2
+        size = min(DICTIONARY_BYTES_MAX, base_bytes)
+        begin = int(np.clip(centre - size // 2, 0, base_bytes - size))
+        result.append(Piece(place, length, begin, size, False))
+    return result
+
+
+class _Index:
+    """Places of the base by the hash of what stands there."""
+
+    def __init__(self, base: Array) -> None:
+        self._base = base
+        hashes = [
+            _hashes(base[start : start + _PART + _BLOCK - 1])[::_STRIDE][: _PART // _STRIDE]
+            for start in range(0, base.size - _BLOCK + 1, _PART)
+        ]
+        self._hashes = np.concatenate(hashes)
+        self._order = np.argsort(self._hashes, kind="stable")
+        self._sorted = self._hashes[self._order]
+
+    def find(self, new: Array, step: int) -> tuple[Array, Array]:
+        """Places of `new`, every `step` bytes, that stand in the base: where in `new`, and where in the base."""
+        if new.size < _BLOCK:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        hashes = _hashes(new)[::step]
+        at = np.minimum(np.searchsorted(self._sorted, hashes), self._sorted.size - 1)
+        hit = np.flatnonzero(self._sorted[at] == hashes)
+        return hit * step, self._order[at[hit]].astype(np.int64) * _STRIDE
+
+    def likely(self, new: Array) -> int | None:
+        """The middle of the part of the base that most of these bytes come from, or none."""
+        _, where = self.find(new, 1)
+        return None if where.size < 8 else int(np.median(where))
+
+    def runs(self, new: Array) -> list[tuple[int, int, int]]:
+        """Equal runs of `_RUN_MIN` bytes or more: start in `new`, length, start in the base; in order, apart."""
+        found: list[tuple[int, int, int]] = []
+        end = 0
+        for part in range(0, new.size, _PART):
+            places, where = self.find(new[part : part + _PART + _BLOCK], 1)
+            # A long run is hit every stride with the same distance.
+            for place, at in zip(places + part, where, strict=True):
+                if place < end:
+                    continue
+                length = self._equal(new, int(place), int(at))
+                if length >= _RUN_MIN:
+                    found.append((int(place), length, int(at)))
+                    end = int(place) + length
+        return found
+
+    def _equal(self, new: Array, place: int, at: int) -> int:
+        total = 0
+        size = _BLOCK * 4
+        while True:
+            count = min(size, new.size - place - total, self._base.size - at - total)
+            if count <= 0:
+                return total
+            differs = np.flatnonzero(
+                new[place + total : place + total + count] != self._base[at + total : at + total + count]
+            )
+            if differs.size:
+                return total + int(differs[0])
+            total += count
+            size = min(size * 4, 2**22)
+
+
+def _hashes(data: Array) -> Array:
+    """A rolling hash of every `_BLOCK` bytes: uint64, `len(data) - _BLOCK + 1` of them, modulo 2**64."""
+    hashes = data.astype(np.uint64)
+    width = 1
+    power = _BASE
+    # Doubling: hash(2w) at i = hash(w) at i * base**w + hash(w) at i + w.
+    while width < _BLOCK:
+        hashes = hashes[:-width] * power + hashes[width:]
+        power = power * power
+        width *= 2
+    return hashes

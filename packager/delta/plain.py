@@ -1,0 +1,54 @@
+"""Packs bytes that no tensor of the base predicts: windows of zstd, and planes of floats."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from edge_delta.elements import Array, Kind
+from edge_delta.limits import WINDOW_BYTES_MAX
+from edge_delta.wire import Copy, Packer, Planes, Window
+from packager.delta.opaque import pieces
+
+_WINDOW_LOG: Final = 23
+_LEVEL: Final = 19
+_FAST_LEVEL: Final = 12
+_FAST_BYTES: Final = 64 * 1024 * 1024
+"""More bytes than these are packed at the faster level."""
+
+
+def pack_gap(base: Array, new: Array, near: int) -> Iterator[tuple[Copy | Window, bytes]]:
+    """Operations for bytes without known structure, each with what it reads of the body.
+
+    Args:
+        base: All of the base, uint8.
+        new: The bytes, uint8.
+        near: Where in the base similar ones are likely.
+    """
+    pack = Packer(_LEVEL if new.size <= _FAST_BYTES else _FAST_LEVEL, _WINDOW_LOG)
+    for piece in pieces(base, new, near):
+        if piece.is_equal:
+            yield Copy(piece.base, piece.length), b""
+            continue
+        content = new[piece.start : piece.start + piece.length].tobytes()
+        frame = pack(content, base[piece.base : piece.base + piece.dictionary].tobytes())
+        yield Window(piece.base, piece.dictionary, piece.length, len(frame)), frame
+
+
+def pack_planes(kind: Kind, new: Array) -> Iterator[tuple[Planes, bytes]]:
+    """Operations for floats without a base, each with what it reads of the body.
+
+    Args:
+        kind: Their type.
+        new: Bit patterns, `kind.unsigned`, one dimension.
+    """
+    pack = Packer(_LEVEL, 21)
+    count = WINDOW_BYTES_MAX // kind.bytes
+    top = kind.unsigned.type(kind.bits - 1)
+    one = kind.unsigned.type(1)
+    for start in range(0, new.size, count):
+        bits = new[start : start + count]
+        turned = (bits << one) | (bits >> top)
+        planes = np.ascontiguousarray(turned).view(np.uint8).reshape(-1, kind.bytes)
+        frames = [pack(np.ascontiguousarray(planes[:, number]).tobytes()) for number in range(kind.bytes)]
+        yield Planes(kind.bytes, bits.size, True, tuple(len(frame) for frame in frames)), b"".join(frames)
