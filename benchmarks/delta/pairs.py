@@ -100,7 +100,8 @@ def _write(pair: Pair, weights: str, is_new: bool, workshop: Workshop, path: Pat
     writers: dict[str, Callable[[], None]] = {
         "tflite": lambda: containers.write_tflite(path, _plain(workshop.weights(weights)), is_quantised=False),
         "tflite8": lambda: containers.write_tflite(path, _plain(workshop.weights(weights)), is_quantised=True),
-        "bf16": lambda: containers.write_safetensors_bf16(path, workshop.weights(weights)),
+        "bf16": lambda: containers.write_safetensors_bf16(path, _plain(workshop.weights(weights))),
+        "bf16raw": lambda: containers.write_safetensors_bf16(path, workshop.weights(weights)),
         "forest": lambda: _write_forest(path, is_new),
     }
     if pair.form in writers:

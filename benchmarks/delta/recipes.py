@@ -68,7 +68,8 @@ class Pair:
     Attributes:
         name: Of the pair and of its folder.
         kind: Letter of the study: a fine-tune, b retrain, c head, d INT8, e metadata, f other seed, g LoRA, h half
-            precision, j other shape, k opaque, t a real update scaled to a size.
+            precision, j other shape, k opaque; t counts in no figure: updates scaled to a size, normalisation kept
+            apart from the weights.
         form: How weights become a file.
         base: Weights before.
         new: Weights after.
@@ -88,7 +89,8 @@ class Pair:
 
 SUFFIXES = {
     "onnx": ".onnx", "f16": ".onnx", "i8pc": ".onnx", "i8pt": ".onnx", "i8dyn": ".onnx", "meta": ".onnx",
-    "tflite": ".tflite", "tflite8": ".tflite", "bf16": ".safetensors", "forest": ".pkl",
+    "tflite": ".tflite", "tflite8": ".tflite", "bf16": ".safetensors",
+    "bf16raw": ".safetensors", "forest": ".pkl",
 }  # fmt: skip
 
 PAIRS = (
@@ -115,6 +117,7 @@ PAIRS = (
     Pair("rf_pickle_retrain", "k", "forest", "", ""),
     Pair("cnn_retrain_sameinit", "b", "onnx", "cnn", "cnn_retrain"),
     Pair("cnn_scratch", "f", "onnx", "cnn", "cnn_scratch"),
+    Pair("cnn_bf16_unfolded_1e-4", "t", "bf16raw", "cnn", "cnn_adam_1e-4"),
     Pair("cnn_touched_0.003", "t", "onnx", "cnn", "cnn_touched_0.003"),
     Pair("cnn_touched_0.01", "t", "onnx", "cnn", "cnn_touched_0.01"),
     Pair("cnn_touched_0.05", "t", "onnx", "cnn", "cnn_touched_0.05"),
