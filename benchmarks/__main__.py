@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 import benchmarks
-from benchmarks._verdicts import table
+from benchmarks._verdicts import columns, table
 
 _FORMAT_VERSION = 1
 
@@ -130,6 +130,10 @@ def _print_lines(value: Any, indent: int = 0) -> None:
         elif name == "figures":
             for line in table(inner):
                 click.echo(f"{' ' * indent}{line}")
+        elif isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner):
+            click.echo(f"{' ' * indent}{name}:")
+            for line in columns(inner):
+                click.echo(f"{' ' * (indent + 2)}{line}")
         else:
             click.echo(f"{' ' * indent}{name}: {inner}")
 

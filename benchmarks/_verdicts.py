@@ -56,12 +56,17 @@ _COLUMNS = ("figure", "value", "must", "aim", "unit", "verdict", "note")
 
 def table(figures: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of a table of what `Figure.to_json` gives, and a last one that counts the verdicts."""
-    rows = [_COLUMNS, *(tuple(_cell(figure[column]) for column in _COLUMNS) for figure in figures)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(_COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     verdicts = [str(figure["verdict"]) for figure in figures]
     counted = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-    return [*lines, f"{len(figures)} figures: {counted}"]
+    return [*columns(figures, _COLUMNS), f"{len(figures)} figures: {counted}"]
+
+
+def columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> list[str]:
+    """Lines of a table with a heading; of the columns `names`, or of all that any row has."""
+    names = names or list(dict.fromkeys(name for row in rows for name in row))
+    cells = [tuple(names), *(tuple(_cell(row.get(name)) for name in names) for row in rows)]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(names))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def _cell(value: Any) -> str:

@@ -39,20 +39,29 @@ class Domain:
     test: Split
 
 
-def digits() -> Domain:
-    """The 1,797 digits bundled with scikit-learn: 8x8 pixels from 0 to 1."""
+def _shuffled() -> Split:
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
     order = np.random.default_rng(11).permutation(len(loaded.target))
-    x = (loaded.images[order] / 16).astype(np.float32)[:, None]
-    y = loaded.target[order].astype(np.int64)
-    field, test = slice(_TRAINED, _TRAINED + _FIELD), slice(_TRAINED + _FIELD, None)
+    return Split((loaded.images[order] / 16).astype(np.float32)[:, None], loaded.target[order].astype(np.int64))
+
+
+def digits() -> Domain:
+    """The 1,797 digits bundled with scikit-learn: 8x8 pixels from 0 to 1."""
+    every, unseen = _shuffled(), unseen_digits()
+    field = slice(_TRAINED, _TRAINED + _FIELD)
     return Domain(
-        Split(x[:_TRAINED], y[:_TRAINED]),
-        Split(worn(x[field], 12), y[field]),
-        Split(worn(x[test], 13), y[test]),
+        Split(every.x[:_TRAINED], every.y[:_TRAINED]),
+        Split(worn(every.x[field], 12), every.y[field]),
+        Split(worn(unseen.x, 13), unseen.y),
     )
+
+
+def unseen_digits() -> Split:
+    """Those that no network learns from, as they were scanned."""
+    every = _shuffled()
+    return Split(every.x[_TRAINED + _FIELD :], every.y[_TRAINED + _FIELD :])
 
 
 def worn(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
