@@ -189,11 +189,13 @@ class UpdateConfig:
         hook: Program that is asked before a download and before an activation, or none; see `edge_agent.hook`.
         hook_timeout_ms: How long it may run.
         scrub_ms: How often the files of what is live are read again and compared with their signed digests.
+        deltas: Make blobs out of others where the registry has a delta for it, and this device can decode it.
     """
 
     hook: Path | None = None
     hook_timeout_ms: int = HOOK_MS_DEFAULT
     scrub_ms: int = SCRUB_MS_DEFAULT
+    deltas: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +302,7 @@ def parse_config(text: str, file: Path) -> AgentConfig:
             hook=update.path("hook"),
             hook_timeout_ms=update.integer("hook_timeout_ms", HOOK_MS_MIN, HOOK_MS_MAX, HOOK_MS_DEFAULT),
             scrub_ms=update.integer("scrub_ms", SCRUB_MS_MIN, SCRUB_MS_MAX, SCRUB_MS_DEFAULT),
+            deltas=update.flag("deltas") is not False,
         ),
         preload=table.path("preload"),
         log_level=table.choice("log_level", LOG_LEVELS, "info"),

@@ -77,6 +77,10 @@ class HttpBundleFetcher:
                     partial.restart()
         return network_bytes
 
+    def is_near(self, blob: Descriptor) -> bool:  # noqa: ARG002  # the port's signature
+        """See `ports.BundleFetcher.is_near`."""
+        return False
+
     def close(self) -> None:
         """Close the kept connection."""
         self._origin.close()

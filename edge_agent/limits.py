@@ -31,6 +31,16 @@ REDIRECTS_MAX: Final = 3
 RESTARTS_MAX: Final = 1  # fresh starts of one blob after resumed bytes turned out to be wrong
 ERROR_BYTES_MAX: Final = 64 * KIB  # of the body of an error
 
+# Deltas
+DELTA_FLOOR_BYTES: Final = 40 * MIB  # what an interpreter with numpy and zstandard takes before it decodes anything
+DELTA_RECORD_BYTES: Final = 2 * (1 * MIB + 64 * KIB)  # two records of a decoding: the old one, and what replaces it
+DELTA_TRIES_MAX: Final = 2  # deltas tried for one blob before it is fetched whole
+DELTA_FETCH_FAILURES_MAX: Final = 3  # of the network in a row that bring no byte of a delta, before it is given up
+DELTA_STUCK_MAX: Final = 3  # starts of a decoding that come to no further checkpoint and to no end
+DELTA_STARTS_MAX: Final = (
+    64  # starts of one decoding that come to no end; each checkpoint is progress, but not for ever
+)
+
 # Metadata (the sizes python-tuf's own client allows, the top targets smaller because bins hold the list)
 ROOT_BYTES_MAX: Final = 512_000
 TIMESTAMP_BYTES_MAX: Final = 16_384

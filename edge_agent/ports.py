@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from edge_contract.delta import Delta
 from edge_contract.deployment import Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.hub import HubSettings
@@ -88,12 +89,65 @@ class BundleFetcher(Protocol):
         """
         ...
 
+    def is_near(self, blob: Descriptor) -> bool:
+        """Whether `fetch` would most likely bring no byte of it over the network."""
+        ...
+
+
+class DeltaMaker(Protocol):
+    """Makes blobs out of others that are in the store, by deltas that are in the store (ADR 0038)."""
+
+    def can_make(self, delta: Delta) -> bool:
+        """Whether it is worth fetching: this device decodes deltas, and this one never failed here."""
+        ...
+
+    def made_bytes(self, delta: Delta) -> int:
+        """How much of the output an interrupted `make` has left to go on from."""
+        ...
+
+    def make(self, delta: Delta, is_cancelled: Callable[[], bool]) -> None:
+        """Make the blob `delta.new` present, verified and durable, out of `delta.base`; the delta is in the store.
+
+        An interruption, of the power as well, costs what was made since the last checkpoint. A failure is remembered
+        over restarts, and so is how often a decoding was started and never came to an end.
+
+        Args:
+            delta: Which.
+            is_cancelled: Asked between chunks; when true the call ends with `network.cut` and keeps what it has.
+
+        Raises:
+            EdgeError: `artifact.delta-invalid`, `artifact.*`, `device.*`, `internal.*`: this delta is of no use now.
+        """
+        ...
+
+    def hand_over(self, blob: Descriptor) -> int:
+        """Let what was made of a blob, as far as the delta itself vouches for it, count as fetched.
+
+        What was fetched before stays where it is more. Returns how many bytes of the blob are there then.
+
+        Raises:
+            EdgeError: `device.disk-full`, `device.disk-error`.
+        """
+        ...
+
 
 class BlobStore(Protocol):
     """Content-addressed blobs on disk."""
 
     def has(self, digest: Digest) -> bool:
         """Whether the whole blob is present (it was verified before it got its name)."""
+        ...
+
+    def partial_bytes(self, digest: Digest) -> int:
+        """How much has come of a blob that is not whole; 0 when nothing has, or when it is whole."""
+        ...
+
+    def remove(self, digest: Digest) -> None:
+        """Remove a blob that nobody needs any more, and whatever has come of it.
+
+        Raises:
+            EdgeError: `device.disk-error`.
+        """
         ...
 
     def read(self, digest: Digest, bytes_max: int) -> bytes:
@@ -121,7 +175,10 @@ class BlobStore(Protocol):
         ...
 
     def collect(self, keep: frozenset[Digest]) -> int:
-        """Remove every blob and partial download that is not to be kept; returns the bytes freed."""
+        """Remove every blob and partial download that is not to be kept; returns the bytes freed.
+
+        What an interrupted `DeltaMaker.make` has left stays as long as its blob is to be kept and is not whole.
+        """
         ...
 
 

@@ -119,7 +119,7 @@ class Agent:
             out.insert(0, do.Persist(after))
         # Without anything to keep there may be a lost record, and what is on disk is worth a download.
         if _is_time_to_clean(event, out) and (keep := self._keep()):
-            out.append(do.CollectGarbage(keep))
+            out.append(do.CollectGarbage(keep, self._deltas()))
         if reported_before != self.reported_modules() or error_before != self._error:
             out += self._report(now)
         return out
@@ -266,7 +266,7 @@ class Agent:
         for assignment in assignments:
             machine = self._modules.get(assignment.module) or self._new_module(assignment.module)
             if machine is not None:
-                machine.record.desired = assignment
+                machine.record.assign(assignment)
             else:
                 detail = f"there is no room for module {assignment.module!r}: a device holds {MODULES_MAX} modules"
                 self._error = ReportedError.of("device.too-many-modules", detail, Phase.IDLE)
@@ -345,6 +345,11 @@ class Agent:
             under_way = record.deployment if record.outcome is None else None
             kept |= {item.manifest for item in (record.live, record.fallback, under_way) if item}
         return frozenset(kept)
+
+    def _deltas(self) -> frozenset[Digest]:
+        """Deltas that a download under way may use, or go on with."""
+        under_way = [module.record.deployment for module in self._modules.values() if module.record.is_getting]
+        return frozenset(delta.digest for item in under_way if item for delta in item.deltas)
 
     def _new_op(self) -> int:
         self._ops += 1

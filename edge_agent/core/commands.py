@@ -49,9 +49,15 @@ class SetSampling:
 
 @dataclass(frozen=True, slots=True)
 class CollectGarbage:
-    """Remove slots and blobs that none of these bundles needs."""
+    """Remove slots and blobs that none of these bundles needs.
+
+    Attributes:
+        keep: Manifests of bundles.
+        deltas: Deltas that a download under way may still use.
+    """
 
     keep: frozenset[Digest]
+    deltas: frozenset[Digest] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The record: what the agent knows after a power cut. One versioned JSON document, written whole."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from edge_agent.core.limits import QUARANTINE_MAX
@@ -17,6 +17,8 @@ from edge_contract.twin import ReportedError
 
 SCHEMA: Final = "lighterman.record/1"
 _CODE: Final = "internal.record-invalid"
+_GETTING: Final = (Phase.RESOLVING, Phase.FETCHING)
+"""Phases in which the bundle's blobs are still on their way."""
 _PHASES_WITH_LIVE: Final = (Phase.PROBATION, Phase.COMMITTING, Phase.ROLLING_BACK)
 
 
@@ -78,6 +80,23 @@ class ModuleRecord:
     held: bool = False
 
     @property
+    def is_getting(self) -> bool:
+        """Whether blobs of the deployment are still on their way."""
+        return self.outcome is None and self.phase in _GETTING
+
+    def assign(self, assignment: Assignment) -> None:
+        """Take the newest verified assignment.
+
+        What is worked on, or lives, and differs from it in its deltas alone gets them too: a step that begins, or is
+        done again, knows the newest.
+        """
+        self.desired = assignment
+        if self.deployment == assignment:
+            self.deployment = assignment
+        if self.live == assignment:
+            self.live = assignment
+
+    @property
     def live_sampling_ratio(self) -> float:
         """Share of requests (0..1) that is collected from the live bundle."""
         override = None if self.live is None else self.live.policy.sampling_ratio
@@ -91,14 +110,19 @@ class ModuleRecord:
             self.fallback = None  # it was deployed again and failed this time
 
     def to_json(self) -> JsonObject:
-        """The JSON form that `from_json` reads."""
+        """The JSON form that `from_json` reads.
+
+        Deltas are remembered while a download may use them, and of nothing else: there can be many, the record is
+        written at every step, and metadata bring them again.
+        """
+        deployment = None if self.deployment is None else self.deployment.to_json()
         return {
             "phase": str(self.phase),
             "desired": _assignment(self.desired),
             "live": _assignment(self.live),
             "fallback": _assignment(self.fallback),
             "golden": None if self.golden is None else str(self.golden),
-            "deployment": _assignment(self.deployment),
+            "deployment": deployment if self.is_getting else _assignment(self.deployment),
             "outcome": None if self.outcome is None else str(self.outcome),
             "error": None if self.error is None else self.error.to_json(),
             "attempt": self.attempt,
@@ -229,7 +253,7 @@ def _read_baseline(value: Any) -> Baseline:
 
 
 def _assignment(value: Assignment | None) -> JsonObject | None:
-    return None if value is None else value.to_json()
+    return None if value is None else replace(value, deltas=()).to_json()
 
 
 def _read_assignment(value: Any) -> Assignment | None:

@@ -11,8 +11,10 @@ from typing import Final
 from edge_agent import ports
 from edge_agent.core import commands as do
 from edge_agent.core import inputs
+from edge_agent.core.choosing import Way
 from edge_agent.core.planning import stops_first, window_wait_ms
 from edge_agent.core.probation import Baseline, baseline
+from edge_agent.shell.fetching import Fetching, disk_bytes
 from edge_contract.deployment import Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -117,6 +119,7 @@ class Ports:
         gauge: Memory.
         hook: The device owner's say, or none.
         floor_ms: The latest time known to have passed; windows are not judged by an earlier clock. The metadata lane.
+        maker: Makes blobs by deltas, or none: every blob comes whole. The store lane.
         duty: Done after each refresh of metadata, with the time; a failure is reported and stops nothing.
     """
 
@@ -130,6 +133,7 @@ class Ports:
     hook: ports.UpdateHook | None = None
     floor_ms: Callable[[], int] = lambda: 0
     duty: Callable[[int], None] | None = None
+    maker: ports.DeltaMaker | None = None
 
 
 def _never() -> bool:
@@ -146,10 +150,6 @@ class Dispatcher:
     """Turns one command into the port calls it stands for, and their result into the completing event.
 
     Operating errors become `CommandFailed`; anything else is a bug and passes through.
-
-    Attributes:
-        network_bytes: Bytes of blobs that came over the network since the process began. Written by the store lane
-            alone.
     """
 
     def __init__(self, platform: str, hardware_id: str, outside: Ports) -> None:
@@ -168,7 +168,17 @@ class Dispatcher:
         )  # slots that were read whole in this process; the rest is read before it serves
         self._before: dict[str, Baseline] = {}  # by module; used by the serving lane alone
         self._floor_ms = 0  # written by the metadata lane, which alone may ask for it
-        self.network_bytes = 0
+        self._fetching = Fetching(outside.fetcher, outside.blobs, outside.gauge, outside.maker)
+
+    @property
+    def network_bytes(self) -> int:
+        """Bytes of blobs and deltas that came over the network since the process began. Any thread."""
+        return self._fetching.network_bytes
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that needed not come since then because deltas made them. Any thread."""
+        return self._fetching.saved_bytes
 
     def execute(self, command: do.Command, is_cancelled: Callable[[], bool] = _never) -> inputs.Event | None:
         """Carry out one command.
@@ -326,10 +336,12 @@ class Dispatcher:
         for layer in manifest.with_role(Role.RUNTIME):
             self._get_small(artifact.repository, layer, RUNTIME_BYTES_MAX, is_cancelled)
         self._plan_memory(assignment, manifest)
-        missing = [blob for blob in manifest.blobs if not self._out.blobs.has(blob.digest)]
-        plan_bytes = sum(blob.size for blob in missing) + self._out.slots.bytes_needed(manifest)
+        plan_bytes = disk_bytes(self._plan(assignment, manifest)) + self._out.slots.bytes_needed(manifest)
         self._out.blobs.require_space(plan_bytes)
         return inputs.BundleResolved(op, plan_bytes)
+
+    def _plan(self, assignment: Assignment, manifest: Manifest) -> tuple[Way, ...]:
+        return self._fetching.plan(manifest.blobs, assignment.deltas, self._out.slots.bytes_needed(manifest))
 
     def _get_manifest(self, assignment: Assignment, is_cancelled: Callable[[], bool]) -> Manifest:
         descriptor = Descriptor(MANIFEST_TYPE, assignment.manifest, assignment.manifest_bytes)
@@ -339,7 +351,7 @@ class Dispatcher:
     def _get_small(self, repository: str, blob: Descriptor, bytes_max: int, is_cancelled: Callable[[], bool]) -> bytes:
         """Fetch a document and read it; one that has rotted since it was fetched is fetched once more."""
         for is_last in (False, True):
-            self.network_bytes += self._out.fetcher.fetch(repository, blob, is_cancelled)
+            self._fetching.fetch(repository, blob, is_cancelled)
             try:
                 return self._out.blobs.read(blob.digest, bytes_max)
             except EdgeError as error:
@@ -378,11 +390,10 @@ class Dispatcher:
 
     def _fetch(self, op: int, assignment: Assignment, is_cancelled: Callable[[], bool]) -> inputs.Event:
         total = 0
-        for blob in self._manifest(assignment.manifest).blobs:
+        _go_on(is_cancelled)
+        for way in self._plan(assignment, self._manifest(assignment.manifest)):
             _go_on(is_cancelled)
-            count = self._out.fetcher.fetch(assignment.artifact.repository, blob, is_cancelled)
-            total += count
-            self.network_bytes += count
+            total += self._fetching.get(assignment.artifact.repository, way, assignment.deltas, is_cancelled)
         return inputs.BlobsFetched(op, total)
 
     def _verify(self, assignment: Assignment, is_cancelled: Callable[[], bool]) -> None:
@@ -452,8 +463,8 @@ class Dispatcher:
     def _heal(self, op: int, assignment: Assignment, is_cancelled: Callable[[], bool]) -> inputs.Event:
         self._set_aside(assignment.manifest)
         manifest = self._get_manifest(assignment, is_cancelled)
-        missing = sum(blob.size for blob in manifest.blobs if not self._out.blobs.has(blob.digest))
-        self._out.blobs.require_space(missing + self._out.slots.bytes_needed(manifest))
+        plan_bytes = disk_bytes(self._plan(assignment, manifest)) + self._out.slots.bytes_needed(manifest)
+        self._out.blobs.require_space(plan_bytes)
         self._fetch(op, assignment, is_cancelled)
         self._verify(assignment, is_cancelled)
         self._unpack(assignment.manifest, manifest, is_cancelled)
@@ -478,14 +489,14 @@ class Dispatcher:
                     self._out.server.discard(module)
                 case do.SetSampling(module, ratio):
                     self._out.server.set_sampling(module, ratio)
-                case do.CollectGarbage(keep):
-                    self._collect(keep)
+                case do.CollectGarbage(keep, deltas):
+                    self._collect(keep, deltas)
         except EdgeError as error:
             _log.warning("%s did not work: %s", type(command).__name__, error)
 
-    def _collect(self, keep: frozenset[Digest]) -> None:
+    def _collect(self, keep: frozenset[Digest], deltas: frozenset[Digest]) -> None:
         """Mark from the bundles to keep, sweep the rest; what is in doubt stays until the next collection."""
-        blobs = set(keep)
+        blobs = set(keep | deltas)
         for digest in keep:
             if self._out.blobs.has(digest):
                 blobs |= {blob.digest for blob in self._manifest(digest).blobs}

@@ -13,6 +13,7 @@ from edge_agent.binding.relay import DrainedLink, InputRelay
 from edge_agent.config import AgentConfig
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
+from edge_agent.delta.maker import FileDeltaMaker
 from edge_agent.exchange import settle
 from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.hook import CommandHook
@@ -126,6 +127,7 @@ class _Process:
             hook=None if update.hook is None else CommandHook(update.hook, update.hook_timeout_ms),
             floor_ms=lambda: floor.floor_ms,
             duty=lambda wall_ms: renewal.duty(max(wall_ms, floor.floor_ms)),
+            maker=FileDeltaMaker(blobs) if update.deltas else None,
         )
         recent = RecentLog()
         logging.getLogger("edge_agent").addHandler(recent)

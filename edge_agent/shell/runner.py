@@ -301,6 +301,7 @@ class Runner:
             modules=view.modules,
             error=self._disk_error or view.error,
             bytes_fetched=self._dispatcher.network_bytes,
+            bytes_saved=self._dispatcher.saved_bytes,
             clock_trusted=view.is_clock_trusted,
         )
         self._sender.send(report.to_bytes())
@@ -328,6 +329,7 @@ class Runner:
             "modules": {name: module.to_json() for name, module in self._core.reported_modules().items()},
             "spool": {"records": records, "bytes": waiting_bytes, "dropped": dropped},
             "bytes_fetched": self._dispatcher.network_bytes,
+            "bytes_saved": self._dispatcher.saved_bytes,
             "error": None if error is None else error.to_json(),
         }
 

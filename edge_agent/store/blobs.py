@@ -1,4 +1,7 @@
-"""Content-addressed blobs: `blobs/sha256/<hex>` holds whole, verified ones; `partial/<hex>` what has come so far."""
+"""Content-addressed blobs: `blobs/sha256/<hex>` holds whole, verified ones; `partial/<hex>` what has come so far.
+
+`partial/<hex>.made` is what a delta has made of a blob so far, `partial/<hex>.delta` where that stands (ADR 0038).
+"""
 
 import contextlib
 import hashlib
@@ -18,6 +21,8 @@ from edge_contract.limits import BLOB_BYTES_MAX, CHUNK_BYTES
 from edge_contract.stream import VerifyingStream
 
 _BLOB_MODE: Final = 0o444  # slots hold hard links to these bytes: nobody may write them
+_MADE: Final = ".made"
+_RECORD: Final = ".delta"
 
 
 class FileBlobStore:
@@ -47,6 +52,19 @@ class FileBlobStore:
     def has(self, digest: Digest) -> bool:
         """See `ports.BlobStore.has`."""
         return self.path(digest).is_file()
+
+    def partial_bytes(self, digest: Digest) -> int:
+        """See `ports.BlobStore.partial_bytes`."""
+        try:
+            return (self._partial / digest.hex).stat().st_size
+        except OSError:
+            return 0
+
+    def remove(self, digest: Digest) -> None:
+        """See `ports.BlobStore.remove`."""
+        with durable.disk_errors(f"removing {digest}"):
+            for path in (self._partial / digest.hex, self.path(digest)):
+                durable.remove_file(path)
 
     def open(self, digest: Digest) -> BinaryIO:
         """A whole blob for reading; the caller closes it.
@@ -147,8 +165,10 @@ class FileBlobStore:
         wanted = {digest.hex for digest in keep}
         freed = 0
         with durable.disk_errors(f"removing unused blobs of {self._root}"):
-            for folder in (self._blobs, self._partial):
-                doomed = [path for path in durable.list_folder(folder) if path.name not in wanted]
+            # A blob that was made has what it was made with beside it until somebody looks here.
+            whole = {path.name for path in durable.list_folder(self._blobs)}
+            for folder, kept in ((self._blobs, wanted), (self._partial, wanted - whole)):
+                doomed = [path for path in durable.list_folder(folder) if path.name.partition(".")[0] not in kept]
                 freed += durable.total_bytes(doomed)
                 for path in doomed:
                     path.unlink(missing_ok=True)
@@ -191,12 +211,77 @@ class FileBlobStore:
         Raises:
             EdgeError: `device.disk-full`, `device.disk-error`, `artifact.size-mismatch` for an impossible size.
         """
+        self._prepare(digest, size)
+        return PartialBlob(self._partial / digest.hex, self.path(digest), digest, size)
+
+    def made(self, digest: Digest, size: int) -> "PartialBlob":
+        """What a delta made of a blob, read and hashed; `PartialBlob.commit` gives it the blob's name.
+
+        Raises:
+            EdgeError: As `resume`.
+        """
+        self._prepare(digest, size)
+        return PartialBlob(self.made_path(digest), self.path(digest), digest, size)
+
+    def made_path(self, digest: Digest) -> Path:
+        """Where a delta makes a blob."""
+        return self._partial / f"{digest.hex}{_MADE}"
+
+    def open_made(self, digest: Digest) -> BinaryIO:
+        """That file, made when it is not there; the caller closes it.
+
+        Raises:
+            OSError: The disk refused.
+        """
+        return _open_partial(self.made_path(digest))
+
+    def record_path(self, digest: Digest) -> Path:
+        """Where it is written how far that came."""
+        return self._partial / f"{digest.hex}{_RECORD}"
+
+    def forget_making(self, digest: Digest) -> None:
+        """Remove what is left of a download and of a making of a blob that is whole.
+
+        Raises:
+            EdgeError: `device.disk-error`.
+        """
+        with durable.disk_errors(f"tidying up behind {digest}"):
+            for path in (self._partial / digest.hex, self.record_path(digest), self.made_path(digest)):
+                durable.remove_file(path)
+
+    def count_as_partial(self, digest: Digest, count: int) -> int:
+        """Let the first bytes of what a delta made count as fetched, unless more was fetched; the rest is removed.
+
+        Args:
+            digest: Of the blob.
+            count: How many bytes, none beyond what was made.
+
+        Returns:
+            How many bytes of the blob have come then.
+
+        Raises:
+            EdgeError: `device.disk-full`, `device.disk-error`.
+        """
+        made, here = self.made_path(digest), self.partial_bytes(digest)
+        with durable.disk_errors(f"keeping what was made of {digest}"):
+            if not made.is_file():
+                return here
+            count = min(count, made.stat().st_size)
+            if count <= here:
+                durable.remove_file(made)
+                return here
+            with _open_partial(made) as file:
+                file.truncate(count)
+                os.fsync(file.fileno())
+            durable.rename(made, self._partial / digest.hex)
+        return count
+
+    def _prepare(self, digest: Digest, size: int) -> None:
         if not 0 <= size <= BLOB_BYTES_MAX:
             raise EdgeError("artifact.size-mismatch", f"{digest} is declared with the impossible size of {size} bytes")
         with durable.disk_errors(f"making {self._partial}"):
             durable.make_folder(self._blobs)
             durable.make_folder(self._partial)
-        return PartialBlob(self._partial / digest.hex, self.path(digest), digest, size)
 
     def _corrupt(self, digest: Digest, why: str) -> EdgeError:
         return EdgeError("device.disk-corrupt", f"{self.path(digest)} is damaged: {why}", "It will be fetched again.")

@@ -139,7 +139,8 @@ def test_the_file_that_ships_says_the_defaults() -> None:
 def test_the_owners_say_in_updates_is_read() -> None:
     config = parse_config('[update]\nhook = "hooks/gate"\nhook_timeout_ms = 5000\nscrub_ms = 3600000\n', FILE)
     assert config.update == UpdateConfig(FILE.parent / "hooks/gate", 5_000, 3_600_000)
-    assert parse_config("", FILE).update == UpdateConfig(None, 60_000, 24 * 3_600_000)
+    assert parse_config("", FILE).update == UpdateConfig(None, 60_000, 24 * 3_600_000, deltas=True)
+    assert parse_config("[update]\ndeltas = false\n", FILE).update == UpdateConfig(deltas=False)
 
 
 def test_a_hook_may_not_run_for_ever() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_agent import ports
+from edge_contract.delta import Delta
 from edge_contract.deployment import Artifact, Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -88,17 +89,36 @@ class FakeStore:
         self._cloud = cloud
         self.present: dict[Digest, bytes] = {}
         self.fail: EdgeError | None = None
+        self.fail_for: dict[Digest, EdgeError] = {}
         self.collected: list[frozenset[Digest]] = []
+        self.partial: dict[Digest, int] = {}
+        self.near: set[Digest] = set()
+        self.room_bytes: int | None = None
+        self.fetched: list[Digest] = []
 
     def fetch(self, repository: str, blob: Descriptor, is_cancelled: Callable[[], bool]) -> int:
         """Copy from the cloud."""
         assert repository == "bundles/digits"
-        if self.fail:
-            raise self.fail
+        if error := self.fail or self.fail_for.get(blob.digest):
+            raise error
         if blob.digest in self.present:
             return 0
         self.present[blob.digest] = self._cloud.blobs[blob.digest]
-        return blob.size
+        self.fetched.append(blob.digest)
+        return blob.size - self.partial.pop(blob.digest, 0)
+
+    def is_near(self, blob: Descriptor) -> bool:
+        """Whether the test put it beside the device."""
+        return blob.digest in self.near
+
+    def partial_bytes(self, digest: Digest) -> int:
+        """What the test says has come."""
+        return 0 if digest in self.present else self.partial.get(digest, 0)
+
+    def remove(self, digest: Digest) -> None:
+        """Forget it."""
+        self.present.pop(digest, None)
+        self.partial.pop(digest, None)
 
     def has(self, digest: Digest) -> bool:
         """Whether it was fetched."""
@@ -123,13 +143,51 @@ class FakeStore:
             raise EdgeError("device.disk-corrupt", f"blob {digest} is damaged")
 
     def require_space(self, bytes_needed: int) -> None:
-        """There is always room."""
+        """There is room, unless the test sets a bound."""
+        if self.room_bytes is not None and bytes_needed > self.room_bytes:
+            raise EdgeError("device.disk-full", f"{bytes_needed} bytes are needed")
 
     def collect(self, keep: frozenset[Digest]) -> int:
         """Forget the rest."""
         self.collected.append(keep)
         gone = [digest for digest in self.present if digest not in keep]
         return sum(len(self.present.pop(digest)) for digest in gone)
+
+
+class FakeMaker:
+    """Makes what the cloud has; deltas in `bad` fail, those in `unable` cannot be decoded here."""
+
+    def __init__(self, cloud: Cloud, store: FakeStore) -> None:
+        self._cloud = cloud
+        self._store = store
+        self.bad: dict[Digest, EdgeError] = {}
+        self.unable: set[Digest] = set()
+        self.begun: dict[Digest, int] = {}
+        self.vouched: dict[Digest, int] = {}
+        self.made: list[Digest] = []
+
+    def can_make(self, delta: Delta) -> bool:
+        """Whether the test lets it."""
+        return delta.digest not in self.unable
+
+    def made_bytes(self, delta: Delta) -> int:
+        """What the test says was made."""
+        return self.begun.get(delta.digest, 0)
+
+    def make(self, delta: Delta, is_cancelled: Callable[[], bool]) -> None:
+        """Make the blob present, or fail."""
+        assert delta.base in self._store.present
+        assert delta.digest in self._store.present
+        if error := self.bad.get(delta.digest):
+            raise error
+        self._store.present[delta.new] = self._cloud.blobs[delta.new]
+        self.made.append(delta.digest)
+
+    def hand_over(self, blob: Descriptor) -> int:
+        """Count as fetched what the test says the delta vouches for."""
+        count = max(self._store.partial.get(blob.digest, 0), self.vouched.pop(blob.digest, 0))
+        self._store.partial[blob.digest] = count
+        return count
 
 
 class FakeSlots:
