@@ -2,8 +2,8 @@
 
 Every step is an integer operation, or one IEEE 754 operation on float64 values that no mode of the processor changes:
 numbers whose exponent is all zeros or all ones are mapped to zero before arithmetic sees them, so that flushing
-denormals or the bits of a NaN can make no difference. Matrix products are of whole numbers below 2**53, so that no order
-of summing and no fused multiplication changes them (ADR 0037).
+denormals or the bits of a NaN can make no difference. Matrix products are of whole numbers below 2**53, so that no
+order of summing and no fused multiplication changes them (ADR 0037).
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,12 @@
 """Residuals as symbols of a small alphabet with raw low bits, and the context that each is coded in.
 
 A residual's zigzag number below 16 is a symbol of its own; a larger one is (bit length, next three bits) and the bits
-below raw, because those are noise. `ESCAPE` stands for a symbol that the tables have no room for; all bits are raw then.
+below raw, because those are noise. `ESCAPE` stands for a symbol that the tables have no room for; all its bits are raw.
 
 The context says how large the residual is expected to be: the size of its row and of its column against the distance
 between neighbouring numbers at the prediction, in half octaves. Where that is small, what decides is whether the
-prediction lies near the middle between two numbers: how far from it, in units of the expected size, makes a finer context.
-Contexts come from numbers that the decoder has anyway, so they cost nothing.
+prediction lies near the middle between two numbers: how far from it, in units of the expected size, makes a finer
+context. Contexts come from numbers that the decoder has anyway, so they cost nothing.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ CONTEXTS: Final = UNCHANGED + 1
 UNCHANGED_CLASS: Final = -32768
 """The class of such a row or column."""
 
-_THRESHOLDS: Final = tuple(np.float64(value) for value in (0.25, 0.75, 1.25, 2.0, 3.0))
+_THRESHOLDS: Final = tuple(np.float64(value) for value in (0.4, 0.8, 1.4, 2.2, 3.5))
 _INVERSE_SIGMA: Final = np.array(
     # The square root of two is correctly rounded in IEEE 754, and powers of two are exact: the same everywhere.
     [

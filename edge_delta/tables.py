@@ -1,8 +1,8 @@
 """Frequencies that encoder and decoder learn alike from what was coded so far: no table travels.
 
-All of it is whole numbers, so both sides hold the same tables whatever machine they run on. A context begins with a guess
-from the size that it expects (a two-sided exponential), worth a few dozen symbols, and counts from there; counts are
-halved from time to time, because tensors differ.
+All of it is whole numbers, so both sides hold the same tables whatever machine they run on. A context begins with a
+guess from the size that it expects (a two-sided exponential), worth a few dozen symbols, and counts from there; counts
+are halved from time to time, because tensors differ.
 """
 
 from functools import cache
@@ -31,7 +31,7 @@ _COUNT_SCALE: Final = 256
 _LIMIT: Final = 2**19
 """Symbols of a context after which its counts are halved."""
 _FIRST_UPDATE: Final = 2_048
-_LAST_UPDATE: Final = 2**18
+_LAST_UPDATE: Final = 2**17
 _FILL: Final = 16
 _FIXED: Final = 2**40
 _ROOT_HALF: Final = 1_518_500_250
@@ -75,7 +75,7 @@ class Tables:
         mixed = contexts.astype(np.int32) * np.int32(SYMBOLS) + symbols
         self._new += np.bincount(mixed, minlength=CONTEXTS * SYMBOLS)
         self._pending += symbols.size
-        if self._pending < min(max(_FIRST_UPDATE, self._seen // 4), _LAST_UPDATE):
+        if self._pending < min(max(_FIRST_UPDATE, self._seen // 8), _LAST_UPDATE):
             return None
         return self._update()
 

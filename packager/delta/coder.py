@@ -1,7 +1,7 @@
 """The encoder's half of entropy coding: takes chunks in order, and codes them backwards once all are there.
 
-rANS is last in, first out. What each chunk needs waits in a temporary file, so that memory does not grow with the model;
-the tables of every update are kept, because the decoder learns forwards.
+rANS is last in, first out. What each chunk needs waits in a temporary file, so that memory does not grow with the
+model; the tables of every update are kept, because the decoder learns forwards.
 """
 
 from dataclasses import dataclass

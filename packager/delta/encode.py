@@ -44,6 +44,9 @@ _GLUE_PART_MAX: Final = 65_536
 """Longer gaps are windows of their own, so that the glue stays small enough to hold."""
 _DOUBTFUL: Final = 0.8
 """Estimated share of a tensor from which on its planes are packed too, and the smaller one is taken."""
+_POOR: Final = 0.9
+"""Share of the new file from which on a delta is no good."""
+_FEW: Final = 4
 _OPAQUE_BYTES: Final = 64 * 1024 * 1024
 """Files up to this length are tried as plain bytes too, where the delta is no good."""
 
@@ -102,7 +105,7 @@ def encode(
             writer = _Writer(base_bytes, new_bytes, spill)
             writer.write(make_plan(base_bytes, new_bytes, known, wanted).parts, effort)
             best = writer.finish(folder)
-            is_poor = best.stat().st_size > _DOUBTFUL * new_bytes.size or new_bytes.size < _GLUE_PART_MAX
+            is_poor = best.stat().st_size > _POOR * new_bytes.size or new_bytes.size < _GLUE_PART_MAX
             if is_poor and known and wanted and new_bytes.size <= _OPAQUE_BYTES:
                 with tempfile.TemporaryFile(dir=folder) as other:
                     plain = _Writer(base_bytes, new_bytes, other)
@@ -188,24 +191,18 @@ class _Writer:
 
     def _changed(self, part: Changed, effort: int) -> None:
         kind = BY_NAME[part.new.dtype]
-        best: Fit | None = None
-        best_pair: Pair | None = None
-        for rows, columns in _shapes(part.new.shape):
-            base = self._base[part.base.start : part.base.end].view(kind.unsigned).reshape(rows, columns)
-            new = self._new[part.new.start : part.new.end].view(kind.unsigned).reshape(rows, columns)
-            pair = Pair(kind, base, new)
-            found = fit(pair, part.base.start, effort)
-            if best is None or found.bits < best.bits:
-                best, best_pair = found, pair
-        if best is None or best_pair is None:
-            raise AssertionError("a tensor has one shape at least")
+        rows, columns = _matrix(part.new.shape)
+        base = self._base[part.base.start : part.base.end].view(kind.unsigned).reshape(rows, columns)
+        new = self._new[part.new.start : part.new.end].view(kind.unsigned).reshape(rows, columns)
+        pair = Pair(kind, base, new)
+        best = fit(pair, part.base.start, effort)
         if kind.is_float and best.bits > _DOUBTFUL * 8 * (part.end - part.start):
-            packed = list(pack_planes(kind, best_pair.new.reshape(-1)))
+            packed = list(pack_planes(kind, pair.new.reshape(-1)))
             if sum(len(frame) for _, frame in packed) * 8 < best.bits:
                 for operation, frame in packed:
                     self._add(operation, frame)
                 return
-        self._predicted(best, best_pair)
+        self._predicted(best, pair)
 
     def _predicted(self, found: Fit, pair: Pair) -> None:
         tensor, side = found.tensor, found.side
@@ -247,21 +244,18 @@ class _Writer:
         glue = Packer(19, 22)(bytes(self._glue), dictionary) if self._glue else b""
         if len(glue) == len(self._glue):
             ranges = ()
-        whole = hashlib.sha256(memoryview(self._new))
         head = Head(
             base_bytes=self._base.size,
             new_bytes=self._new.size,
-            base=hashlib.sha256(memoryview(self._base)).digest()[:DIGEST_BYTES],
-            new=whole.digest()[:DIGEST_BYTES],
+            base=_sha256(self._base)[:DIGEST_BYTES],
+            new=_sha256(self._new)[:DIGEST_BYTES],
             states=states,
             ranges=ranges,
             glue_bytes=len(self._glue),
             glue_packed=len(glue),
             operations=tuple(self._operations),
             units=tuple(
-                hashlib.sha256(memoryview(self._new[number * UNIT_BYTES : (number + 1) * UNIT_BYTES])).digest()[
-                    :UNIT_DIGEST_BYTES
-                ]
+                _sha256(self._new[number * UNIT_BYTES : (number + 1) * UNIT_BYTES])[:UNIT_DIGEST_BYTES]
                 for number in range(units_of(self._new.size))
             ),
         )
@@ -305,12 +299,18 @@ class _Writer:
         return tuple(ranges), content
 
 
-def _shapes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The matrices that a tensor may be seen as: first dimension by the rest, and the rest by the last dimension."""
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The matrix that a tensor is seen as: channels of output are its rows, or its columns in depthwise kernels."""
     size = prod(shape)
-    if len(shape) < 2:
-        return [(1, size)]
-    found = [(shape[0], size // shape[0])]
-    if len(shape) > 2 and (size // shape[-1], shape[-1]) not in found:
-        found.append((size // shape[-1], shape[-1]))
-    return found
+    if len(shape) < 2 or not size:
+        return 1, size
+    if len(shape) > 2 and shape[0] < _FEW and shape[-1] > shape[0]:
+        return size // shape[-1], shape[-1]
+    return shape[0], size // shape[0]
+
+
+def _sha256(data: Array) -> bytes:
+    digest = hashlib.sha256()
+    for place in range(0, data.size, UNIT_BYTES):
+        digest.update(data[place : place + UNIT_BYTES].tobytes())
+    return digest.digest()

@@ -9,16 +9,18 @@ from typing import Final
 
 import numpy as np
 
-from edge_delta.elements import Array, Kind
+from edge_delta.elements import Array
 from edge_delta.limits import FACTOR_BITS_MAX, RANK_MAX, SHIFT_MAX
 
-_ENTROPY: Final = 4.13
 _RANKS: Final = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 _COST_SAMPLE: Final = 2**17
 _OVERSAMPLING: Final = 8
 _EXACT_SIZE_MAX: Final = 512
-_ALS_ROUNDS: Final = 2
+_AROUND: Final = (0.67, 1.0, 1.5, 2.2)
 _ALS_RANK_MAX: Final = 32
+_HIDDEN_MIN: Final = 4e-4
+ROUND_SEEN: Final = 0.098
+"""The square of what rounding shows when a deviation is taken from the mean magnitude."""
 _ROUND: Final = 0.2887
 """Deviation of an error that is even within one step: 1 / sqrt(12)."""
 
@@ -38,11 +40,31 @@ class Factors:
     shift: int
 
 
-def find_factors(kind: Kind, residual: Array, ulp: Array, numbers_max: int, effort: int) -> Factors | None:
+def hidden(sigma: Array | float, steps: Array, share: float = _ROUND**2) -> Array:
+    """Deviation of a prediction's error, in steps, from that of what is seen: the new numbers were rounded themselves.
+
+    Args:
+        sigma: Deviation of new minus prediction.
+        steps: Distance between neighbouring numbers.
+        share: What rounding alone shows of the square of a step.
+    """
+    squared = (sigma / steps) ** 2 - share
+    return np.asarray(np.sqrt(np.maximum(squared, _HIDDEN_MIN)))
+
+
+def residual_bits(size: Array) -> Array:
+    """Bits that a residual takes, by its deviation in steps between neighbouring numbers.
+
+    A Gaussian of deviation s takes log2(4.13 s) bits where s is large. Where it is small, it is known how near the
+    prediction lies to the middle between two numbers, and what is left is about 1.8 s.
+    """
+    return np.asarray(0.5 * np.log2(1 + 2.5 * size + 17.08 * size * size))
+
+
+def find_factors(residual: Array, ulp: Array, numbers_max: int, effort: int) -> Factors | None:
     """Factors that save more than they cost, or none.
 
     Args:
-        kind: Type of the elements.
         residual: float64, (rows, columns): new minus prediction.
         ulp: Distance between neighbouring numbers at each element.
         numbers_max: How many numbers both factors may have together.
@@ -54,19 +76,27 @@ def find_factors(kind: Kind, residual: Array, ulp: Array, numbers_max: int, effo
         return None
     row_scale, column_scale = _noise(residual, ulp)
     weighted = residual / row_scale[:, None] / column_scale[None, :]
-    left, strength, right = _decompose(weighted, rank_max)
-    rank = _choose_rank(weighted, strength, ulp / np.outer(row_scale, column_scale), rank_max)
-    if rank == 0:
+    try:
+        left, strength, right = _decompose(weighted, rank_max)
+    except np.linalg.LinAlgError:
         return None
-    root = np.sqrt(strength[:rank])
-    u, v = left[:, :rank] * root * row_scale[:, None], right[:rank] * root[:, None] * column_scale[None, :]
-    u, v = _balanced(u, v)
-    after = residual - u @ v
-    is_fine = float(np.median(np.abs(after))) < 4 * float(np.median(ulp))
-    if is_fine and rank <= _ALS_RANK_MAX:
-        u, v = _refined(residual, ulp, u, v, _ALS_ROUNDS * effort)
+    likely = _choose_rank(weighted, strength, ulp / np.outer(row_scale, column_scale), rank_max)
+    best: tuple[float, Factors] | None = None
+    # The choice rests on estimates: what lies around it is tried as it would travel.
+    for rank in sorted({min(rank_max, max(1, round(likely * share))) for share in _AROUND}) if likely else ():
+        root = np.sqrt(strength[:rank])
+        u, v = left[:, :rank] * root * row_scale[:, None], right[:rank] * root[:, None] * column_scale[None, :]
         u, v = _balanced(u, v)
-    return _quantised(residual, ulp, u, v)
+        after = residual - u @ v
+        is_fine = float(np.median(np.abs(after[:: max(1, rows // 64)]))) < 4 * float(
+            np.median(ulp[:: max(1, rows // 64)])
+        )
+        if is_fine and rank <= _ALS_RANK_MAX and effort > 0:
+            u, v = _balanced(*_refined(residual, ulp, u, v, effort))
+        found = _quantised(residual, ulp, u, v)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+    return None if best is None else best[1]
 
 
 def _noise(residual: Array, ulp: Array) -> tuple[Array, Array]:
@@ -109,8 +139,7 @@ def _choose_rank(weighted: Array, strength: Array, ulp: Array, rank_max: int) ->
 
     def cost(left_energy: float) -> float:
         sigma = np.sqrt(max(left_energy, 1e-9 * energy) / numbers)
-        # Rounding hides what is below it.
-        return float(np.log2(1 + _ENTROPY * sigma / steps).mean()) * numbers
+        return float(residual_bits(hidden(sigma, steps)).mean()) * numbers
 
     best, best_cost = 0, cost(energy)
     left = energy - np.cumsum(strength**2)
@@ -119,7 +148,7 @@ def _choose_rank(weighted: Array, strength: Array, ulp: Array, rank_max: int) ->
         sigma = np.sqrt(max(after, 1e-9 * energy) / numbers)
         # A factor's numbers need to be exact to a fraction of the noise that is left.
         spread = np.log2(1 + strength[:rank] / np.sqrt(max(rows, columns)) / max(sigma, float(np.median(steps)) / 4))
-        price = (rows + columns) * float((spread + 3.5).sum())
+        price = (rows + columns) * float((spread + 1.5).sum())
         total = cost(after) + price
         if total < best_cost:
             best, best_cost = rank, total
@@ -162,14 +191,14 @@ def _solved(target: Array, weight: Array, basis: Array) -> Array:
     return np.asarray(np.linalg.solve(normal, right[:, :, None])[:, :, 0])
 
 
-def _quantised(residual: Array, ulp: Array, u: Array, v: Array) -> Factors | None:
-    """Whole numbers: as few bits as the noise that is left allows."""
+def _quantised(residual: Array, ulp: Array, u: Array, v: Array) -> tuple[float, Factors] | None:
+    """Whole numbers, as few bits as the noise that is left allows; with what they and the residuals cost, in bits."""
     rows, columns = residual.shape
     rank = u.shape[1]
     step = max(1, rows // 128)
     after = residual[::step] - u[::step] @ v
     steps = ulp[::step]
-    noise = np.abs(after).mean() * 1.2533
+    seen = hidden(float(np.abs(after).mean()) * 1.2533, steps, ROUND_SEEN)
     largest = max(float(np.abs(u).max()), float(np.abs(v).max()), 1e-300)
     best: tuple[float, int] | None = None
     for bits in range(4, FACTOR_BITS_MAX + 1):
@@ -180,8 +209,8 @@ def _quantised(residual: Array, ulp: Array, u: Array, v: Array) -> Factors | Non
             continue
         unit = 2.0**-half
         error = unit * _ROUND * np.sqrt((v * v).sum(axis=0).mean() + (u * u).sum(axis=1).mean())
-        sigma = np.sqrt(noise**2 + error**2)
-        cost = float(np.log2(1 + _ENTROPY * sigma / steps).mean()) * rows * columns
+        sigma = np.sqrt(seen**2 + (error / steps) ** 2)
+        cost = float(residual_bits(sigma).mean()) * rows * columns
         widths = np.log2(1 + np.abs(u) / unit).sum() + np.log2(1 + np.abs(v) / unit).sum()
         total = cost + float(widths) + 2.0 * rank * (rows + columns)
         if best is None or total < best[0]:
@@ -192,4 +221,4 @@ def _quantised(residual: Array, ulp: Array, u: Array, v: Array) -> Factors | Non
     left, right = np.rint(u * scale).astype(np.int32), np.rint(v * scale).astype(np.int32)
     if not left.any() or not right.any():
         return None
-    return Factors(left, right, 2 * best[1])
+    return best[0], Factors(left, right, 2 * best[1])

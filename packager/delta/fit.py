@@ -14,12 +14,10 @@ from edge_delta.limits import SIDE_BYTES_MAX
 from edge_delta.predict import Prediction, Side
 from edge_delta.symbols import LEVELS_PER_OCTAVE
 from edge_delta.wire import Flag, Predicted
-from packager.delta.factors import Factors, find_factors
+from packager.delta.factors import ROUND_SEEN, Factors, find_factors, hidden, residual_bits
 
 _SAMPLE: Final = 2**18
 """Elements that costs are estimated on."""
-_ENTROPY: Final = 4.13
-"""A Gaussian of deviation s, in steps, takes about log2(1 + 4.13 s) bits: sqrt(2 pi e) s for large s."""
 _MEAN_TO_SIGMA: Final = 1.2533
 """Deviation of a Gaussian against its mean magnitude: sqrt(pi / 2)."""
 _CLASS_ROUNDS: Final = 3
@@ -90,7 +88,7 @@ def fit(pair: Pair, offset: int, effort: int = 1) -> Fit:
     flags, side, scale_bits = best
     if effort > 0 and min(rows, columns) >= 4:
         guess = estimate.guess(side, scale_bits)
-        found = find_factors(pair.kind, estimate.new - guess, estimate.sigma_ulp(guess), SIDE_BYTES_MAX // 4, effort)
+        found = find_factors(estimate.new - guess, estimate.sigma_ulp(guess), SIDE_BYTES_MAX // 4, effort)
         if found is not None:
             flags, side = flags | Flag.LOW_RANK, _with_factors(side, found)
             bare = replace(bare, rank=found.left.shape[1], shift=found.shift)
@@ -123,7 +121,7 @@ class _Estimate:
         residual = np.abs(self.new[self._rows] - some)
         ulp = ulps(self._pair.kind, some)
         sigma = fitted_sizes(residual) * _MEAN_TO_SIGMA
-        return float(np.log2(1 + _ENTROPY * sigma / ulp).mean() * guess.size)
+        return float(residual_bits(hidden(sigma, ulp, ROUND_SEEN)).mean()) * guess.size
 
     def scaled(self, flag: Flag) -> tuple[Side, int, float] | None:
         """The best scale of each row or column: side information, its scale bits, and the estimated cost."""
@@ -142,8 +140,9 @@ class _Estimate:
     def _scale_bits(self, scale: Array, axis: int) -> int:
         """Bits behind the point that a scale needs, so that its rounding disappears in the residual."""
         shaped = scale[:, None] if axis == 1 else scale[None, :]
-        residual = np.abs(self.new - self.base * shaped)
-        size = max(float(np.median(residual)), float(np.median(ulps(self._pair.kind, self.new))) / 4, 1e-300)
+        residual = np.abs(self.new - self.base * shaped)[self._rows]
+        ulp = ulps(self._pair.kind, self.new[self._rows])
+        size = max(float(np.median(residual)), float(np.median(ulp)) / 4, 1e-300)
         largest = float(np.abs(self.base).mean()) + 1e-300
         return int(np.clip(np.ceil(np.log2(largest / size)) + 3, 4, _SCALE_BITS_MAX))
 
@@ -230,7 +229,7 @@ def _classified(tensor: Predicted, side: Side, flags: Flag, magnitude: Array, st
         flags, side = flags | Flag.COLUMN_CLASSES, replace(side, column_classes=column_levels)
     found = replace(tensor, flags=flags, center=center)
     sigma = np.outer(row_sizes[some], column_sizes) * _MEAN_TO_SIGMA
-    bits = float(np.log2(1 + _ENTROPY * sigma / steps).mean()) * tensor.rows * tensor.columns
+    bits = float(residual_bits(sigma / steps).mean()) * tensor.rows * tensor.columns
     return Fit(found, side, bits + _SIDE_BITS * found.side_bytes)
 
 

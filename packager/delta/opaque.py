@@ -1,4 +1,4 @@
-"""Bytes without known structure: long equal runs are copied, the rest is zstd with the likeliest part of the base at hand."""
+"""Bytes without known structure: long equal runs are copied; the rest is zstd with the likeliest part of the base."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +15,8 @@ _RUN_MIN: Final = 16_384
 """Equal bytes that are worth an operation of their own; zstd finds shorter ones."""
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15 | 1)
 _PART: Final = 4 * 1024 * 1024
+_LOOK: Final = 1_024
+_HITS_MIN: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,35 +85,48 @@ class _Index:
         self._order = np.argsort(self._hashes, kind="stable")
         self._sorted = self._hashes[self._order]
 
-    def find(self, new: Array, step: int) -> tuple[Array, Array]:
-        """Places of `new`, every `step` bytes, that stand in the base: where in `new`, and where in the base."""
+    def find(self, new: Array, every: int) -> tuple[Array, Array]:
+        """Places of `new` that stand in the base: where in `new`, and where in the base.
+
+        Args:
+            new: Some bytes.
+            every: Of so many places the first `_STRIDE` are looked up, one of which the index knows in an equal run.
+        """
         if new.size < _BLOCK:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        hashes = _hashes(new)[::step]
-        at = np.minimum(np.searchsorted(self._sorted, hashes), self._sorted.size - 1)
-        hit = np.flatnonzero(self._sorted[at] == hashes)
-        return hit * step, self._order[at[hit]].astype(np.int64) * _STRIDE
+        hashes = _hashes(new)
+        places = np.arange(hashes.size)
+        places = places[places % every < _STRIDE]
+        wanted = hashes[places]
+        at = np.minimum(np.searchsorted(self._sorted, wanted), self._sorted.size - 1)
+        hit = np.flatnonzero(self._sorted[at] == wanted)
+        return places[hit], self._order[at[hit]].astype(np.int64) * _STRIDE
 
     def likely(self, new: Array) -> int | None:
         """The middle of the part of the base that most of these bytes come from, or none."""
-        _, where = self.find(new, 1)
-        return None if where.size < 8 else int(np.median(where))
+        _, where = self.find(new, _LOOK)
+        return None if where.size < _HITS_MIN else int(np.median(where))
 
     def runs(self, new: Array) -> list[tuple[int, int, int]]:
         """Equal runs of `_RUN_MIN` bytes or more: start in `new`, length, start in the base; in order, apart."""
         found: list[tuple[int, int, int]] = []
         end = 0
         for part in range(0, new.size, _PART):
-            places, where = self.find(new[part : part + _PART + _BLOCK], 1)
-            # A long run is hit every stride with the same distance.
-            for place, at in zip(places + part, where, strict=True):
+            places, where = self.find(new[part : part + _PART + _BLOCK], _RUN_MIN // 4)
+            for place, at in zip((places + part).tolist(), where.tolist(), strict=True):
                 if place < end:
                     continue
-                length = self._equal(new, int(place), int(at))
+                back = self._equal_before(new, place, at, end)
+                length = back + self._equal(new, place, at)
                 if length >= _RUN_MIN:
-                    found.append((int(place), length, int(at)))
-                    end = int(place) + length
+                    found.append((place - back, length, at - back))
+                    end = place - back + length
         return found
+
+    def _equal_before(self, new: Array, place: int, at: int, end: int) -> int:
+        count = min(place - end, at, _RUN_MIN)
+        differs = np.flatnonzero(new[place - count : place] != self._base[at - count : at])
+        return count - 1 - int(differs[-1]) if differs.size else count
 
     def _equal(self, new: Array, place: int, at: int) -> int:
         total = 0
