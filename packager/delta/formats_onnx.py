@@ -1,0 +1,158 @@
+"""Tensors of an ONNX file, found by walking its protobuf tags (https://protobuf.dev/programming-guides/encoding/).
+
+Numbers lie as they are in `raw_data`, in packed `float_data` and `double_data`, and in files beside the model. Those in
+lists of variable-length integers have no fixed place and are left to the bytes between. Field numbers: onnx.proto3.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from mmap import mmap
+from typing import Final
+
+from packager.delta.formats import ELEMENT_BYTES, Tensor
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT_BYTES_MAX: Final = 10
+_DEPTH_MAX: Final = 64
+_NAME_BYTES_MAX: Final = 1_024
+_TYPES: Final = {
+    1: "f32", 2: "u8", 3: "i8", 4: "u16", 5: "i16", 6: "i32", 7: "i64", 9: "bool", 10: "f16", 11: "f64", 12: "u32",
+    13: "u64", 16: "bf16", 17: "f8e4m3", 19: "f8e5m2",
+}  # fmt: skip
+# Which fields of a message lead to tensors, and as what.
+_INTO: Final[dict[str, dict[int, str]]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
+}
+
+
+class _Damaged(Exception):
+    """The bytes are no protobuf message of this kind."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a TensorProto says."""
+
+    name: str = ""
+    number: int = 0
+    shape: list[int] = field(default_factory=list)
+    start: int = 0
+    end: int = 0
+    location: str = ""
+    offset: int = 0
+    length: int = -1
+
+
+def onnx_tensors(data: mmap) -> Iterator[Tensor]:
+    """Every tensor whose numbers lie in the file itself.
+
+    Args:
+        data: The file.
+    """
+    for found in _walk(data):
+        dtype = _TYPES.get(found.number)
+        if dtype is not None and not found.location and found.end > found.start:
+            yield Tensor(found.name, dtype, tuple(found.shape), found.start, found.end)
+
+
+def onnx_external(data: mmap) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor whose numbers lie in another file, with that file's location as it is written.
+
+    Args:
+        data: The ONNX file.
+    """
+    for found in _walk(data):
+        dtype = _TYPES.get(found.number)
+        if dtype is None or not found.location:
+            continue
+        size = ELEMENT_BYTES[dtype]
+        for dimension in found.shape:
+            size *= dimension
+        length = size if found.length < 0 else found.length
+        if length > 0:
+            end = found.offset + length
+            yield found.location, Tensor(found.name, dtype, tuple(found.shape), found.offset, end)
+
+
+def _walk(data: mmap) -> Iterator[_Found]:
+    try:
+        yield from _message(data, "model", 0, len(data), 0)
+    except _Damaged:
+        return
+
+
+def _message(data: mmap, kind: str, place: int, end: int, depth: int) -> Iterator[_Found]:
+    if depth > _DEPTH_MAX:
+        raise _Damaged
+    into = _INTO[kind]
+    for number, start, stop, _ in _fields(data, place, end):
+        inner = into.get(number)
+        if inner == "tensor":
+            yield _tensor(data, start, stop)
+        elif inner is not None:
+            yield from _message(data, inner, start, stop, depth + 1)
+
+
+def _fields(data: mmap, place: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Fields of a message: number, where its bytes begin and end, and its value if it is a number (else -1)."""
+    while place < end:
+        tag, place = _varint(data, place, end)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value, place = _varint(data, place, end)
+            yield number, place, place, value
+        elif wire == _BYTES:
+            length, place = _varint(data, place, end)
+            if length > end - place:
+                raise _Damaged
+            yield number, place, place + length, -1
+            place += length
+        elif wire in (_FIXED32, _FIXED64):
+            place += 4 if wire == _FIXED32 else 8
+        else:
+            raise _Damaged
+
+
+def _varint(data: mmap, place: int, end: int) -> tuple[int, int]:
+    value = 0
+    for count in range(min(_VARINT_BYTES_MAX, end - place)):
+        byte = data[place + count]
+        value |= (byte & 0x7F) << (7 * count)
+        if byte < 0x80:
+            return value, place + count + 1
+    raise _Damaged
+
+
+def _tensor(data: mmap, place: int, end: int) -> _Found:
+    found = _Found()
+    for number, start, stop, value in _fields(data, place, end):
+        if number == 1 and value >= 0:
+            found.shape.append(value)
+        elif number == 1:
+            while start < stop:
+                value, start = _varint(data, start, stop)
+                found.shape.append(value)
+        elif number == 2 and value >= 0:
+            found.number = value
+        elif number == 8:
+            found.name = bytes(data[start : min(stop, start + _NAME_BYTES_MAX)]).decode("utf-8", "replace")
+        elif number in (4, 9, 10) and value < 0 and stop > start:
+            found.start, found.end = start, stop
+        elif number == 13 and value < 0:
+            _external(data, start, stop, found)
+    return found
+
+
+def _external(data: mmap, place: int, end: int, found: _Found) -> None:
+    """One key and value of what an external tensor says of itself."""
+    texts = {number: bytes(data[start:stop])[:4096] for number, start, stop, _ in _fields(data, place, end)}
+    key, value = texts.get(1, b""), texts.get(2, b"")
+    if key == b"location":
+        found.location = value.decode("utf-8", "replace")
+    elif key in (b"offset", b"length") and value.isdigit() and len(value) < 16:
+        setattr(found, key.decode(), int(value))

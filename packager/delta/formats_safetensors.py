@@ -1,0 +1,41 @@
+"""Tensors of a safetensors file (https://github.com/huggingface/safetensors, "Format")."""
+
+import json
+from collections.abc import Iterator
+from mmap import mmap
+from typing import Final
+
+from packager.delta.formats import Tensor
+
+_HEADER_BYTES_MAX: Final = 100 * 1024 * 1024
+_TYPES: Final = {
+    "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8e4m3", "F8_E5M2": "f8e5m2", "I64": "i64",
+    "U64": "u64", "I32": "i32", "U32": "u32", "I16": "i16", "U16": "u16", "I8": "i8", "U8": "u8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def safetensors_tensors(data: mmap) -> Iterator[Tensor]:
+    """Every tensor that the header names.
+
+    Args:
+        data: The file.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if length > min(_HEADER_BYTES_MAX, len(data) - 8):
+        return
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError):
+        return
+    for name, entry in header.items() if isinstance(header, dict) else ():
+        if not isinstance(entry, dict):
+            continue
+        shape, offsets = _numbers(entry.get("shape")), _numbers(entry.get("data_offsets"))
+        dtype = _TYPES.get(str(entry.get("dtype")))
+        if dtype is not None and shape is not None and offsets is not None and len(offsets) == 2:
+            start, end = (8 + length + offset for offset in offsets)
+            yield Tensor(str(name), dtype, tuple(shape), start, end)
+
+
+def _numbers(value: object) -> list[int] | None:
+    return value if isinstance(value, list) and all(type(item) is int for item in value) else None
