@@ -320,7 +320,6 @@ class _Decoder:
         if arrays:
             self._lanes = Lanes(arrays.pop("states"))
             self._lanes.tables.load(**arrays)
-            self._lanes.refill()
         if self._place and isinstance(self._head.operations[self._operation], Predicted):
             self._start, self._chunks = int(record["start"]), int(record["body"])
             self._body.seek(self._start)

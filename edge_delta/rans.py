@@ -40,12 +40,9 @@ class Lanes:
             raise DeltaError("a rANS state is below its lowest value")
         self.states = states.astype(np.uint32)
         self.tables = Tables()
+        # Rows are filled when their context first comes up: most files use few, and the others take no memory.
         self._lookup = np.empty((CONTEXTS, TOTAL), np.uint32)
-        self.refill()
-
-    def refill(self) -> None:
-        """Make the whole lookup anew, after tables were loaded."""
-        fill(self._lookup, np.arange(CONTEXTS), self.tables.frequencies)
+        self._is_filled = np.zeros(CONTEXTS, bool)
 
     def decode(self, contexts: Array, words: Array) -> tuple[Array, int]:
         """Decode a chunk.
@@ -63,6 +60,10 @@ class Lanes:
         count, lanes = contexts.size, self.states.size
         if not lanes:
             raise DeltaError("tensors without a rANS state")
+        wanted = np.flatnonzero((np.bincount(contexts, minlength=CONTEXTS) > 0) & ~self._is_filled)
+        if wanted.size:
+            fill(self._lookup, wanted, self.tables.frequencies)
+            self._is_filled[wanted] = True
         starts = contexts.astype(np.uint32) << _BITS
         table, states = self._lookup.ravel(), self.states
         symbols = np.empty(count, np.uint8)
@@ -86,7 +87,7 @@ class Lanes:
         """Count a chunk's symbols; see `Tables.take`."""
         changed = self.tables.take(contexts, symbols)
         if changed is not None:
-            fill(self._lookup, changed, self.tables.frequencies)
+            self._is_filled[changed] = False
 
     def finish(self) -> None:
         """Require that every state is back where the encoder began.

@@ -2,7 +2,7 @@
 
 Read without the schema's generated code, by field numbers of TensorFlow's `schema.fbs`: Model {2 subgraphs, 4 buffers},
 SubGraph {0 tensors}, Tensor {0 shape, 1 type, 2 buffer, 3 name}, Buffer {0 data, 1 offset, 2 size}. Offsets are those
-of FlatBuffers (https://flatbuffers.dev/internals/): a table points back to its vtable, which says where each field lies.
+of FlatBuffers (https://flatbuffers.dev/internals/): a table points back to its vtable, which says where fields lie.
 """
 
 import struct
