@@ -6,6 +6,7 @@ What it reads was verified by the agent; what it makes will be.
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -55,7 +56,10 @@ def main() -> None:
     except MemoryError:
         last = Frame.of_error(EdgeError("device.memory-short", "decoding a delta took more memory than it said"))
     except OSError as error:
-        last = Frame.of_error(durable.disk_error(error, "decoding a delta"))
+        problem = durable.disk_error(error, "decoding a delta")
+        if error.errno == errno.EFBIG:
+            problem = EdgeError("artifact.delta-invalid", "the delta makes more than it says")
+        last = Frame.of_error(problem)
     else:
         last = Frame(Kind.DONE, order.new_bytes, order.new_bytes)
     _answer(last)

@@ -31,6 +31,10 @@ class Bench(Protocol):
         """Change a byte of a present blob behind the store's back."""
         ...
 
+    def begin(self, data: bytes, count: int) -> Digest:
+        """Let the first bytes of a blob have come."""
+        ...
+
 
 class FileBench:
     def __init__(self, folder: Path) -> None:
@@ -47,6 +51,11 @@ class FileBench:
         path.chmod(0o600)
         path.write_bytes(data)
 
+    def begin(self, data: bytes, count: int) -> Digest:
+        with self.files.resume(Digest.of(data), len(data)) as partial:
+            partial.write(data[:count])
+        return Digest.of(data)
+
 
 class FakeBench:
     def __init__(self, _: Path) -> None:
@@ -58,6 +67,10 @@ class FakeBench:
 
     def damage(self, digest: Digest) -> None:
         self.fake.present[digest] = b"?" + self.fake.present[digest][1:]
+
+    def begin(self, data: bytes, count: int) -> Digest:
+        self.fake.partial[Digest.of(data)] = count
+        return Digest.of(data)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[Path], Bench]] = {"file": FileBench, "fake": FakeBench}
@@ -103,3 +116,21 @@ def test_collect_keeps_what_it_is_told_and_says_what_it_freed(bench: Bench) -> N
 
 def test_there_is_room_for_nothing_more(bench: Bench) -> None:
     bench.store.require_space(0)
+
+
+def test_what_has_come_of_a_blob_is_counted_until_it_is_whole(bench: Bench) -> None:
+    digest = bench.begin(b"weights", 3)
+    assert bench.store.partial_bytes(digest) == 3
+    assert not bench.store.has(digest)
+    assert bench.store.partial_bytes(Digest.of(b"other")) == 0
+    bench.store.remove(digest)
+    assert bench.store.partial_bytes(digest) == 0
+    assert bench.store.partial_bytes(bench.put(b"whole")) == 0
+
+
+def test_a_blob_that_nobody_needs_is_removed_and_that_again_is_no_error(bench: Bench) -> None:
+    kept, gone = bench.put(b"keep me"), bench.put(b"throw me away")
+    for _ in range(2):
+        bench.store.remove(gone)
+        assert not bench.store.has(gone)
+    assert bench.store.has(kept)

@@ -30,6 +30,9 @@ class Remote:
         self.store.put(blob.digest, DATA)
         return len(DATA)
 
+    def is_near(self, blob: Descriptor) -> bool:
+        return blob.digest in self.asked
+
 
 @dataclass
 class Bench:
@@ -56,6 +59,15 @@ def test_what_is_there_is_taken_without_the_network(bench: Bench) -> None:
     assert bench.fetch() == 0
     assert bench.store.read(BLOB.digest, len(DATA)) == DATA
     assert not bench.remote.asked
+
+
+def test_what_is_there_is_near_whatever_is_in_it(bench: Bench) -> None:
+    """Nothing that comes over the network can be cheaper, a delta neither."""
+    assert not bench.fetcher.is_near(BLOB)
+    bench.file.write_bytes(DATA[:-1])
+    assert not bench.fetcher.is_near(BLOB)
+    bench.file.write_bytes(b"x" * len(DATA))
+    assert bench.fetcher.is_near(BLOB)
 
 
 def test_a_blob_that_is_stored_is_not_copied_again(bench: Bench) -> None:

@@ -39,7 +39,12 @@ class Cloud:
         self.desired = ports.Desired(0, ())
 
     def publish(
-        self, version: int, platform: str = PLATFORM, says_version: int | None = None, load_peak_bytes: int = 0
+        self,
+        version: int,
+        platform: str = PLATFORM,
+        says_version: int | None = None,
+        load_peak_bytes: int = 0,
+        padding_bytes: int = 0,
     ) -> Assignment:
         """Make a bundle; the runtime descriptor may lie about its version."""
         runtime = Runtime(
@@ -49,7 +54,7 @@ class Cloud:
             probation=Probation(window_ms=0),
             load_peak_bytes=load_peak_bytes,
         ).to_bytes()
-        weights = f"weights {version}".encode()
+        weights = f"weights {version}".encode() + b"." * padding_bytes
         layers = (
             self._blob(WEIGHT_CONFIG_RAW, runtime, Role.RUNTIME, RUNTIME_PATH),
             self._blob(WEIGHT_RAW, weights, Role.MODEL, "model.onnx"),
