@@ -20,6 +20,8 @@ _SAMPLE: Final = 2**18
 """Elements that costs are estimated on."""
 _MEAN_TO_SIGMA: Final = 1.2533
 """Deviation of a Gaussian against its mean magnitude: sqrt(pi / 2)."""
+_MAGNITUDE_MAX: Final = 1e20
+"""Infinities and NaNs lie this far from what was predicted, so that sums stay numbers."""
 _CLASS_ROUNDS: Final = 3
 _SIDE_BITS: Final = 4.0
 """Bits that a byte of side information takes, once compressed."""
@@ -208,7 +210,7 @@ def _with_classes(pair: Pair, tensor: Predicted, side: Side) -> Fit:
         if pair.kind.is_float:
             bias = 2 ** (pair.kind.exponent - 1) - 1 + pair.kind.mantissa
             size = np.ldexp(size, exponents(pair.kind, guess) - bias)
-        magnitude[part] = size
+        magnitude[part] = np.minimum(size, _MAGNITUDE_MAX)
     flags = tensor.flags
     if not prediction.is_plain and small > 0.3 * total:
         flags |= Flag.FINE
