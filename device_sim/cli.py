@@ -115,6 +115,7 @@ def world(devices: int, steps: int, worlds: int, seed: int, as_json: bool) -> No
 @click.option("--ca", type=click.Path(path_type=Path), help="CA certificate of an https registry.")
 @click.option("--poll-ms", type=click.IntRange(min=1_000), default=POLL_MS_DEFAULT, show_default=True)
 @click.option("--report-ms", type=click.IntRange(min=1_000), default=REPORT_MS_DEFAULT, show_default=True)
+@click.option("--deltas/--no-deltas", default=True, show_default=True, help="Let devices use deltas.")
 @_SEED
 @_AS_JSON
 @_reporting
@@ -143,6 +144,7 @@ def run(
             ca=rest["ca"],
             poll_ms=rest["poll_ms"],
             report_ms=rest["report_ms"],
+            deltas=rest["deltas"],
         )
         final = run_fleet(options, lambda line: click.echo(line, err=as_json))
     click.echo(json.dumps(final) if as_json else "the fleet has ended")

@@ -102,6 +102,11 @@ class LiveDevice:
         """Bytes of blobs that came over the network."""
         return self._dispatcher.network_bytes
 
+    @property
+    def bytes_saved(self) -> int:
+        """Bytes that needed not come because deltas made them."""
+        return self._dispatcher.saved_bytes
+
     def take_samples(self, records: list[JsonObject]) -> None:
         """Keep telemetry and see that it is sent. The event loop's thread."""
         self.spool.append(records)
@@ -206,6 +211,7 @@ class LiveDevice:
             modules=self.modules,
             error=self.core.error,
             bytes_fetched=self.bytes_fetched,
+            bytes_saved=self.bytes_saved,
             clock_trusted=self.core.is_clock_trusted,
         )
         # In this process and at once: a file's key signs in a tenth of a millisecond.

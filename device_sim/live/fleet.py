@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cloud_registry.client import RegistryClient
+from device_sim.live.decoding import SharedDecoding
 from device_sim.live.device import LiveDevice
 from device_sim.live.link import BrokerAddress, MqttLink
 from device_sim.live.models import ModelRoom, Prediction
@@ -21,6 +22,7 @@ from device_sim.live.spool import MemorySpool
 from device_sim.rng import stream
 from edge_agent.about import agent_version
 from edge_agent.core.agent import Agent
+from edge_agent.delta.maker import FileDeltaMaker
 from edge_agent.enroll import enroll
 from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.identity import DeviceIdentity, load_identity
@@ -68,6 +70,7 @@ class FleetOptions:
         ca: CA of an https registry, or none for the system's.
         poll_ms: See `edge_agent.config.AgentConfig`.
         report_ms: See there.
+        deltas: Whether devices use deltas.
     """
 
     devices: int
@@ -81,6 +84,7 @@ class FleetOptions:
     ca: Path | None = None
     poll_ms: int = POLL_MS_DEFAULT
     report_ms: int = REPORT_MS_DEFAULT
+    deltas: bool = True
 
     def check(self) -> None:
         """Refuse what cannot be simulated.
@@ -113,6 +117,7 @@ class FleetStatus:
         right: Those answered with the right digit.
         waiting: Samples not yet acknowledged.
         bytes_fetched: Bytes of blobs that came over the network.
+        bytes_saved: Bytes that needed not come because deltas made them.
     """
 
     devices: int
@@ -122,6 +127,7 @@ class FleetStatus:
     right: int
     waiting: int
     bytes_fetched: int
+    bytes_saved: int = 0
 
     def to_json(self) -> JsonObject:
         """As `device-sim run --json` prints it."""
@@ -133,6 +139,7 @@ class FleetStatus:
             "right": self.right,
             "waiting": self.waiting,
             "bytes_fetched": self.bytes_fetched,
+            "bytes_saved": self.bytes_saved,
         }
 
 
@@ -152,6 +159,7 @@ class Fleet:
         self._requests = 0
         self._right = 0
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="fleet")
+        self._decoding = SharedDecoding(options.data / ".decoded") if options.deltas else None
         self._servers: dict[str, RoomServer] = {}
         self.devices: list[LiveDevice] = []
 
@@ -186,6 +194,8 @@ class Fleet:
         finally:
             # What a thread is at ends by itself soon: downloads look, documents have a deadline.
             self._executor.shutdown(wait=False, cancel_futures=True)
+            if self._decoding is not None:
+                self._decoding.close()
 
     @property
     def status(self) -> FleetStatus:
@@ -203,6 +213,7 @@ class Fleet:
             right=self._right,
             waiting=sum(device.spool.backlog()[0] for device in self.devices),
             bytes_fetched=sum(device.bytes_fetched for device in self.devices),
+            bytes_saved=sum(device.bytes_saved for device in self.devices),
         )
 
     async def _run_all(self, on_status: Callable[[FleetStatus], None]) -> None:
@@ -279,6 +290,7 @@ class Fleet:
             blobs=blobs,
             slots=FileSlotStore(data, blobs),
             server=server,
+            maker=None if self._decoding is None else FileDeltaMaker(blobs, self._decoding),
         )
         device = LiveDevice(
             core=core,
