@@ -94,6 +94,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
     from cloud_registry.adapters.director import TufDirector
     from cloud_registry.adapters.image_repo import TufImageRepository
     from cloud_registry.adapters.pki import LocalAuthority
+    from cloud_registry.adapters.sql.deltas import SqlDeltas
     from cloud_registry.adapters.sql.deployments import SqlDeployments
     from cloud_registry.adapters.sql.devices import SqlDevices
     from cloud_registry.adapters.sql.documents import SqlDocuments
@@ -137,6 +138,7 @@ def build_services(config: RegistryConfig, clock: Clock | None = None) -> Servic
             roster=_roster(config, enrolments.identities),
             notifier=ChangeNotifier(director, nudger),
             models=SqlModels(database, clock),
+            deltas=SqlDeltas(database, clock),
             deployments=deployments,
             devices=devices,
             operators=tokens,

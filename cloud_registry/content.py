@@ -5,10 +5,10 @@ blobs. What something else still uses stays: the storage refuses to free it.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from cloud_registry.core.records import Removed
+from cloud_registry.core.records import KnownDelta, Removed
 from cloud_registry.ports import BlobStorage
 from cloud_registry.stores import ModelStore
 from edge_contract.deployment import bundle_repository
@@ -38,6 +38,15 @@ def free_content(models: ModelStore, blobs: BlobStorage, model: str, removed: Re
         _try(_delete_manifest(blobs), repository, bundle.manifest)
     for digest in layers:
         _try(blobs.delete_blob, repository, digest)
+    free_deltas(blobs, model, removed.deltas)
+
+
+def free_deltas(blobs: BlobStorage, model: str, removed: Iterable[KnownDelta]) -> None:
+    """Free the artifacts and blobs of deltas that the registry has forgotten. Failures are logged."""
+    repository = bundle_repository(model)
+    for known in removed:
+        _try(_delete_manifest(blobs), repository, known.manifest)
+        _try(blobs.delete_blob, repository, known.delta.digest)
 
 
 def _delete_manifest(blobs: BlobStorage) -> Callable[[str, Digest], None]:

@@ -170,11 +170,13 @@ class BundleGrant:
         repository: Where it is.
         manifest: Its manifest; the blobs that this lists go with it.
         index: The index that lists the manifest.
+        deltas: Deltas that make blobs of the bundle.
     """
 
     repository: str
     manifest: Digest
     index: Digest
+    deltas: frozenset[Digest] = frozenset()
 
 
 class ContentRights(Protocol):

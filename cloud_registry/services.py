@@ -19,7 +19,7 @@ from cloud_registry.ports import (
     MetadataTable,
     Nudger,
 )
-from cloud_registry.stores import DeploymentStore, DeviceStore, ModelStore, TokenStore
+from cloud_registry.stores import DeltaStore, DeploymentStore, DeviceStore, ModelStore, TokenStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Services:
         roster: Which devices the broker lets in.
         notifier: Has devices nudged behind a request's back.
         models: Models, versions, aliases, bundles.
+        deltas: Deltas between files of versions.
         deployments: Deployments.
         devices: Devices and enrolment tokens.
         operators: Operator tokens.
@@ -67,6 +68,7 @@ class Services:
     roster: BrokerRoster
     notifier: ChangeNotifier
     models: ModelStore
+    deltas: DeltaStore
     deployments: DeploymentStore
     devices: DeviceStore
     operators: TokenStore

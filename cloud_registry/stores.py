@@ -12,6 +12,7 @@ from cloud_registry.core.condition import Condition
 from cloud_registry.core.records import (
     Affected,
     AliasChange,
+    Bases,
     Bundle,
     Changes,
     Deployment,
@@ -20,6 +21,7 @@ from cloud_registry.core.records import (
     DeploymentDevice,
     Device,
     EnrolmentToken,
+    KnownDelta,
     Model,
     NewDeployment,
     NewVersion,
@@ -109,6 +111,30 @@ class ModelStore(Protocol):
 
     def bundles(self, model: str, reference: str) -> Sequence[Bundle]:
         """The bundles of a version by platform."""
+        ...
+
+
+class DeltaStore(Protocol):
+    """Deltas between files of model versions."""
+
+    def add(self, model: str, version: int, known: KnownDelta, by: str) -> Affected[KnownDelta]:
+        """Enter a delta in place of one for the same pair; idempotent.
+
+        The devices are those on which a deployment of the version is under way. `cloud.not-found` when no version of
+        the model has its base, `cloud.too-large` beyond `DELTAS_MAX`.
+        """
+        ...
+
+    def list(self, model: str, reference: str) -> Sequence[KnownDelta]:
+        """The deltas of a version, the smallest first."""
+        ...
+
+    def remove(self, model: str, reference: str, digest: Digest) -> KnownDelta:
+        """Forget a delta by its own digest."""
+        ...
+
+    def bases(self, model: str, reference: str, names: Sequence[str], module: str) -> Bases:
+        """What devices hold in a module that a version could be made from."""
         ...
 
 

@@ -62,6 +62,7 @@ REPORT_COLUMNS: Final[dict[str, str]] = {
     "agent_version": "VARCHAR",
     "director_version": "BIGINT",
     "bytes_fetched": "BIGINT",
+    "bytes_saved": "BIGINT",
     "body": "VARCHAR",
 }
 """Name and type of every column of the table `reports`; `body` is the whole report as JSON text."""

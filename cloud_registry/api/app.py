@@ -10,7 +10,20 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from cloud_registry.api import deployments, devices, enrol, health, models, oci, shapes, telemetry, tokens, trust, tuf
+from cloud_registry.api import (
+    deltas,
+    deployments,
+    devices,
+    enrol,
+    health,
+    models,
+    oci,
+    shapes,
+    telemetry,
+    tokens,
+    trust,
+    tuf,
+)
 from cloud_registry.api.middleware import AccessLog, BodyBound
 from cloud_registry.api.problems import PROBLEM_TYPE, problem_response, route_problem, validation_problem
 from cloud_registry.services import Services
@@ -37,7 +50,7 @@ def create_app(services: Services) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (models, deployments, devices, tokens, trust, telemetry, enrol, health, tuf, oci):
+    for module in (models, deltas, deployments, devices, tokens, trust, telemetry, enrol, health, tuf, oci):
         app.include_router(module.router(services))
     app.add_middleware(BodyBound, tokens=services.tokens)
     app.add_middleware(AccessLog)

@@ -37,13 +37,15 @@ class DeviceRights:
         raise _forbidden(device, repository, digest)
 
     def require_blob(self, device: str, repository: str, digest: Digest) -> None:
-        """Let a device read the blobs that the manifests of its bundles list.
+        """Let a device read the blobs that the manifests of its bundles list, and the deltas that make them.
 
         Raises:
             EdgeError: `cloud.forbidden`.
         """
         for grant in self._rights.bundles_of(device):
-            if grant.repository == repository and digest in self._blobs_of(repository, grant.manifest):
+            if grant.repository != repository:
+                continue
+            if digest in grant.deltas or digest in self._blobs_of(repository, grant.manifest):
                 return
         raise _forbidden(device, repository, digest)
 

@@ -193,6 +193,25 @@ class RegistryClient:
         """The bundles of a version: platform, digest and size of each manifest."""
         return _items(self._transport.json("GET", f"{_version_path(model, version)}/bundles"))
 
+    def register_delta(self, model: str, version: int, manifest: Digest) -> JsonObject:
+        """Tell the registry of a pushed delta by the digest of its artifact's manifest. Safe to repeat."""
+        return self._transport.json(
+            "POST", f"{_version_path(model, version)}/deltas", {"manifest": str(manifest)}, repeat=True
+        )
+
+    def deltas(self, model: str, version: int | str) -> list[JsonObject]:
+        """The deltas of a version, the smallest first."""
+        return _items(self._transport.json("GET", f"{_version_path(model, version)}/deltas"))
+
+    def delete_delta(self, model: str, version: int | str, digest: Digest) -> None:
+        """Forget a delta, by its own digest."""
+        self._transport.request("DELETE", f"{_version_path(model, version)}/deltas/{digest}")
+
+    def bases(self, model: str, version: int | str, condition: str = "", module: str = "") -> JsonObject:
+        """What devices hold that a version could be made from: `{devices, current, without, bases: [...]}`."""
+        params = [("condition", condition), ("module", module)]
+        return self._transport.json("GET", f"{_version_path(model, version)}/bases", params=params)
+
     # --- content (OCI distribution) -----------------------------------------------------------------------------------
 
     def has_blob(self, repository: str, digest: Digest) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from cloud_registry.core.roles import Role
+from edge_contract.delta import Delta
 from edge_contract.deployment import Policy
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
@@ -132,16 +133,76 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownDelta:
+    """A delta to a file of a version.
+
+    Attributes:
+        delta: What it starts from and makes.
+        manifest: Digest of the OCI artifact that carries it.
+        index: Digest of the bundle's index, to which the artifact refers.
+    """
+
+    delta: Delta
+    manifest: Digest
+    index: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class BaseCount:
+    """How many devices would start from one bundle.
+
+    Attributes:
+        model: Model of the base.
+        version: Its version.
+        platform: Of the devices.
+        manifest: Digest of the bundle that they hold.
+        new_manifest: Digest of the bundle that they are to get.
+        live: Devices that run it.
+        fallback: Devices that keep it as their fallback, and run something that is no base.
+    """
+
+    model: str
+    version: int
+    platform: str
+    manifest: Digest
+    new_manifest: Digest
+    live: int
+    fallback: int
+
+    @property
+    def devices(self) -> int:
+        """All of them."""
+        return self.live + self.fallback
+
+
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """What a fleet holds that a version could be made from.
+
+    Attributes:
+        bases: The most common first.
+        current: Devices that run the version already.
+        without: Devices that hold nothing known, or for whose platform the version has no bundle.
+    """
+
+    bases: tuple[BaseCount, ...]
+    current: int
+    without: int
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     """What deleted versions leave behind in the blob storage.
 
     Attributes:
         files: Blobs of `models/<model>`; other versions may still use them.
         bundles: Bundles in `bundles/<model>`.
+        deltas: Deltas in `bundles/<model>` that made files of these versions, or were made from them.
     """
 
     files: tuple[Digest, ...]
     bundles: tuple[Bundle, ...]
+    deltas: tuple[KnownDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

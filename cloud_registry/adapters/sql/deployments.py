@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from cloud_registry.adapters.sql import versions as version_rows
 from cloud_registry.adapters.sql.assigning import read_bundle, reassign
 from cloud_registry.adapters.sql.database import Database
+from cloud_registry.adapters.sql.deltas import list_deltas
 from cloud_registry.adapters.sql.tables import (
     bundles,
     deployment_changes,
@@ -31,6 +32,7 @@ from cloud_registry.core.records import (
 )
 from cloud_registry.core.search import Page
 from cloud_registry.ports import Clock
+from edge_contract.delta import Delta
 from edge_contract.deployment import Artifact, Assignment, Policy
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -206,12 +208,15 @@ class SqlDeployments:
                 .where(table.c.device == device, table.c.is_current.is_(True))
                 .order_by(table.c.module)
             )
-            return tuple(_assignment(row) for row in connection.execute(query))
+            found = list(connection.execute(query))
+            pairs = {(row.model, row.number) for row in found}
+            known = {pair: tuple(item.delta for item in list_deltas(connection, *pair)) for pair in pairs}
+            return tuple(_assignment(row, known[row.model, row.number]) for row in found)
 
         return self._database.read(work)
 
 
-def _assignment(row: Any) -> Assignment:
+def _assignment(row: Any, deltas: tuple[Delta, ...]) -> Assignment:
     bundle = read_bundle(row)
     return Assignment(
         module=row.module,
@@ -227,6 +232,7 @@ def _assignment(row: Any) -> Assignment:
             hardware_ids=bundle.hardware_ids,
         ),
         policy=Policy.from_json(json.loads(row.policy)),
+        deltas=deltas,
     )
 
 

@@ -142,7 +142,9 @@ class SqlFleet:
 def _report_row(row: Any) -> JsonObject:
     report = json.loads(row.report)
     copied = ("device", "boot", "number", "sent_ms", "platform", "agent_version", "director_version", "bytes_fetched")
-    return {key: report[key] for key in copied} | {"received_ms": row.report_received_ms, "body": row.report}
+    # Reports of agents before this version say nothing of deltas.
+    saved = {"bytes_saved": report.get("bytes_saved", 0)}
+    return {key: report[key] for key in copied} | saved | {"received_ms": row.report_received_ms, "body": row.report}
 
 
 def _file_values(file: LakeFile) -> dict[str, Any]:

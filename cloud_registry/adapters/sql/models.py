@@ -1,6 +1,7 @@
 """Models, versions, aliases and bundles (`ModelStore`)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
@@ -9,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from cloud_registry.adapters.sql import versions as rows
 from cloud_registry.adapters.sql.assigning import read_bundle, reassign
 from cloud_registry.adapters.sql.database import Database
+from cloud_registry.adapters.sql.deltas import take_deltas
 from cloud_registry.adapters.sql.needs import needs_of
 from cloud_registry.adapters.sql.tables import (
     alias_changes,
@@ -98,7 +100,7 @@ class SqlModels:
             self._database.lock_assignments(connection)
             self._lock(connection, name)
             _refuse_if_needed(connection, name, None)
-            removed = rows.read_removed(connection, name, None)
+            removed = replace(rows.read_removed(connection, name, None), deltas=take_deltas(connection, name, None))
             for table in (bundles, version_files, labels, versions):
                 connection.execute(delete(table).where(table.c.model == name))
             connection.execute(delete(models).where(models.c.name == name))
@@ -177,7 +179,9 @@ class SqlModels:
             self._lock(connection, model)
             number = rows.resolve(connection, model, reference)
             _refuse_if_needed(connection, model, number)
-            removed = rows.read_removed(connection, model, number)
+            removed = replace(
+                rows.read_removed(connection, model, number), deltas=take_deltas(connection, model, number)
+            )
             for table in (bundles, version_files, labels, versions):
                 connection.execute(delete(table).where(table.c.model == model, table.c.number == number))
             return removed

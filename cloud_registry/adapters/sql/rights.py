@@ -1,11 +1,12 @@
 """Which bundles a device may read (`ContentRights`)."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, select, union_all
 
 from cloud_registry.adapters.sql.database import Database
-from cloud_registry.adapters.sql.tables import deployment_devices, device_bundles, device_modules
+from cloud_registry.adapters.sql.tables import deltas, deployment_devices, device_bundles, device_modules
 from cloud_registry.identities import BundleGrant
 from edge_contract.digest import Digest
 
@@ -31,9 +32,17 @@ class SqlRights:
         query = select(ever).where(ever.c.device == device, ever.c.manifest.in_(wanted))
 
         def work(connection: Connection) -> Sequence[BundleGrant]:
+            found = list(connection.execute(query))
+            indexes = {row.index_digest for row in found}
+            made: dict[str, set[Digest]] = defaultdict(set)
+            listed = select(deltas.c.index_digest, deltas.c.digest).where(deltas.c.index_digest.in_(indexes))
+            for row in connection.execute(listed) if indexes else ():
+                made[row.index_digest].add(Digest(row.digest))
             return [
-                BundleGrant(row.repository, Digest(row.manifest), Digest(row.index_digest))
-                for row in connection.execute(query)
+                BundleGrant(
+                    row.repository, Digest(row.manifest), Digest(row.index_digest), frozenset(made[row.index_digest])
+                )
+                for row in found
             ]
 
         return self._database.read(work)

@@ -118,6 +118,28 @@ bundles = Table(
     ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"]),
 )
 
+# Deltas to files of a version. What they start from is a file of another version of the model.
+deltas = Table(
+    "deltas",
+    METADATA,
+    Column("model", Text, primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("digest", Text, primary_key=True),
+    Column("base", Text, nullable=False),
+    Column("base_bytes", BigInteger, nullable=False),
+    Column("new", Text, nullable=False),
+    Column("new_bytes", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("peak_bytes", BigInteger, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("manifest", Text, nullable=False),
+    Column("index_digest", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"]),
+    Index("deltas_by_index", "index_digest"),
+)
+
 devices = Table(
     "devices",
     METADATA,
