@@ -12,6 +12,7 @@ from edge_agent.core import commands as do
 from edge_agent.core.agent import Agent
 from edge_agent.core.limits import FINAL_ATTEMPTS_MAX, QUARANTINE_MAX, ROLLBACK_ATTEMPTS_MAX
 from edge_agent.core.record import ModuleRecord, Record
+from edge_contract.delta import Delta
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
@@ -77,6 +78,11 @@ class Checkers:
     def saw_verified(self, device: str, manifest: Digest) -> None:
         """A device read every blob of a bundle and found them genuine."""
         self._verified.add((device, manifest))
+
+    def decoding(self, device: Device, delta: Delta) -> None:
+        """A delta that failed on a device is not decoded there again, nor one that does not live to tell."""
+        if device.storage.decoding(delta.new).of(delta.digest).is_hopeless:
+            raise InvariantError("failed-deltas-rest", device.name, f"{delta.digest} is decoded again")
 
     # -- rules -----------------------------------------------------------------------------------------------------
 

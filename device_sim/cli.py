@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import sys
 import tempfile
@@ -69,6 +70,8 @@ def world(devices: int, steps: int, worlds: int, seed: int, as_json: bool) -> No
     """
     from device_sim.world import World, WorldError
 
+    # Its devices log what they do like any other; here that is in the trace.
+    logging.getLogger("edge_agent").addHandler(logging.NullHandler())
     results: list[dict[str, Any]] = []
     for number in range(seed, seed + worlds):
         try:

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
 
 from device_sim.hardware import Flaw
 from device_sim.rng import stream
+from edge_contract.delta import Delta
 from edge_contract.deployment import Artifact, Assignment, Policy, bundle_repository
 from edge_contract.digest import Digest
+from edge_contract.limits import MIB
+from edge_contract.manifest import WEIGHT_RAW, Descriptor
 from edge_contract.terms import PPM, Trial
 from edge_contract.twin import Report
 
 _PLATFORM = "linux/amd64"
 _UNTRIED = 0.5
 _GATED = 0.5
+_BASES_MAX: Final = 4
+_PEAK_BYTES: Final = 8 * MIB
+
+
+class DeltaFlaw(StrEnum):
+    """What is wrong with a delta."""
+
+    NONE = "none"
+    REFUSED = "refused"  # the decoder does not take it
+    WRONG = "wrong"  # it makes other bytes than it should
+    MISSING = "missing"  # the registry does not have it
+    KILLING = "killing"  # decoding it takes the device down
+
+
+_DELTA_FLAWS: Final = (*([DeltaFlaw.NONE] * 6), *DeltaFlaw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +57,11 @@ class Bundle:
     flaw: Flaw
     probation_ms: int
 
+    @property
+    def blob(self) -> Descriptor:
+        """The one file of it that counts."""
+        return Descriptor(WEIGHT_RAW, Digest.of(b"blob " + self.manifest.value.encode()), self.size)
+
 
 class Cloud:
     """Keeps what each device should run, and the newest report of each."""
@@ -47,6 +72,8 @@ class Cloud:
         self._versions: dict[str, int] = {}
         self._deployments = 0
         self.bundles: dict[Digest, Bundle] = {}
+        self.deltas: dict[Digest, tuple[Delta, ...]] = {}  # by the manifest of the bundle that they make
+        self.delta_flaws: dict[Digest, DeltaFlaw] = {}
         self.assigned: dict[str, dict[str, Assignment]] = {}
         self.director_versions: dict[str, int] = {}
         self.reports: dict[str, Report] = {}
@@ -61,7 +88,41 @@ class Cloud:
         manifest = Digest.of(f"{self._seed} {model} {version}".encode())
         bundle = Bundle(model, version, manifest, draw.randint(1_000, 50_000_000), flaw, draw.randint(0, 20_000))
         self.bundles[manifest] = bundle
+        self.deltas[manifest] = ()
         return bundle
+
+    def make_deltas(self, bundle: Bundle, draw: random.Random) -> int:
+        """Make deltas from some of the earlier versions; those who are assigned to it already learn of them.
+
+        Returns:
+            How many.
+        """
+        known = {delta.base for delta in self.deltas[bundle.manifest]}
+        before = [
+            item for item in self.bundles.values() if item.model == bundle.model and item.version < bundle.version
+        ]
+        bases = [item for item in before if item.blob.digest not in known]
+        chosen = draw.sample(bases, min(len(bases), draw.randint(0, _BASES_MAX)))
+        made = tuple(self._delta(base, bundle, draw) for base in chosen)
+        self.deltas[bundle.manifest] += made
+        if made:
+            self._tell(bundle)
+        return len(made)
+
+    def _delta(self, base: Bundle, new: Bundle, draw: random.Random) -> Delta:
+        digest = Digest.of(f"{self._seed} delta {base.manifest} {new.manifest}".encode())
+        flaw = draw.choice(_DELTA_FLAWS)
+        # Of a bundle whose bytes the registry got wrong there can be no delta that makes the right ones.
+        self.delta_flaws[digest] = DeltaFlaw.WRONG if new.flaw is Flaw.BYTES else flaw
+        size = max(1, int(new.size * draw.uniform(0.01, 0.99)))
+        return Delta(base.blob.digest, base.size, new.blob.digest, new.size, digest, size, _PEAK_BYTES)
+
+    def _tell(self, bundle: Bundle) -> None:
+        for device, assigned in self.assigned.items():
+            for module, assignment in assigned.items():
+                if assignment.manifest == bundle.manifest:
+                    assigned[module] = replace(assignment, deltas=self.deltas[bundle.manifest])
+                    self.director_versions[device] += 1
 
     def deploy(self, bundle: Bundle, module: str, devices: list[str]) -> str:
         """Assign a bundle to a module of some devices; returns the deployment's identifier."""
@@ -70,7 +131,9 @@ class Cloud:
         artifact = Artifact(bundle.model, bundle.version, _PLATFORM, self._deployments, bundle_repository(bundle.model))
         policy = self._policy()
         for device in devices:
-            self.assigned[device][module] = Assignment(module, deployment, bundle.manifest, 1_000, artifact, policy)
+            self.assigned[device][module] = Assignment(
+                module, deployment, bundle.manifest, 1_000, artifact, policy, self.deltas[bundle.manifest]
+            )
             self.director_versions[device] += 1
         return deployment
 

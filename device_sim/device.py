@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from device_sim.checkers import Checkers, InvariantError
 from device_sim.clock import Timer, VirtualClock
 from device_sim.cloud import Cloud
+from device_sim.content import PowerLostError, SimContent
 from device_sim.faults import Faults
 from device_sim.hardware import Flaw, Workers, golden_of
 from device_sim.network import Network
@@ -21,6 +22,7 @@ from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
 from edge_agent.shell.dispatch import Lane, lane_of
 from edge_contract.digest import Digest
+from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.terms import PPM, Agreement
 from edge_contract.twin import Report
@@ -94,6 +96,7 @@ class SimDevice:
         self._running: dict[Lane, _Work] = {}
         self._completing = 0
         self._timer: Timer | None = None
+        self.content = self._new_content()
 
     # -- power -----------------------------------------------------------------------------------------------------
 
@@ -105,8 +108,15 @@ class SimDevice:
         self._origin_ms = self._draw.randint(0, _CLOCK_ORIGIN_MS_MAX) - self._around.clock.now_ms
         self._around.trace.add(self.name, f"starts, boot {self._boot}")
         self.agent = self._around.make_agent(self.name, self.storage.load())
+        self.content = self._new_content()
         self.feed(inputs.Started())
         self._later(self._draw.randint(*_BOOT_MS), self._link_up)
+
+    def _new_content(self) -> SimContent:
+        around = self._around
+        return SimContent(
+            self.storage, around.cloud, self._draw, around.faults, lambda delta: around.checkers.decoding(self, delta)
+        )
 
     def cut_power(self) -> None:
         """Take the power away, and give it back after a while."""
@@ -130,8 +140,10 @@ class SimDevice:
 
     def _leave_behind(self, command: do.Command) -> None:
         """What an interrupted step may have finished on the disk without anybody hearing of it."""
-        if isinstance(command, do.FetchBlobs) and self._flaw(command.assignment.manifest) is not Flaw.BYTES:
-            self.storage.blobs.add(command.assignment.manifest)
+        if isinstance(command, do.FetchBlobs):
+            self.content.leave_behind(
+                self._around.cloud.bundles[command.assignment.manifest], command.assignment.deltas
+            )
         if isinstance(command, do.StageSlot):
             self.storage.slots.add(command.assignment.manifest)
 
@@ -268,6 +280,8 @@ class SimDevice:
             director_version=agent.director_version,
             modules=agent.reported_modules(),
             error=agent.error,
+            bytes_fetched=self.content.fetching.network_bytes,
+            bytes_saved=self.content.fetching.saved_bytes,
         )
 
     def _send(self, report: Report) -> None:
@@ -321,8 +335,8 @@ class SimDevice:
                 self._do(work, lambda: inputs.BlobsFetched(command.op, 0))
             else:
                 # A long download is many requests: the timeout of one does not end it, `cut` does.
-                wait_ms = bundle.size // _BYTES_PER_MS
-                self._later(wait_ms, lambda: self._ask(work, 1, lambda: self._fetch(command, faults)))
+                wait_ms = self.content.expected_bytes(bundle, command.assignment.deltas) // _BYTES_PER_MS
+                self._later(wait_ms, lambda: self._ask(work, 1, lambda: self._fetch(command)))
         elif isinstance(command, do.HealSlot):
             self._ask(work, 20, lambda: self._heal(command))
         elif isinstance(command, do.ScrubStore):
@@ -336,7 +350,8 @@ class SimDevice:
 
     def _keep_house(self, command: do.Command) -> None:
         if isinstance(command, do.CollectGarbage):
-            self.storage.collect(command.keep)
+            kept = [self._around.cloud.bundles[manifest].blob.digest for manifest in command.keep]
+            self.storage.collect(command.keep, {*kept, *command.deltas})
         elif isinstance(command, do.DiscardCandidate):
             self.workers.candidate.pop(command.module, None)
 
@@ -372,14 +387,17 @@ class SimDevice:
             return inputs.CommandFailed(command.op, "artifact.manifest-invalid", "the manifest cannot be read")
         return inputs.BundleResolved(command.op, bundle.size)
 
-    def _fetch(self, command: do.FetchBlobs, faults: Faults) -> inputs.Event:
+    def _fetch(self, command: do.FetchBlobs) -> inputs.Event:
         bundle = self._around.cloud.bundles[command.assignment.manifest]
-        if self._draw.random() < faults.cut:
-            return inputs.CommandFailed(command.op, "network.cut", "the download broke off")
-        if bundle.flaw is Flaw.BYTES:
-            return inputs.CommandFailed(command.op, "artifact.digest-mismatch", "other bytes came")
-        self.storage.blobs.add(bundle.manifest)
-        return inputs.BlobsFetched(command.op, bundle.size)
+        try:
+            return inputs.BlobsFetched(command.op, self.content.get(bundle, command.assignment.deltas))
+        except InvariantError:
+            raise
+        except EdgeError as error:
+            return inputs.CommandFailed(command.op, error.code, error.detail)
+        except PowerLostError:
+            self.cut_power()
+            return inputs.CommandFailed(command.op, "device.restarted", "a delta took the device down")
 
     def _heal(self, command: do.HealSlot) -> inputs.Event:
         manifest = command.assignment.manifest

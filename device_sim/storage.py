@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from edge_agent.delta.record import Record
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject, dump, parse_object
 from edge_contract.limits import MIB
@@ -24,6 +25,8 @@ class Storage:
         slots: Bundles that are unpacked completely.
         verified: Bundles whose blobs were read again and found genuine since they were fetched.
         rotten: Bundles whose slot is no longer what was staged.
+        partial: Bytes that have come of blobs and deltas, by digest; a delta that is whole has all of its own.
+        decodings: What is remembered of the deltas of a blob, as it is written.
     """
 
     record: bytes | None = None
@@ -32,6 +35,8 @@ class Storage:
     slots: set[Digest] = field(default_factory=set)
     verified: set[Digest] = field(default_factory=set)
     rotten: set[Digest] = field(default_factory=set)
+    partial: dict[Digest, int] = field(default_factory=dict)
+    decodings: dict[Digest, bytes] = field(default_factory=dict)
 
     def begin_write(self, record: JsonObject) -> None:
         """Begin to write a record; it is JSON from here on, as on a disk."""
@@ -51,9 +56,21 @@ class Storage:
         """The durable record, read as a device reads it; none on a new device."""
         return None if self.record is None else parse_object(self.record, "record", _RECORD_BYTES_MAX)
 
-    def collect(self, keep: Iterable[Digest]) -> None:
-        """Remove everything that is not to be kept."""
-        kept = set(keep)
+    def decoding(self, blob: Digest) -> Record:
+        """What is remembered of the deltas of a blob, read as a device reads it."""
+        data = self.decodings.get(blob)
+        return Record() if data is None else Record.parse(data)
+
+    def collect(self, keep: Iterable[Digest], blobs: Iterable[Digest]) -> None:
+        """Remove everything that is not to be kept.
+
+        Args:
+            keep: Manifests of bundles.
+            blobs: Blobs that are not whole, and deltas, of which what has come is to stay.
+        """
+        kept, begun = set(keep), set(blobs)
+        self.partial = {digest: count for digest, count in self.partial.items() if digest in begun}
+        self.decodings = {digest: data for digest, data in self.decodings.items() if digest in begun}
         self.blobs &= kept
         self.slots &= kept
         self.verified &= kept

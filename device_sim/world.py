@@ -14,7 +14,7 @@ from typing import Final
 
 from device_sim.checkers import Checkers, InvariantError
 from device_sim.clock import VirtualClock
-from device_sim.cloud import Cloud
+from device_sim.cloud import Bundle, Cloud
 from device_sim.device import MakeAgent, SimDevice, Surroundings, core_agent, next_fault_ms
 from device_sim.faults import NO_FAULTS, Faults, draw_faults
 from device_sim.hardware import Flaw
@@ -34,6 +34,7 @@ _MODULES: Final = ("digits", "anomaly")
 _DEPLOY_MEAN_MS: Final = 60_000
 _FLAWS: Final = (Flaw.NONE,) * 5 + (Flaw.INVALID, Flaw.BYTES, Flaw.OUTPUTS, Flaw.SICK, Flaw.CRASHING)
 _CHECK_MS: Final = 5_000
+_WITH_DELTAS: Final = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,8 @@ class World:
             self.trace.add("cloud", f"withdraws {module} from {len(chosen)} devices")
             self._nudge(chosen)
         elif self._draw.random() < 0.2 and self.cloud.bundles:
+            self._make_deltas(self._draw.choice(list(self.cloud.bundles.values())))
+        elif self._draw.random() < 0.2 and self.cloud.bundles:
             old = self._draw.choice([item for item in self.cloud.bundles.values() if item.model == module] or [None])
             if old is not None:
                 self._deploy(module, chosen, old.flaw, old.manifest)
@@ -190,11 +193,20 @@ class World:
 
     def _deploy(self, module: str, chosen: list[SimDevice], flaw: Flaw, manifest: Digest | None = None) -> None:
         bundle = self.cloud.bundles[manifest] if manifest else self.cloud.publish(module, flaw, self._draw)
+        if self._draw.random() < _WITH_DELTAS:
+            self.cloud.make_deltas(bundle, self._draw)
         deployment = self.cloud.deploy(bundle, module, [device.name for device in chosen])
         self._deployments += 1
         what = f"{bundle.model}:{bundle.version}@{bundle.manifest.short} (flaw: {flaw})"
         self.trace.add("cloud", f"{deployment} assigns {what} to {len(chosen)} devices")
         self._nudge(chosen)
+
+    def _make_deltas(self, bundle: Bundle) -> None:
+        """Deltas may come late, when devices are at it already."""
+        count = self.cloud.make_deltas(bundle, self._draw)
+        self.trace.add("cloud", f"has {count} more deltas of {bundle.model}:{bundle.version}")
+        if count:
+            self._nudge(self.devices)
 
     def _nudge(self, devices: list[SimDevice]) -> None:
         for device in devices:

@@ -6,7 +6,7 @@ Used by the store lane alone.
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from edge_agent import ports
 from edge_agent.core.choosing import Holding, Way, choose_ways, whole
@@ -21,6 +21,26 @@ _log = logging.getLogger("edge_agent")
 _OF_THE_WAY: Final = (Category.NETWORK, Category.CLOUD)
 
 
+class Shelf(Protocol):
+    """What of `ports.BlobStore` is needed here."""
+
+    def has(self, digest: Digest) -> bool:
+        """See there."""
+        ...
+
+    def partial_bytes(self, digest: Digest) -> int:
+        """See there."""
+        ...
+
+    def remove(self, digest: Digest) -> None:
+        """See there."""
+        ...
+
+    def require_space(self, bytes_needed: int) -> None:
+        """See there."""
+        ...
+
+
 class Fetching:
     """Brings blobs into the store.
 
@@ -32,7 +52,7 @@ class Fetching:
     def __init__(
         self,
         fetcher: ports.BundleFetcher,
-        blobs: ports.BlobStore,
+        blobs: Shelf,
         gauge: ports.MemoryGauge,
         maker: ports.DeltaMaker | None,
     ) -> None:
