@@ -12,6 +12,7 @@ _TRAINED = 900
 _FIELD = 421
 _NOISE = 0.18
 _SHIFTED = 0.3
+_LAB_NOISE = 0.12
 _WAVES = 3_000
 _WINDOW = 256
 
@@ -30,11 +31,13 @@ class Domain:
 
     Attributes:
         factory: What the first model learns from.
+        lab: The same, and once more with a little noise.
         field: What it is tuned on later: other samples, noisy, of another gain, shifted.
         test: Of the field, for judging.
     """
 
     factory: Split
+    lab: Split
     field: Split
     test: Split
 
@@ -51,8 +54,10 @@ def digits() -> Domain:
     """The 1,797 digits bundled with scikit-learn: 8x8 pixels from 0 to 1."""
     every, unseen = _shuffled(), unseen_digits()
     field = slice(_TRAINED, _TRAINED + _FIELD)
+    factory = Split(every.x[:_TRAINED], every.y[:_TRAINED])
     return Domain(
-        Split(every.x[:_TRAINED], every.y[:_TRAINED]),
+        factory,
+        _noisier(factory, _LAB_NOISE, 17),
         Split(worn(every.x[field], 12), every.y[field]),
         Split(worn(unseen.x, 13), unseen.y),
     )
@@ -73,6 +78,11 @@ def worn(x: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     return (moved * gain + numbers.normal(0, _NOISE, x.shape)).astype(np.float32)
 
 
+def _noisier(split: Split, noise: float, seed: int) -> Split:
+    noisy = (split.x + np.random.default_rng(seed).normal(0, noise, split.x.shape)).astype(np.float32)
+    return Split(np.concatenate([split.x, noisy]), np.concatenate([split.y, split.y]))
+
+
 def more_classes(split: Split, seed: int) -> Split:
     """The same with two classes more: digits that are negatives, and digits of which half is hidden."""
     numbers = np.random.default_rng(seed)
@@ -87,8 +97,10 @@ def more_classes(split: Split, seed: int) -> Split:
 
 def waves() -> Domain:
     """Windows of 256 readings of a machine that turns: harmonics, a beat, noise; later another speed and gain."""
+    factory = _turning(21, _WAVES, 1.0, 1.0)
     return Domain(
-        _turning(21, _WAVES, 1.0, 1.0),
+        factory,
+        factory,
         _turning(22, _WAVES, 1.08, 1.15),
         _turning(23, _WAVES // 4, 1.08, 1.15),
     )

@@ -77,14 +77,12 @@ class Workshop:
 def _split(name: str) -> domains.Split:
     recipe = RECIPES[name]
     domain = domains.digits() if recipe.classes else domains.waves()
-    if recipe.data == "factory":
-        return domain.factory
     if recipe.data == "more":
         return domains.more_classes(domain.field, 31)
     if recipe.data == "both":
         x, y = (np.concatenate([getattr(domain.factory, part), getattr(domain.field, part)]) for part in ("x", "y"))
         return domains.Split(x, y)
-    return domain.field
+    return {"factory": domain.factory, "lab": domain.lab, "field": domain.field}[recipe.data]
 
 
 def _scaled(before: training.Weights, after: training.Weights, share: float) -> training.Weights:

@@ -16,7 +16,7 @@ class Recipe:
         network: Which.
         classes: It tells apart; 0 for the auto-encoder.
         schedule: How it is trained.
-        data: On what: ``factory``, ``field``, ``both`` or ``more`` (field with two classes more).
+        data: On what: ``factory``, ``lab``, ``field``, ``both`` (factory, field) or ``more`` (field, two classes more).
         after: Weights it goes on from; empty for weights drawn at random.
         seed: Of weights drawn at random.
         share: Of the way from ``after`` to what training found, as a relative size of the update; none for all of it.
@@ -32,7 +32,7 @@ class Recipe:
 
 
 _CNN = Recipe(CNN, 10, Schedule(1e-3, 150, is_decaying=True), "factory")
-_VIT = Recipe(VIT, 10, Schedule(3e-4, 150, is_decaying=True), "factory")
+_VIT = Recipe(VIT, 10, Schedule(3e-4, 300, is_decaying=True), "lab")
 _AE = Recipe(AE, 0, Schedule(1e-3, 1_500, is_decaying=True), "factory")
 
 

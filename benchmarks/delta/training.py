@@ -45,7 +45,7 @@ class TorchOperations:
 
     def _weight(self, name: str, shape: tuple[int, ...], fan_in: int) -> torch.Tensor:
         if name not in self.weights:
-            self.weights[name] = torch.randn(shape) * math.sqrt(2.0 / fan_in)
+            self.weights[name] = (torch.rand(shape) * 2 - 1) * math.sqrt(6.0 / fan_in)
         return self.weights[name]
 
     def _constant(self, name: str, size: tuple[int, ...], value: float) -> torch.Tensor:
@@ -66,7 +66,7 @@ class TorchOperations:
         return functional.batch_norm(x, mean, var, scale, shift, self.is_training, _MOMENTUM, _EPSILON)
 
     def linear(self, name: str, x: Any, inputs: int, outputs: int) -> Any:
-        weight = self._weight(f"{name}.weight", (outputs, inputs), 2 * inputs)
+        weight = self._weight(f"{name}.weight", (outputs, inputs), 6 * inputs)
         y = functional.linear(x, weight, self._constant(f"{name}.bias", (outputs,), 0.0))
         if name in self.adapters:
             down, up = self.adapters[name]
