@@ -119,6 +119,9 @@ class ChildDecoding:
             frame = _next(said, frames, is_cancelled, stalls_at)
             if frame is None:
                 raise _crashed(process)
+            if frame.kind is not Kind.CHECKPOINT:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(END_MS_MAX / 1000)  # that was its last word
             if frame.kind is Kind.ERROR:
                 raise frame.error()
             if frame.kind is Kind.DONE:

@@ -1,7 +1,7 @@
 """The least cloud that a real agent updates from: signed metadata, blobs and an enrolment, from memory over HTTP.
 
 Every version of the one model adds its number to its input, and needs each of its layers for that, so that a mixture
-of two versions answers with neither's numbers.
+of two versions answers with neither's numbers. One file of the newest can be made by a delta from the one before.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edge_agent.platforms import detect_platform
+from edge_contract.delta import Delta
 from edge_contract.deployment import Artifact, Assignment, bundle_repository
 from edge_contract.digest import Digest
 from edge_contract.manifest import (
@@ -35,6 +37,8 @@ from edge_contract.manifest import (
 )
 from edge_contract.runtime import GOLDEN_PATH, RUNTIME_PATH, Golden, Member, Probation, Runtime
 from edge_contract.tensors import TensorSpec
+from packager.delta.encode import encode
+from packager.delta.formats import Tensor
 from tests.support.certs import Authority
 from tests.support.net import LOOPBACK, free_port
 from tests.support.rawhttp import Asked, RawServer, answer, blobs, raw_server
@@ -44,6 +48,7 @@ from tests.support.tufrepo import TwoRepositories, path_of
 DEVICE = "crash-1"
 MODEL = "adder"
 WEIGHT_BYTES = 300_000  # more than one chunk of a download
+TABLE_BYTES = 1_048_576  # four chunks of a tensor, with a checkpoint behind each: see names/sitecustomize.py
 _WIDTH = 2
 
 _SCRIPT = """
@@ -55,6 +60,8 @@ def init():
     global offset
     weights = (HERE / "weights.bin").read_bytes()
     assert len(set(weights)) == 1
+    table = (HERE / "table.bin").read_bytes()
+    assert set(table) == {weights[0], 0x40}
     offset = weights[0] + helper.OFFSET + dependency.OFFSET - 2 * NUMBER
     assert offset == NUMBER
 def run(data):
@@ -110,6 +117,7 @@ class Cloud:
         layers = (
             self._layer(WEIGHT_CONFIG_RAW, runtime.to_bytes(), Role.RUNTIME, RUNTIME_PATH),
             self._layer(WEIGHT_RAW, bytes([version]) * WEIGHT_BYTES, Role.MODEL, "weights.bin"),
+            self._layer(WEIGHT_RAW, _table(version), Role.MODEL, "table.bin"),
             self._layer(CODE_RAW, f"NUMBER = {version}\n{_SCRIPT}".encode(), Role.CODE, "score.py"),
             self._layer(WEIGHT_CONFIG_RAW, golden, Role.GOLDEN, GOLDEN_PATH),
             self._layer(CODE_TAR, _tar({"__init__.py": module, "note.txt": b"same\n"}), Role.CODE, "helper"),
@@ -125,6 +133,19 @@ class Cloud:
         image.publish()
         own = frozenset({digest, *(blob.digest for blob in manifest.blobs)})
         return Shipment(version, assignment, own, sum(len(self.contents[item]) for item in own - before))
+
+    def with_delta(self, shipment: Shipment, base: int) -> Shipment:
+        """The same version, for which metadata also list a delta of its table from another version's."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder, name) for name in ("base", "new", "delta")]
+            for file, version in zip(files, (base, shipment.version), strict=False):
+                file.write_bytes(_table(version))
+            tensor = Tensor("table", "f32", (TABLE_BYTES // 4,), 0, TABLE_BYTES)
+            made = encode(*files, base_tensors=(tensor,), new_tensors=(tensor,))
+            data = files[2].read_bytes()
+        old, new = (Digest.of(_table(version)) for version in (base, shipment.version))
+        delta = Delta(old, TABLE_BYTES, new, TABLE_BYTES, self._put(data), len(data), made.peak_bytes)
+        return replace(shipment, assignment=replace(shipment.assignment, deltas=(delta,)))
 
     def assign(self, shipment: Shipment) -> None:
         """Have the device run this version from now on."""
@@ -169,6 +190,11 @@ def serving(cloud: Cloud) -> Iterator[RawServer]:
     """Serve it for the length of a block."""
     with raw_server(cloud, keep_alive=True) as server:
         yield server
+
+
+def _table(version: int) -> bytes:
+    """Numbers of a tensor: a byte of the version, and one that makes them floats of ordinary size."""
+    return bytes([version, version, version, 0x40]) * (TABLE_BYTES // 4)
 
 
 def _digest(name: str) -> Digest:

@@ -128,6 +128,7 @@ def bench(folder: Path) -> Iterator[Bench]:
             finally:
                 device.stop()
         device.require_tidy(first, old)
+        new = cloud.with_delta(new, base=old.version)
         cloud.assign(new)
         yield Bench(folder, device.data, first, old, new)
 

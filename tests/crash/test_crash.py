@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(300)]
 
 JOBS = 2
 KILLS = 6
+DECODINGS = 6
 FAILURES = 2
 EXT4 = {"power-ext4": 3, "full-ext4": 2, "dead-ext4": 2}
 STEP = 16  # of the prefixes of an update, before which power is cut
@@ -51,6 +52,21 @@ def test_every_kind_of_change_is_among_the_points(found: Bench) -> None:
     assert {point.call for point in found.points} >= {
         "openat", "write", "fsync", "rename", "link", "unlink", "unlinkat", "mkdir", "rmdir", "ftruncate", "pwrite64",
     }  # fmt: skip
+
+
+def test_a_delta_is_decoded_with_checkpoints_among_the_points(found: Bench) -> None:
+    places = [point.path for point in found.points]
+    assert len([path for path in places if path.endswith(".made")]) > 10
+    renames = [point.what for point in found.points if point.call == "rename"]
+    assert len([what for what in renames if what.endswith(".delta")]) > 3
+
+
+def test_a_decoding_that_is_killed_costs_no_more_than_a_restart(found: Bench) -> None:
+    """The decoder itself where it writes, the agent where it remembers how far that came."""
+    made = [point for point in found.points if ".made" in point.what or ".delta" in point.what]
+    chosen = sample(made, DECODINGS)
+    tally = run_kind(found, "kill", chosen, JOBS)
+    assert (tally.broken, tally.missed, tally.tried) == ([], [], len(chosen))
 
 
 def test_a_killed_agent_comes_back_with_the_old_model_or_the_new(found: Bench) -> None:
