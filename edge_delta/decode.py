@@ -19,7 +19,7 @@ import zstandard
 from edge_delta.bits import packed_bytes, unpack
 from edge_delta.blocks import block_at
 from edge_delta.elements import I32, Array, Kind, ordered, unordered, unzigzag, wrapped
-from edge_delta.errors import DeltaError
+from edge_delta.errors import DeltaError as DeltaError  # what callers of `decode` catch
 from edge_delta.limits import (
     CHECKPOINT_BYTES,
     CHECKPOINT_STATE_BYTES_MAX,

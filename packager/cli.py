@@ -13,6 +13,7 @@ from edge_contract.codes import EXIT_BY_CATEGORY, Category
 from edge_contract.errors import EdgeError
 from packager.commands.azureml import azureml
 from packager.commands.bundle import build, inspect, verify
+from packager.commands.delta import delta
 from packager.commands.image import module
 from packager.commands.iotedge import iotedge
 from packager.commands.keys import keys
@@ -36,6 +37,7 @@ def cli() -> None:
       packager push                upload, and sign with your keys
       packager deploy              to the devices that a condition matches
       packager ship                all of these in one go
+      packager delta               small updates for what the devices hold already
 
     \b
     Settings from the environment:
@@ -50,7 +52,7 @@ def cli() -> None:
 
 
 iotedge.add_command(module)
-for _command in (keys, register, build, inspect, verify, push, deploy, ship, ci, iotedge, service, azureml):
+for _command in (keys, register, build, inspect, verify, push, deploy, ship, delta, ci, iotedge, service, azureml):
     cli.add_command(_command)
 
 

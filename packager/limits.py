@@ -73,3 +73,9 @@ MLFLOW_RETRIES_MAX: Final = 2
 MLFLOW_TIMEOUT_S: Final = 30
 IMPORTED_PAGES_MAX: Final = 100
 """Pages of versions looked through for one that was imported before."""
+
+# Deltas
+DELTA_BUDGET_S_DEFAULT: Final = 300.0
+DELTA_BUDGET_BYTES_DEFAULT: Final = 8 * GIB
+LINK_KBPS_DEFAULT: Final = 1_000.0
+"""Speed of a device's link that a forecast assumes: 1 Mbit/s."""

@@ -1,7 +1,7 @@
 """The whole way in one go: prove, register, build, push, deploy, and wait."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ class Voyage:
         expires_days: Life of the signed bins.
         out: Where to keep the layout; none keeps nothing.
         created_s: Time of creation to state.
+        before: Makes deltas before the deployment: registry, model, version, condition; none makes none.
     """
 
     condition: str
@@ -45,6 +46,7 @@ class Voyage:
     expires_days: int
     out: Path | None
     created_s: int | None
+    before: Callable[..., JsonObject] | None = None
 
 
 def ship(client: RegistryClient, spec: Spec, ring: KeyRing, voyage: Voyage, reporter: Reporter) -> JsonObject:
@@ -54,7 +56,7 @@ def ship(client: RegistryClient, spec: Spec, ring: KeyRing, voyage: Voyage, repo
     registered, which is how a shipment that was cut goes on.
 
     Returns:
-        `{model, version, build, push, deployment, wait}`; the last two may be none.
+        `{model, version, build, push, deployment, deltas, wait}`; the last three may be none.
 
     Raises:
         EdgeError: whatever the steps raise.
@@ -73,8 +75,10 @@ def ship(client: RegistryClient, spec: Spec, ring: KeyRing, voyage: Voyage, repo
         pushed = push(client, Layout(folder), ring, voyage.expires_days, reporter)
         reporter.say(f"pushed and signed {spec.name}:{version} for {', '.join(built.manifests)}")
     result: JsonObject = {"model": spec.name, "version": version, "build": built.to_json(), "push": pushed}
-    result |= {"deployment": None, "wait": None}
+    result |= {"deployment": None, "deltas": None, "wait": None}
     if voyage.condition:
+        if voyage.before is not None:
+            result["deltas"] = voyage.before(client, spec.name, version, voyage.condition, reporter=reporter)
         record = client.create_deployment(
             spec.name, version, voyage.condition, voyage.module, voyage.policy, voyage.name, voyage.priority
         )

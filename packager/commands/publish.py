@@ -3,6 +3,7 @@
 # ruff: noqa: D301  # a backslash and b is click's mark of a paragraph that keeps its lines
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from packager.commands.common import (
     source_date_epoch,
     stacked,
 )
+from packager.commands.delta import budget_options, build_before, built_lines, deploy_options, forecast_lines
 from packager.commands.describe import about_options, bundle_options, flags_from, spec_from, spec_options
 from packager.commands.terms import term_options
 from packager.limits import WAIT_SECONDS_DEFAULT
@@ -112,6 +114,7 @@ def push(layout: Path, as_json: bool, key_folders: tuple[Path, ...], expires_day
 @click.option("--probation-ms", type=click.IntRange(0), help="How long devices watch it; else as the bundle says.")
 @click.option("--sampling-ratio", type=click.FloatRange(0, 1), help="Share collected; else as the bundle says.")
 @deployment_options
+@deploy_options
 @registry_options
 @json_option
 def deploy(reference: str, condition: str, is_waiting: bool, as_json: bool, **options: Any) -> None:
@@ -121,8 +124,10 @@ def deploy(reference: str, condition: str, is_waiting: bool, as_json: bool, **op
     Examples:
       packager deploy digits:3 --condition "tags.site = 'north'" --wait
       packager deploy digits:production --condition "*" --window "mon-fri 02:00-05:00"
+      packager deploy digits:3 --condition "*" --dry-run --link-kbps 128
 
-    Devices that match later get it too. With --wait the exit code is 0 if every device confirmed, else 1.
+    Devices that match later get it too. With --wait the exit code is 0 if every device confirmed, else 1. Before that,
+    deltas are made for the versions that the devices hold, within a budget; without one a device fetches whole files.
     """
     from packager.deploy import parse_reference, policy_of, wait
 
@@ -137,12 +142,21 @@ def deploy(reference: str, condition: str, is_waiting: bool, as_json: bool, **op
     )
     reporter = make_reporter(as_json)
     with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
+        number = int(client.get_version(model, version)["version"])
+        if options["dry_run"]:
+            from packager.delta.asking import ask_forecast
+
+            found = ask_forecast(client, model, number, condition, options["module"], options["link_kbps"])
+            emit(as_json, found, forecast_lines(found))
+            return
+        built = build_before(client, model, number, condition, options, reporter) if options["with_deltas"] else None
         record = client.create_deployment(
-            model, version, condition, options["module"], policy, options["deployment_name"], options["priority"]
+            model, number, condition, options["module"], policy, options["deployment_name"], options["priority"]
         )
         outcome = wait(client, str(record["id"]), options["timeout_s"], reporter) if is_waiting else None
     lines = [f"deployment {record['id']}: {model}:{record['version']} to {record['devices']} devices"]
-    _finish(as_json, {"deployment": record, "wait": outcome}, lines, outcome)
+    lines += [] if built is None else built_lines(built)
+    _finish(as_json, {"deployment": record, "deltas": built, "wait": outcome}, lines, outcome)
 
 
 @click.command("ship")
@@ -156,6 +170,8 @@ def deploy(reference: str, condition: str, is_waiting: bool, as_json: bool, **op
 @bundle_options
 @about_options
 @deployment_options
+@click.option("--deltas/--no-deltas", "with_deltas", default=True, show_default=True, help="As of `deploy`.")
+@budget_options
 @registry_options
 @key_options
 @expires_option
@@ -200,6 +216,7 @@ def ship(
         expires_days=options["expires_days"],
         out=out,
         created_s=source_date_epoch(),
+        before=partial(build_before, options=options) if options["with_deltas"] else None,
     )
     ring = ring_maker(options["passphrase_file"])(*require_folders(key_folders))
     with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
@@ -209,6 +226,8 @@ def ship(
     lines += [f"  warning: {text}" for text in result["build"]["warnings"]]
     if result["deployment"]:
         lines.append(f"  deployment {result['deployment']['id']} to {result['deployment']['devices']} devices")
+    if result["deltas"]:
+        lines += built_lines(result["deltas"])
     _finish(as_json, result, lines, result["wait"])
 
 

@@ -30,7 +30,7 @@ _INTO: Final[dict[str, dict[int, str]]] = {
 }
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """The bytes are no protobuf message of this kind."""
 
 
@@ -82,13 +82,13 @@ def onnx_external(data: mmap) -> Iterator[tuple[str, Tensor]]:
 def _walk(data: mmap) -> Iterator[_Found]:
     try:
         yield from _message(data, "model", 0, len(data), 0)
-    except _Damaged:
+    except _DamagedError:
         return
 
 
 def _message(data: mmap, kind: str, place: int, end: int, depth: int) -> Iterator[_Found]:
     if depth > _DEPTH_MAX:
-        raise _Damaged
+        raise _DamagedError
     into = _INTO[kind]
     for number, start, stop, _ in _fields(data, place, end):
         inner = into.get(number)
@@ -109,13 +109,13 @@ def _fields(data: mmap, place: int, end: int) -> Iterator[tuple[int, int, int, i
         elif wire == _BYTES:
             length, place = _varint(data, place, end)
             if length > end - place:
-                raise _Damaged
+                raise _DamagedError
             yield number, place, place + length, -1
             place += length
         elif wire in (_FIXED32, _FIXED64):
             place += 4 if wire == _FIXED32 else 8
         else:
-            raise _Damaged
+            raise _DamagedError
 
 
 def _varint(data: mmap, place: int, end: int) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def _varint(data: mmap, place: int, end: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * count)
         if byte < 0x80:
             return value, place + count + 1
-    raise _Damaged
+    raise _DamagedError
 
 
 def _tensor(data: mmap, place: int, end: int) -> _Found:

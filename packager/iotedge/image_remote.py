@@ -167,6 +167,14 @@ class RegistryImage(ImageSource):
         """See `ImageSource.chunks`."""
         return verified(self._blob(blob.digest), blob.digest, blob.size)
 
+    def tagged(self, tag: str) -> tuple[str, bytes]:
+        """Media type and bytes of what a tag of the repository names.
+
+        Raises:
+            EdgeError: `artifact.not-found`, `cloud.*`, `network.*`.
+        """
+        return self._manifest(tag)
+
     def _manifest(self, target: str) -> tuple[str, bytes]:
         with self._asked("GET", f"/manifests/{target}", headers={"Accept": _ACCEPTED}) as answer:
             self._require(answer, 200)
@@ -215,14 +223,18 @@ class RegistryImage(ImageSource):
                 self._require(answer, 201)
         return True
 
-    def put_manifest(self, target: str, media_type: str, data: bytes) -> None:
+    def put_manifest(self, target: str, media_type: str, data: bytes) -> bool:
         """Put a manifest or an index under a tag or its digest.
+
+        Returns:
+            Whether the registry says that it lists referrers (distribution-spec 1.1, `OCI-Subject`).
 
         Raises:
             EdgeError: `cloud.*`, `network.*`.
         """
         with self._asked("PUT", f"/manifests/{target}", headers={"Content-Type": media_type}, content=data) as answer:
             self._require(answer, 201)
+            return "OCI-Subject" in answer.headers
 
     # -- one request
 

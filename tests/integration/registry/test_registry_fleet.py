@@ -117,6 +117,7 @@ def test_reports_are_given_as_rows_of_a_table(fleet: SqlFleet) -> None:
         "agent_version": "1.0",
         "director_version": 3,
         "bytes_fetched": 12,
+        "bytes_saved": 0,
         "received_ms": 99,
     }
 

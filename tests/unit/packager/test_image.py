@@ -180,6 +180,9 @@ def test_the_bundle_in_the_image_is_the_very_bundle(
         def fetch(self, repository: str, blob: object, is_cancelled: object) -> int:
             raise AssertionError(f"{blob} is not in the image")
 
+        def is_near(self, blob: object) -> bool:
+            return False
+
     store = FileBlobStore(tmp_path / "data", reserve_bytes=0)
     fetcher = PreloadedFetcher(tmp_path / BUNDLE, store, Nobody())
     for blob in bundle.manifest(platform).blobs:
