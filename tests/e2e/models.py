@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, checker, helper, numpy_helper
 
 WIDTH = 3
@@ -13,18 +14,20 @@ _OPSET = 17
 _FLOAT_BYTES = 4
 
 
-def adder(offset: float, padding_bytes: int = 0) -> bytes:
+def adder(offset: float, padding_bytes: int = 0, weights: NDArray[np.float32] | None = None) -> bytes:
     """A model that adds a number to its input.
 
     Args:
         offset: What it adds.
         padding_bytes: About how many bytes of weights, never the same twice, it has beside; their sum, times nothing,
             is added too.
+        weights: Those weights themselves.
     """
-    nodes = [helper.make_node("Add", ["x", "offset"], ["y" if not padding_bytes else "plain"])]
-    constants = [numpy_helper.from_array(np.array([offset], np.float32), "offset")]
-    if padding_bytes:
+    if weights is None and padding_bytes:
         weights = np.random.default_rng().random(padding_bytes // _FLOAT_BYTES, np.float32)
+    nodes = [helper.make_node("Add", ["x", "offset"], ["y" if weights is None else "plain"])]
+    constants = [numpy_helper.from_array(np.array([offset], np.float32), "offset")]
+    if weights is not None:
         constants += [
             numpy_helper.from_array(weights, "padding"),
             numpy_helper.from_array(np.zeros(1, np.float32), "nothing"),

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cloud_registry.client import RegistryClient
 from edge_agent.platforms import detect_platform
@@ -191,12 +193,18 @@ class Stack:
         with RegistryClient(self.url, self.variables["LIGHTERMAN_TOKEN"]) as client:
             yield client
 
-    def model_files(self, offset: int, padding_bytes: int = 0, golden: float | None = None) -> tuple[Path, Path]:
+    def model_files(
+        self,
+        offset: int,
+        padding_bytes: int = 0,
+        golden: float | None = None,
+        weights: NDArray[np.float32] | None = None,
+    ) -> tuple[Path, Path]:
         """Write a model that adds `offset`, and golden vectors for what it should add (the same unless given)."""
         folder = self.folder / "models" / secrets.token_hex(4)
         folder.mkdir(parents=True)
         model = folder / "model.onnx"
-        model.write_bytes(adder(offset, padding_bytes))
+        model.write_bytes(adder(offset, padding_bytes, weights))
         return model, write_golden(folder / "golden.npz", offset if golden is None else golden)
 
     def ship(
@@ -209,12 +217,13 @@ class Stack:
         probation_ms: int = 0,
         platform: str = "",
         hardware_ids: tuple[str, ...] = (),
+        weights: NDArray[np.float32] | None = None,
     ) -> Shipment:
         """Publish the next version of a model and assign it to devices by name.
 
         The steps of `packager ship`, in this process because there are many of them. Nothing is run here first.
         """
-        path, vectors = self.model_files(offset, padding_bytes, golden)
+        path, vectors = self.model_files(offset, padding_bytes, golden, weights)
         flags = Flags(
             name=model,
             members=(("", path),),
