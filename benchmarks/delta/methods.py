@@ -13,7 +13,7 @@ from benchmarks.delta.recipes import Pair
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Long enough a window for both files of a pair of a gigabyte each.
 _WINDOW = "--long=31"
-_SOURCE_BYTES = str(2**31 - 2**20)
+_SOURCE_BYTES_MIN = 2**26
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,16 @@ def _xz_whole() -> Method:
 
 
 def _xdelta3() -> Method:
-    common = ["-f", "-q", "-B", _SOURCE_BYTES, "-W", "16777216"]
+    def common(job: Job) -> list[str]:
+        # The whole base, as a power of two; its own default is the least.
+        source_bytes = max(_SOURCE_BYTES_MIN, 1 << job.base.stat().st_size.bit_length())
+        return ["-f", "-q", "-B", str(source_bytes), "-W", "16777216", "-s", str(job.base)]
+
     return Method(
         "xdelta3 -9",
         "generic",
-        lambda job: ["xdelta3", "-e", "-9", "-S", "lzma", *common, "-s", str(job.base), str(job.new), str(job.delta)],
-        lambda job: ["xdelta3", "-d", *common, "-s", str(job.base), str(job.delta), str(job.output)],
+        lambda job: ["xdelta3", "-e", "-9", "-S", "lzma", *common(job), str(job.new), str(job.delta)],
+        lambda job: ["xdelta3", "-d", *common(job), str(job.delta), str(job.output)],
         program="xdelta3",
     )
 

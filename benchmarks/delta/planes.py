@@ -59,7 +59,8 @@ def _zigzag(numbers: NDArray[Any]) -> NDArray[Any]:
 
 def _unzigzag(numbers: NDArray[Any]) -> NDArray[Any]:
     one = numbers.dtype.type(1)
-    return (numbers >> one) ^ (~(numbers & one) + one)
+    undone: NDArray[Any] = (numbers >> one) ^ (~(numbers & one) + one)
+    return undone
 
 
 def _numbers(data: bytes, width: int) -> NDArray[Any]:
@@ -76,8 +77,8 @@ def _difference(base: bytes, new: bytes, width: int, is_float: bool, method: str
 def _sum(base: bytes, planes: bytes, width: int, is_float: bool, method: str) -> bytes:
     held, change = _numbers(base, width), _from_planes(planes, width)
     if method == "bitx":
-        return (held ^ change).tobytes()
-    return _unordered(_ordered(held, is_float) + _unzigzag(change), is_float).tobytes()
+        return bytes((held ^ change).data)
+    return bytes(_unordered(_ordered(held, is_float) + _unzigzag(change), is_float).data)
 
 
 def _matches(base: Path, new: Path) -> list[tuple[Tensor, Tensor]]:
