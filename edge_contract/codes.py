@@ -96,6 +96,8 @@ _ROWS: Final = (
         "The bundle that was confirmed computes other outputs on its golden vectors, within their tolerance.",
     ),
     ("model.output-invalid", "quarantine", "The model gave outputs that are not finite or do not fit its signature."),
+    ("model.evaluation-failed", "refuse", "The author's evaluation of a model could not be run."),
+    ("model.gate-failed", "refuse", "A model is worse than its author's gate allows."),
     ("model.worker-crashed", "roll_back", "The worker process ended by itself."),
     ("model.unhealthy", "roll_back", "The model failed its probation."),
     ("model.trial-failed", "quarantine", "The candidate agreed too little with the live model in its trial."),

@@ -29,7 +29,7 @@ from edge_delta.limits import (
 from edge_delta.predict import Prediction, read_side
 from edge_delta.rans import Lanes
 from edge_delta.streams import Body, GlueReader, Output
-from edge_delta.symbols import ESCAPE, numbers_of, places, raw_widths, to_symbols
+from edge_delta.symbols import ESCAPE, Places, numbers_of, places, raw_widths, to_symbols
 from edge_delta.wire import Copy, Flag, Glue, Planes, Predicted, Window, peak_bytes, read_head, unpack_frame
 
 _SEAL: Final = 16
@@ -239,23 +239,23 @@ class _Decoder:
         data = self._read_base(tensor.offset + self._place, shape[0] * shape[1] * kind.bytes)
         bits = np.frombuffer(data, kind.unsigned).reshape(shape)
         row_classes, column_classes = prediction.classes(rows, columns)
-        is_grid = Flag.GRID in tensor.flags
-        if is_grid:
-            found = places(I32, bits, None, row_classes, column_classes)
-            guess = bits
+        is_fine = Flag.FINE in tensor.flags
+        if Flag.GRID in tensor.flags:
+            number, exact = prediction.steps_of(bits, rows, columns)
+            found = places(I32, number.view(np.uint32), exact if is_fine else None, row_classes, column_classes)
+            number = number + self._differences(I32, found, lanes)
+            new = prediction.on_grid(bits, rows, number)
         else:
             guess, exact = prediction.block(bits, rows, columns)
-            fine = exact if Flag.FINE in tensor.flags else None
-            found = places(kind, guess, fine, row_classes, column_classes)
-        difference = self._residuals(I32 if is_grid else kind, found.contexts.ravel(), lanes).reshape(shape)
-        if found.is_turned is not None:
-            difference = np.where(found.is_turned, -difference, difference)
-        if is_grid:
-            new = prediction.on_grid(bits, rows, difference)
-        else:
-            new = unordered(kind, ordered(kind, guess) + wrapped(kind, difference))
+            found = places(kind, guess, exact if is_fine else None, row_classes, column_classes)
+            new = unordered(kind, ordered(kind, guess) + wrapped(kind, self._differences(kind, found, lanes)))
         self._output.write(new.tobytes())
         self._place += len(data)
+
+    def _differences(self, kind: Kind, found: Places, lanes: Lanes) -> Array:
+        """What the predictions of a chunk miss by, in its shape."""
+        difference = self._residuals(kind, found.contexts.ravel(), lanes).reshape(found.contexts.shape)
+        return difference if found.is_turned is None else np.where(found.is_turned, -difference, difference)
 
     def _residuals(self, kind: Kind, contexts: Array, lanes: Lanes) -> Array:
         words = np.frombuffer(self._body.peek(2 * contexts.size), "<u2")

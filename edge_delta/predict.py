@@ -12,6 +12,7 @@ from edge_delta.symbols import UNCHANGED_CLASS
 from edge_delta.wire import Flag, Predicted
 
 _STILL: Final = -128
+_NUMBERS_MAX: Final = 2.0**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,11 @@ class Prediction:
         """
         if self.is_plain:
             return bits, None
+        exact = self._exact(bits, rows, columns)
+        return rounded(self._tensor.kind, exact), exact
+
+    def _exact(self, bits: Array, rows: slice, columns: slice) -> Array:
+        """Predictions before rounding."""
         exact = values(self._tensor.kind, bits)
         if self._row_scales is not None:
             exact *= self._row_scales[rows].reshape(-1, 1)
@@ -148,7 +154,30 @@ class Prediction:
         if self._side.left is not None and self._right is not None:
             product = self._side.left[rows].astype(np.float64) @ self._right[:, columns]
             exact += product * self._shrink
-        return rounded(self._tensor.kind, exact), exact
+        return exact
+
+    def steps_of(self, bits: Array, rows: slice, columns: slice) -> tuple[Array, Array | None]:
+        """Predict how many steps the elements of a tensor on a grid lie from their base.
+
+        Args:
+            bits: As `block` takes them.
+            rows: Where the block lies.
+            columns: Where it lies.
+
+        Returns:
+            int32, and before rounding as float64, or none when nothing but the base is known: then all are 0.
+        """
+        if self.is_plain:
+            return np.zeros(bits.shape, np.int32), None
+        distance = self._exact(bits, rows, columns) - values(self._tensor.kind, bits)
+        exact = np.ldexp(distance, -self._exponents(rows))
+        exact = np.clip(exact, -_NUMBERS_MAX, _NUMBERS_MAX)
+        return np.rint(exact).astype(np.int32), exact
+
+    def _exponents(self, rows: slice) -> Array:
+        if self._side.steps is None:
+            raise AssertionError("a grid without steps")
+        return self._side.steps[rows].astype(np.int32).reshape(-1, 1)
 
     def on_grid(self, bits: Array, rows: slice, numbers: Array) -> Array:
         """Elements of a tensor on a grid.
@@ -161,10 +190,7 @@ class Prediction:
         Returns:
             Bit patterns.
         """
-        if self._side.steps is None:
-            raise AssertionError("a grid without steps")
-        steps = np.ldexp(1.0, self._side.steps[rows].astype(np.int32)).reshape(-1, 1)
-        exact = values(self._tensor.kind, bits) + steps * numbers.astype(np.float64)
+        exact = values(self._tensor.kind, bits) + np.ldexp(numbers.astype(np.float64), self._exponents(rows))
         return rounded(self._tensor.kind, exact)
 
 

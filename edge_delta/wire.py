@@ -52,7 +52,7 @@ class Flag(IntFlag):
     COLUMN_SCALE = 2
     LOW_RANK = 4
     FINE = 8  # contexts ask how near the prediction lies to the middle
-    GRID = 16  # new = base + step of the row x number, rounded
+    GRID = 16  # new = base + step of the row x number, rounded; what is predicted is the number
     ROW_CLASSES = 32
     COLUMN_CLASSES = 64
 
@@ -409,8 +409,6 @@ def _read_predicted(head: Numbers, size: int) -> Operation:
     shift = head.take(SHIFT_MAX) if Flag.LOW_RANK in flags else 0
     scaled = Flag.ROW_SCALE in flags or Flag.COLUMN_SCALE in flags
     scale_bits = head.take(52) if scaled else 0
-    if Flag.GRID in flags and flags & (Flag.ROW_SCALE | Flag.COLUMN_SCALE | Flag.LOW_RANK | Flag.FINE):
-        raise DeltaError("a tensor on a grid has no other prediction")
     bare = Predicted(BY_NUMBER[number], flags, offset, rows, columns, center, rank, shift, scale_bits)
     if bare.length > _OUTPUT_BYTES_MAX or bare.side_bytes > SIDE_BYTES_MAX:
         raise DeltaError("a tensor's side information is larger than it may be")

@@ -79,3 +79,7 @@ DELTA_BUDGET_S_DEFAULT: Final = 300.0
 DELTA_BUDGET_BYTES_DEFAULT: Final = 8 * GIB
 LINK_KBPS_DEFAULT: Final = 1_000.0
 """Speed of a device's link that a forecast assumes: 1 Mbit/s."""
+EVALUATION_S_MAX: Final = 3_600.0
+"""How long an author's evaluation of one model may take."""
+SNAP_DROP_DEFAULT: Final = 0.005
+"""How far a metric of a snapped model may fall below the trained one's."""

@@ -5,13 +5,14 @@
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_contract.errors import EdgeError
 from packager.bundle import BundleSet
 from packager.commands.common import (
+    FILE,
     FOLDER,
     emit,
     json_option,
@@ -21,6 +22,10 @@ from packager.commands.common import (
     source_date_epoch,
 )
 from packager.commands.describe import about_options, bundle_options, flags_from, from_registry, spec_from, spec_options
+from packager.limits import SNAP_DROP_DEFAULT
+
+if TYPE_CHECKING:
+    from packager.delta.snapping import SnapWish
 
 
 @click.command("build")
@@ -29,6 +34,17 @@ from packager.commands.describe import about_options, bundle_options, flags_from
 @click.option("--file", "files", multiple=True, metavar="[NAME=]FILE", help="Model or entry script; NAME for sets.")
 @click.option("--from-registry", is_flag=True, help="Take the model files from the registry.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the OCI layout.")
+@click.option("--snap", "kappa", type=float, metavar="KAPPA", help="Snap weights to a grid around --against; try 0.5.")
+@click.option("--against", type=click.IntRange(1), help="The registered version that devices hold, for --snap.")
+@click.option("--evaluate", "script", type=FILE, help="Script with evaluate(path), run on both models, for --snap.")
+@click.option(
+    "--gate",
+    "drop_max",
+    type=click.FloatRange(0),
+    default=SNAP_DROP_DEFAULT,
+    show_default=True,
+    help="How far a metric may fall, for --snap.",
+)
 @spec_options
 @bundle_options
 @about_options
@@ -42,13 +58,20 @@ def build(name: str, version: int | None, files: tuple[str, ...], out: Path, as_
       packager build --model digits --version 1 --file model.onnx --golden golden.npz --out bundle
       packager build --model digits --version 1 --from-registry --out bundle
       packager build --spec lighterman.toml --version 3 --out bundle
+      packager build --model digits --file model.onnx --snap 0.5 --against 3 --evaluate score.py --out bundle
 
     The model is run here on its golden vectors and has to meet them. The same inputs give the same bytes; a time of
     creation is stated only if SOURCE_DATE_EPOCH is set.
+
+    With --snap the weights are moved to a grid around those of --against, with steps of about KAPPA deviations of a
+    row's change, so that the update takes a small part of the file. That is another model than was trained: your script
+    evaluates both, and when a metric falls by more than --gate nothing is made. Else the snapped model is registered as
+    a version of its own, and built.
     """
     from packager.build import build as run
 
     reporter = make_reporter(as_json)
+    wish = _snap_wish(options, version)
     flags = flags_from(options, name, version or 0, files)
     with ExitStack() as stack:
         base = None
@@ -58,12 +81,52 @@ def build(name: str, version: int | None, files: tuple[str, ...], out: Path, as_
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lighterman-build-")))
             with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
                 base = from_registry(client, name, version, folder)
-        built = run(spec_from(options, flags, base), out, reporter, source_date_epoch())
-    lines = [f"built {built.name}:{built.version} in {out}"]
+        spec, snapped = spec_from(options, flags, base), None
+        if wish is not None:
+            from packager.delta.snapping import snap_release
+
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lighterman-snap-")))
+            with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
+                spec, snapped = snap_release(client, spec, wish, folder, reporter)
+        built = run(spec, out, reporter, source_date_epoch())
+    lines = [] if snapped is None else _snap_lines(snapped)
+    lines += [f"built {built.name}:{built.version} in {out}"]
     lines += [f"  {platform:14} {digest}" for platform, digest in built.manifests.items()]
     if built.golden_error is not None:
         lines.append(f"  golden vectors met; largest difference {built.golden_error:.3g}")
-    emit(as_json, built.to_json(), [*lines, *(f"  warning: {text}" for text in built.warnings)])
+    document = built.to_json() | ({} if snapped is None else {"snapped": snapped})
+    emit(as_json, document, [*lines, *(f"  warning: {text}" for text in built.warnings)])
+
+
+def _snap_wish(options: dict[str, Any], version: int | None) -> "SnapWish | None":
+    """What the options say of snapping; none without `--snap`.
+
+    Raises:
+        EdgeError: `config.invalid` for some of them without the others.
+    """
+    kappa, against, script, drop_max = (options.pop(key) for key in ("kappa", "against", "script", "drop_max"))
+    if kappa is None:
+        if against is not None or script is not None:
+            raise EdgeError("config.invalid", "--against and --evaluate say how to snap, and --snap KAPPA is missing")
+        return None
+    if against is None or script is None:
+        raise EdgeError("config.invalid", "--snap needs --against VERSION and --evaluate SCRIPT")
+    if version is not None or options["from_registry"]:
+        why = "a snapped model gets a version of its own: give its file, without --version and --from-registry"
+        raise EdgeError("config.invalid", why)
+    from packager.delta.snapping import SnapWish
+
+    return SnapWish(kappa, against, script, drop_max)
+
+
+def _snap_lines(found: dict[str, Any]) -> list[str]:
+    metrics = ", ".join(
+        f"{name} {value:g} -> {found['metrics_snapped'][name]:g}" for name, value in found["metrics_trained"].items()
+    )
+    return [
+        f"snapped {found['tensors']} tensors to version {found['against']}, kappa {found['kappa']:g}: {metrics}",
+        f"  another model than was trained ({found['parent']}); registered as version {found['version']}",
+    ]
 
 
 def _open(stack: ExitStack, what: str, options: dict[str, Any]) -> BundleSet:

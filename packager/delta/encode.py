@@ -218,21 +218,21 @@ class _Writer:
             rows, columns = block_at(tensor, element, self._coder.chunk_elements())
             base, new = pair.base[rows, columns], pair.new[rows, columns]
             classes = prediction.classes(rows, columns)
+            is_fine = Flag.FINE in tensor.flags
             if Flag.GRID in tensor.flags:
-                if side.steps is None:
-                    raise AssertionError("a grid without steps")
-                difference = grid_numbers(pair, side.steps, rows)[:, columns]
-                found_places = places(I32, base, None, *classes)
                 kind = I32
+                number, exact = prediction.steps_of(base, rows, columns)
+                found_places = places(kind, number.view(np.uint32), exact if is_fine else None, *classes)
+                difference = grid_numbers(pair, side, rows)[:, columns] - number
             else:
                 kind = pair.kind
                 guess, exact = prediction.block(base, rows, columns)
-                found_places = places(kind, guess, exact if Flag.FINE in tensor.flags else None, *classes)
+                found_places = places(kind, guess, exact if is_fine else None, *classes)
                 difference = wrapped(kind, ordered(kind, new) - ordered(kind, guess))
             if found_places.is_turned is not None:
                 difference = wrapped(kind, np.where(found_places.is_turned, -difference, difference))
-            number = self._coder.add(kind, found_places.contexts.ravel(), zigzag(difference).ravel())
-            self._body.append(number)
+            chunk = self._coder.add(kind, found_places.contexts.ravel(), zigzag(difference).ravel())
+            self._body.append(chunk)
             element += base.size
 
     # -- the end ---------------------------------------------------------------------------------------------------

@@ -79,9 +79,7 @@ def fit(pair: Pair, offset: int, effort: int = 1) -> Fit:
     rows, columns = pair.shape
     bare = Predicted(pair.kind, Flag(0), offset, rows, columns, 0)
     steps = _find_grid(pair) if pair.kind.is_float else None
-    if steps is not None:
-        return _with_grid(pair, bare, steps)
-    estimate = _Estimate(pair)
+    estimate = _Estimate(pair, steps)
     best, best_bits = (Flag(0), Side(), 0), estimate.bits(estimate.base)
     for flag in (Flag.ROW_SCALE, Flag.COLUMN_SCALE):
         scaled = estimate.scaled(flag)
@@ -90,12 +88,13 @@ def fit(pair: Pair, offset: int, effort: int = 1) -> Fit:
     flags, side, scale_bits = best
     if effort > 0 and min(rows, columns) >= 4:
         guess = estimate.guess(side, scale_bits)
-        found = find_factors(estimate.new - guess, estimate.sigma_ulp(guess), SIDE_BYTES_MAX // 4, effort)
+        found = find_factors(estimate.new - guess, estimate.ulps(guess), SIDE_BYTES_MAX // 4, effort)
         if found is not None:
             flags, side = flags | Flag.LOW_RANK, _with_factors(side, found)
             bare = replace(bare, rank=found.left.shape[1], shift=found.shift)
-    tensor = replace(bare, flags=flags, scale_bits=scale_bits)
-    return _with_classes(pair, tensor, side)
+    if steps is not None:
+        flags, side = flags | Flag.GRID, replace(side, steps=steps)
+    return _with_classes(pair, replace(bare, flags=flags, scale_bits=scale_bits), side)
 
 
 def _with_factors(side: Side, factors: Factors) -> Side:
@@ -105,23 +104,26 @@ def _with_factors(side: Side, factors: Factors) -> Side:
 class _Estimate:
     """Numbers of a pair as float64, and what residuals would cost."""
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, steps: Array | None) -> None:
         self._pair = pair
+        self._steps = None if steps is None else np.ldexp(1.0, steps.astype(np.int32))
         self.base = values(pair.kind, pair.base)
         self.new = values(pair.kind, pair.new)
         rows, columns = pair.shape
         step = max(1, rows * columns // _SAMPLE)
         self._rows = slice(None, None, min(step, max(1, rows // 16)))
 
-    def sigma_ulp(self, guess: Array) -> Array:
-        """Distance between neighbouring numbers at each prediction; float64."""
-        return ulps(self._pair.kind, guess)
+    def ulps(self, guess: Array, rows: slice = slice(None)) -> Array:
+        """Distance between neighbouring numbers that are possible at each prediction; float64."""
+        if self._steps is None:
+            return ulps(self._pair.kind, guess)
+        return np.broadcast_to(self._steps[rows, None], guess.shape)
 
     def bits(self, guess: Array) -> float:
         """Estimated size of all residuals of a prediction, in bits."""
         some = guess[self._rows]
         residual = np.abs(self.new[self._rows] - some)
-        ulp = ulps(self._pair.kind, some)
+        ulp = self.ulps(some, self._rows)
         sigma = fitted_sizes(residual) * _MEAN_TO_SIGMA
         return float(residual_bits(hidden(sigma, ulp, ROUND_SEEN)).mean()) * guess.size
 
@@ -143,7 +145,7 @@ class _Estimate:
         """Bits behind the point that a scale needs, so that its rounding disappears in the residual."""
         shaped = scale[:, None] if axis == 1 else scale[None, :]
         residual = np.abs(self.new - self.base * shaped)[self._rows]
-        ulp = ulps(self._pair.kind, self.new[self._rows])
+        ulp = self.ulps(self.new[self._rows], self._rows)
         size = max(float(np.median(residual)), float(np.median(ulp)) / 4, 1e-300)
         largest = float(np.abs(self.base).mean()) + 1e-300
         return int(np.clip(np.ceil(np.log2(largest / size)) + 3, 4, _SCALE_BITS_MAX))
@@ -202,12 +204,16 @@ def _with_classes(pair: Pair, tensor: Predicted, side: Side) -> Fit:
     step = max(1, 2**18 // columns)
     for first in range(0, rows, step):
         part = slice(first, min(rows, first + step))
-        guess, _ = prediction.block(pair.base[part], part, slice(0, columns))
-        difference = wrapped(pair.kind, ordered(pair.kind, pair.new[part]) - ordered(pair.kind, guess))
+        if side.steps is not None:
+            guess, _ = prediction.steps_of(pair.base[part], part, slice(0, columns))
+            difference = grid_numbers(pair, side, part) - guess
+        else:
+            guess, _ = prediction.block(pair.base[part], part, slice(0, columns))
+            difference = wrapped(pair.kind, ordered(pair.kind, pair.new[part]) - ordered(pair.kind, guess))
         size = np.abs(difference.astype(np.float64))
         small += float((size <= 2).sum())
         total += size.size
-        if pair.kind.is_float:
+        if pair.kind.is_float and side.steps is None:
             bias = 2 ** (pair.kind.exponent - 1) - 1 + pair.kind.mantissa
             size = np.ldexp(size, exponents(pair.kind, guess) - bias)
         magnitude[part] = np.minimum(size, _MAGNITUDE_MAX)
@@ -215,7 +221,7 @@ def _with_classes(pair: Pair, tensor: Predicted, side: Side) -> Fit:
     if not prediction.is_plain and small > 0.3 * total:
         flags |= Flag.FINE
     some = slice(None, None, max(1, rows * columns // _SAMPLE))
-    steps = ulps(pair.kind, values(pair.kind, pair.new[some]))
+    steps = np.ones((1, 1)) if side.steps is not None else ulps(pair.kind, values(pair.kind, pair.new[some]))
     return _classified(tensor, side, flags, magnitude, steps, some)
 
 
@@ -290,17 +296,9 @@ def _on_grid(pair: Pair, base: Array, rows: Array, exponent: Array, columns: sli
     return np.asarray((made == new).all(axis=1))
 
 
-def grid_numbers(pair: Pair, steps: Array, rows: slice) -> Array:
+def grid_numbers(pair: Pair, side: Side, rows: slice) -> Array:
     """How many steps each element of some rows lies from its base; int32."""
+    if side.steps is None:
+        raise AssertionError("a grid without steps")
     distance = values(pair.kind, pair.new[rows]) - values(pair.kind, pair.base[rows])
-    return np.asarray(np.rint(np.ldexp(distance, -steps[rows].astype(np.int32)[:, None]))).astype(np.int32)
-
-
-def _with_grid(pair: Pair, bare: Predicted, steps: Array) -> Fit:
-    rows, columns = pair.shape
-    magnitude = np.empty((rows, columns), np.float32)
-    step = max(1, 2**18 // columns)
-    for first in range(0, rows, step):
-        part = slice(first, min(rows, first + step))
-        magnitude[part] = np.abs(grid_numbers(pair, steps, part))
-    return _classified(bare, Side(steps=steps), Flag.GRID, magnitude, np.ones((1, 1)), slice(0, 1))
+    return np.asarray(np.rint(np.ldexp(distance, -side.steps[rows].astype(np.int32)[:, None]))).astype(np.int32)
