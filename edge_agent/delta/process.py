@@ -68,6 +68,7 @@ class ChildDecoding:
         command: tuple[str, ...] = _COMMAND,
         stall_ms: int = STALL_MS_MAX,
         environment: Mapping[str, str] = os.environ,
+        on_start: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Describe the process; none is started yet.
 
@@ -75,10 +76,12 @@ class ChildDecoding:
             command: Its program and arguments.
             stall_ms: How long it may come to no further checkpoint before it is given up.
             environment: What is passed on of it is what a worker gets.
+            on_start: Told the process's number before that has anything to do.
         """
         self._command = command
         self._stall_ms = stall_ms
         self._environment = environment
+        self._on_start = on_start
 
     def __call__(self, work: Work, on_checkpoint: OnCheckpoint, is_cancelled: Callable[[], bool]) -> None:
         """See `Decoding`."""
@@ -90,6 +93,7 @@ class ChildDecoding:
             except OSError as error:
                 raise EdgeError("device.memory-short", f"decoding a delta could not begin: {error}") from error
             told, said = stack.enter_context(_ended(process))
+            self._on_start(process.pid)
             with contextlib.suppress(BrokenPipeError):  # what became of it is seen below
                 durable.write_all(told.fileno(), dump(order.to_json()) + b"\n")
             self._follow(process, said, work.delta, on_checkpoint, is_cancelled)

@@ -23,6 +23,10 @@ from edge_contract.terms import PERMILLE, Resources
 
 _log = logging.getLogger(__name__)
 
+_LAST: Final = "last"
+"""Group of helpers that may wait; no module's, whose names end in a process."""
+_WEIGHT_MIN: Final = "1"
+"""Of `cpu.weight`, where every other group has 100."""
 _PERIOD_US: Final = 100_000
 _QUOTA_US_MIN: Final = 1_000
 """The kernel takes no less."""
@@ -273,6 +277,20 @@ class Limiter:
             except CgroupError as error:
                 why = str(error)
         return Confinement(module, pid, resources, group, why)
+
+    def put_last(self, pid: int) -> None:
+        """Let a helper of the agent's have the processor when no worker wants it. Any thread; never fails.
+
+        A low priority alone says nothing there: it counts among the processes of one group, and workers are in others.
+        """
+        if self._tree is None:
+            return
+        try:
+            group = self._tree.group(_LAST)
+            group.write("cpu.weight", _WEIGHT_MIN)
+            group.add(pid)
+        except CgroupError as error:
+            _log.info("process %d competes with the workers as equal: %s", pid, error)
 
 
 def _tasks(pid: int) -> Iterator[int]:

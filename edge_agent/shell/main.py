@@ -14,6 +14,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.core import inputs
 from edge_agent.core.agent import Agent
 from edge_agent.delta.maker import FileDeltaMaker
+from edge_agent.delta.process import ChildDecoding
 from edge_agent.exchange import settle
 from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.hook import CommandHook
@@ -28,6 +29,7 @@ from edge_agent.reporting import SignedReports
 from edge_agent.serving.handle import inherited_children, reap_in_background
 from edge_agent.serving.inherited import Named, read_inherited
 from edge_agent.serving.memory import SystemMemory
+from edge_agent.serving.resources import Limiter
 from edge_agent.serving.supervisor import WorkerSupervisor
 from edge_agent.shell.clock import SystemClock
 from edge_agent.shell.control import ControlServer
@@ -97,6 +99,7 @@ class _Process:
         journal = FileJournal(config.data / "journal.json")
         core = _restore(journal, who.device, config)
         boot = next_boot(config.data / "boots.json", clock.wall_ms())
+        limiter = Limiter()
         self._spool = SqliteSpool(config.data / "spool.db", who.device, config.spool_bytes_max, boot)
         self._server = WorkerSupervisor(
             config.run,
@@ -110,6 +113,7 @@ class _Process:
             compiled_dir=config.data / "compiled",
             providers=config.serve.providers,
             tcp_token=_secret(config.serve.token_file, "the token for predictions over TCP"),
+            limiter=limiter,
         )
         blobs = FileBlobStore(config.data, config.reserve_bytes, droppable=[config.data / "compiled"])
         remote = HttpBundleFetcher(who.url, self._tokens, blobs, who.registry_ca)
@@ -127,7 +131,7 @@ class _Process:
             hook=None if update.hook is None else CommandHook(update.hook, update.hook_timeout_ms),
             floor_ms=lambda: floor.floor_ms,
             duty=lambda wall_ms: renewal.duty(max(wall_ms, floor.floor_ms)),
-            maker=FileDeltaMaker(blobs) if update.deltas else None,
+            maker=FileDeltaMaker(blobs, ChildDecoding(on_start=limiter.put_last)) if update.deltas else None,
         )
         recent = RecentLog()
         logging.getLogger("edge_agent").addHandler(recent)

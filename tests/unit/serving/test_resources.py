@@ -220,3 +220,24 @@ def test_a_thread_that_ends_meanwhile_leaves_the_others_bounded(process: int, mo
     assert os.sched_getaffinity(process) == {0}
     assert os.getpriority(os.PRIO_PROCESS, process) == 5
     assert found.to_json()["refused"] == {}
+
+
+def test_a_helper_gets_the_processor_when_no_worker_wants_it(tmp_path: Path, process: int) -> None:
+    machine = Machine(tmp_path, f"/edge.service/{OWN}")
+    base = machine.group("edge.service")
+    machine.group(f"edge.service/{OWN}")
+    machine.group("edge.service/last")
+    (base / "last" / "cpu.weight").write_text("7")
+    Limiter(machine.find).put_last(process)
+    assert (base / "last" / "cpu.weight").read_text() == "1"
+    assert (base / "last" / "cgroup.procs").read_text() == str(process)
+
+
+def test_a_helper_stays_where_groups_have_no_weights(tmp_path: Path, process: int) -> None:
+    machine = Machine(tmp_path, f"/edge.service/{OWN}")
+    base = machine.group("edge.service", "memory pids")
+    machine.group(f"edge.service/{OWN}")
+    machine.group("edge.service/last", "memory pids")
+    Limiter(machine.find).put_last(process)
+    assert (base / "last" / "cgroup.procs").read_text() == ""
+    Limiter(is_dividing=False).put_last(process)
