@@ -31,6 +31,7 @@ OPTIONS: Final = {
 QUICK: Final = {"pairs": "ae_daily_adam_3e-5,cnn_meta_only", "methods": "zstd -19,zstd --patch-from", "kappas": ""}
 _SNAPPED: Final = ("cnn_ft_adam_1e-5", "cnn_ft_adam_1e-4", "cnn_ft_sgd_1e-3", "vit_ft_adam_2e-5")
 _FIGURE_KAPPA: Final = 1.0
+"""Coarser grids are measured, and judged by nobody."""
 _PATHS: Final = {"PYTHONPATH": str(REPOSITORY)}
 
 
@@ -63,8 +64,8 @@ def run(options: Mapping[str, str]) -> dict[str, Any]:
     kappas = [float(word) for word in options["kappas"].split(",") if word]
     rows = [row for pair in pairs if pair.name in _SNAPPED for row in _snap(pair, folder / "pairs", python, kappas)]
     table = figures.sizes(results) + figures.speeds(results, floor_bytes)
-    if kappas:
-        table += figures.snapped(rows, _FIGURE_KAPPA)
+    for kappa in sorted(each for each in kappas if each <= _FIGURE_KAPPA):
+        table += figures.snapped(rows, kappa)
     made = {
         "figures": [figure.to_json() for figure in table],
         "pairs": [_row(pair, results[pair.name]) for pair in pairs],
