@@ -34,8 +34,17 @@ _FIRST_OURS: Final = 3
 _ASIDE: Final = 64
 """Where descriptors lie while they change places; nobody passes so many."""
 _FIRST_TO_GO: Final = "1000"
-_IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "armv7l": 314, "armv6l": 314, "i686": 289}
-"""Number of `ioprio_set(2)`, which no library wraps."""
+_IOPRIO_SET: Final = {
+    ("x86_64", 8): 251,
+    ("aarch64", 8): 30,
+    ("riscv64", 8): 30,
+    ("aarch64", 4): 314,
+    ("armv7l", 4): 314,
+    ("armv6l", 4): 314,
+    ("x86_64", 4): 289,
+    ("i686", 4): 289,
+}
+"""Number of `ioprio_set(2)`, which no library wraps, by machine and size of a pointer in this program."""
 _IOPRIO_IDLE: Final = 3 << 13
 _IOPRIO_PROCESS: Final = 1
 
@@ -135,7 +144,7 @@ def _step_back() -> None:
         with contextlib.suppress(OSError):
             # A session of its own is a group of its own to the scheduler, in which `nice` alone would say nothing.
             Path("/proc/self", name).write_text(value, encoding="ascii")
-    number = _IOPRIO_SET.get(platform.machine())
+    number = _IOPRIO_SET.get((platform.machine(), ctypes.sizeof(ctypes.c_void_p)))
     if number is not None:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).syscall(number, _IOPRIO_PROCESS, 0, _IOPRIO_IDLE)

@@ -17,7 +17,7 @@ from edge_agent.delta.process import ChildDecoding, Work
 from edge_contract.errors import ContractError, EdgeError
 from tests.support.fakedecoder import COMMAND, STEP, fake_delta
 from tests.support.net import wait_until
-from tests.support.require import REPOSITORY_ROOT
+from tests.support.require import REPOSITORY_ROOT, require_program
 
 BASE = b"base" * 100
 NEW = bytes(range(250)) * 20  # five steps
@@ -177,10 +177,13 @@ def test_it_steps_back_behind_everything_else(bench: Bench) -> None:
             for name in ("oom_score_adj", "limits"):
                 seen[name] = Path(f"/proc/{pid}/{name}").read_text()
             seen["environ"] = Path(f"/proc/{pid}/environ").read_text()
+            asked = [require_program("ionice"), "-p", str(pid)]
+            seen["io"] = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         return bool(seen)
 
     assert bench.code(STEP, "hang", is_cancelled=look) == "network.cut"
     assert seen["nice"] == "19"
+    assert seen["io"] == "idle"
     assert seen["oom_score_adj"].strip() == "1000"
     limits = {line[:26].strip(): line[26:47].strip() for line in seen["limits"].splitlines()}
     assert limits["Max open files"] == "7"
