@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,13 @@ from packager.delta.encode import encode
 from tests.e2e.device import Device
 from tests.e2e.stack import Shipment, Stack, condition
 from tests.support.net import wait_until
+from tests.support.processes import start_process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.system]
 
 WIDTH = 1024
 ROWS = 2560  # ten megabytes: two checkpoints within it
+FLEET = 4
 KIB = 1024
 
 
@@ -175,3 +181,30 @@ def test_an_agent_that_is_killed_while_it_decodes_goes_on_from_there(stack: Stac
     # The delta had come whole: only its making was left, and the rest of the bundle.
     assert found.fetched() < 64 * KIB < delta.bytes
     found.require_tidy()
+
+
+def test_a_simulated_fleet_updates_by_a_delta_and_adds_up_what_it_saved(stack: Stack, tmp_path: Path) -> None:
+    names = [f"lugger-{number:04}" for number in range(1, FLEET + 1)]
+    argv = [str(Path(sys.executable).with_name("device-sim")), "run", "--devices", str(FLEET), "--prefix", "lugger"]
+    argv += ["--rate", "0", "--poll-ms", "1000", "--data", str(tmp_path / "fleet"), "--json"]
+    fleet = start_process(argv, log_path=tmp_path / "log", env={**os.environ, **stack.variables}, cwd=tmp_path)
+    try:
+        base = weights(3)
+        first = stack.ship("lugger", 1, *names, weights=base)
+        for name in names:
+            stack.wait_standing(first, name, "confirmed")
+        found = Line(
+            stack, Device(tmp_path / "one", "lugger", "lugger"), first, stack.ship("lugger", 2, weights=tuned(base, 9))
+        )
+        delta = found.offer_delta()
+        with stack.client() as client:
+            record = client.create_deployment("lugger", 2, condition(*names))
+        for name in names:
+            stack.wait_standing(replace(found.second, deployment=str(record["id"])), name, "confirmed")
+        fleet.popen.send_signal(signal.SIGINT)
+        assert fleet.wait(60) == 0, fleet.tail()
+    finally:
+        fleet.stop()
+    final = json.loads(fleet.output().splitlines()[-1])
+    assert final["bytes_saved"] == FLEET * (found.second.size - delta.bytes)
+    assert final["bytes_fetched"] < FLEET * (first.size + delta.bytes + 64 * KIB)
