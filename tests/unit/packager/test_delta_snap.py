@@ -1,0 +1,119 @@
+"""Snapped weights lie on a grid that the encoder finds, close to what was trained; a gate keeps bad ones back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_contract.errors import EdgeError
+from packager.delta.encode import encode
+from packager.delta.evaluating import evaluate, failures
+from packager.delta.formats import read_tensors
+from packager.delta.snap import snap_file
+from tests.unit.packager.weights import dense, trained, tuned
+
+
+def _weights(path: Path) -> np.ndarray:
+    (tensor,) = read_tensors(path)
+    return np.frombuffer(path.read_bytes()[tensor.start : tensor.end], np.float32).reshape(tensor.shape)
+
+
+@pytest.mark.parametrize("kappa", [0.25, 0.5, 1.0])
+def test_snapped_weights_are_near_what_was_trained_and_take_few_bits(tmp_path: Path, kappa: float) -> None:
+    base = dense(tmp_path, "base.onnx", trained())
+    new = dense(tmp_path, "new.onnx", tuned(trained()))
+    report = snap_file(base, new, tmp_path / "snapped.onnx", kappa)
+    assert report.tensors == 1
+    assert 0 < report.error_ratio < 0.45 * kappa
+    distance = np.abs(_weights(tmp_path / "snapped.onnx") - _weights(new))
+    assert distance.max() <= 0.75 * kappa * 1e-4
+    made = encode(base, tmp_path / "snapped.onnx", tmp_path / "snapped.delta")
+    whole = encode(base, new, tmp_path / "whole.delta")
+    assert made.bytes < (0.15 if kappa < 0.4 else 0.11 if kappa < 0.8 else 0.085) * new.stat().st_size
+    assert made.bytes < whole.bytes / 3
+
+
+def test_everything_but_weights_stays_as_it_was_trained(tmp_path: Path) -> None:
+    base = dense(tmp_path, "base.onnx", trained())
+    new = dense(tmp_path, "new.onnx", tuned(trained()), note="another producer")
+    snap_file(base, new, tmp_path / "snapped.onnx", 0.5)
+    (tensor,) = read_tensors(new)
+    one, other = new.read_bytes(), (tmp_path / "snapped.onnx").read_bytes()
+    assert (one[: tensor.start], one[tensor.end :]) == (other[: tensor.start], other[tensor.end :])
+    assert one != other
+
+
+def test_a_tensor_with_numbers_that_no_grid_makes_is_left_alone(tmp_path: Path) -> None:
+    odd = tuned(trained())
+    odd[3, 3] = np.inf
+    base, new = dense(tmp_path, "base.onnx", trained()), dense(tmp_path, "new.onnx", odd)
+    with pytest.raises(EdgeError, match="no tensor"):
+        snap_file(base, new, tmp_path / "snapped.onnx", 0.5)
+
+
+@pytest.mark.parametrize("kappa", [0.0, -1.0, 5.0, float("nan")])
+def test_a_kappa_without_sense_is_refused(tmp_path: Path, kappa: float) -> None:
+    base = dense(tmp_path, "base.onnx", trained())
+    with pytest.raises(EdgeError, match="kappa"):
+        snap_file(base, base, tmp_path / "snapped.onnx", kappa)
+
+
+def _script(folder: Path, text: str) -> Path:
+    path = folder / "score.py"
+    path.write_text(text)
+    return path
+
+
+def test_a_script_gives_a_number_or_numbers_by_name(tmp_path: Path) -> None:
+    model = dense(tmp_path, "model.onnx", trained())
+    assert evaluate(_script(tmp_path, "def evaluate(path):\n    print('noise')\n    return 0.5"), model) == {
+        "metric": 0.5
+    }
+    script = _script(
+        tmp_path, "import numpy\ndef evaluate(path):\n    return {'accuracy': numpy.float32(0.75), '-loss': 2}"
+    )
+    assert evaluate(script, model) == {"accuracy": 0.75, "-loss": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("raise RuntimeError('no data here')", "no data here"),
+        ("def evaluate(path):\n    return 'good'", "something else"),
+        ("def evaluate(path):\n    return float('nan')", "something else"),
+        ("def evaluate(path):\n    return {}", "something else"),
+        ("import os\nos._exit(3)", "exit code 3"),
+        ("def other(path):\n    return 1", "evaluate"),
+    ],
+)
+def test_a_script_that_cannot_say_fails_the_evaluation(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(EdgeError, match=why) as caught:
+        evaluate(_script(tmp_path, text), dense(tmp_path, "model.onnx", trained()))
+    assert caught.value.code == "model.evaluation-failed"
+
+
+def test_a_script_that_hangs_is_ended(tmp_path: Path) -> None:
+    script = _script(tmp_path, "import threading\ndef evaluate(path):\n    threading.Event().wait()")
+    with pytest.raises(EdgeError, match="longer than"):
+        evaluate(script, dense(tmp_path, "model.onnx", trained()), seconds_max=1.0)
+
+
+def test_secrets_do_not_reach_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTERMAN_TOKEN", "secret")
+    script = _script(tmp_path, "import os\ndef evaluate(path):\n    return int('LIGHTERMAN_TOKEN' in os.environ)")
+    assert evaluate(script, dense(tmp_path, "model.onnx", trained())) == {"metric": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "failed"),
+    [
+        ({"accuracy": 0.90}, {"accuracy": 0.896}, 0),
+        ({"accuracy": 0.90}, {"accuracy": 0.89}, 1),
+        ({"accuracy": 0.90}, {"accuracy": 0.99}, 0),
+        ({"-loss": 1.0}, {"-loss": 1.1}, 1),
+        ({"-loss": 1.0}, {"-loss": 0.5}, 0),
+        ({"accuracy": 0.9, "recall": 0.8}, {"accuracy": 0.9}, 1),
+    ],
+)
+def test_the_gate_looks_at_every_metric(before: dict[str, float], after: dict[str, float], failed: int) -> None:
+    assert len(failures(before, after, 0.005)) == failed
