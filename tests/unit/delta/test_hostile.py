@@ -1,0 +1,189 @@
+"""Damaged and hostile deltas: one error, bounded time and memory, and never a wrong output that is taken for right."""
+
+import hashlib
+import io
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_delta.decode import DeltaError, inspect
+from edge_delta.elements import F32, I8
+from edge_delta.limits import RANGES_MAX
+from edge_delta.wire import (
+    Copy,
+    Flag,
+    Glue,
+    Head,
+    Operation,
+    Packer,
+    Planes,
+    Predicted,
+    Window,
+    read_head,
+    varint,
+    write_head,
+)
+from tests.unit.delta.pairs import KINDS, decoded, encoded
+
+CASES = ("low rank", "i8", "grid", "opaque", "unrelated", "sparse", "f16")
+EACH = 120
+
+
+def _outcome(base: bytes, delta: bytes, new: bytes) -> str:
+    """`refused`, `right` (the change did not matter) or `caught` (wrong, and its digest says so)."""
+    try:
+        made = decoded(base, delta, len(new))
+    except DeltaError:
+        return "refused"
+    return "right" if made == new else "caught"
+
+
+def mutated(delta: bytes, random: np.random.Generator) -> bytes:
+    """A delta with bits turned, bytes replaced, cut off, or parts in other places."""
+    changed = bytearray(delta)
+    kind = random.integers(6)
+    if kind == 0:
+        changed[random.integers(len(changed))] ^= 1 << int(random.integers(8))
+    elif kind == 1:
+        for place in random.integers(len(changed), size=int(random.integers(1, 20))):
+            changed[place] = int(random.integers(256))
+    elif kind == 2:
+        del changed[int(random.integers(len(changed))) :]
+    elif kind == 3:
+        start = int(random.integers(len(changed)))
+        changed[start : start + int(random.integers(1, 64))] = random.bytes(int(random.integers(0, 64)))
+    elif kind == 4:
+        one, other = sorted(int(place) for place in random.integers(len(changed), size=2))
+        changed = changed[:one] + changed[other:] + changed[one:other]
+    else:
+        # The head alone, where sizes and operations are.
+        changed[int(random.integers(min(120, len(changed))))] = int(random.integers(256))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_corrupted_deltas_end_in_one_error_or_are_told_by_the_digest(kind: str, tmp_path: Path) -> None:
+    pair = KINDS[kind]()
+    delta, _ = encoded(pair, tmp_path)
+    random = np.random.default_rng(sum(kind.encode()))
+    found = {"refused": 0, "right": 0, "caught": 0}
+    for _ in range(EACH):
+        found[_outcome(pair.base, mutated(delta, random), pair.new)] += 1
+    assert sum(found.values()) == EACH
+    assert found["refused"] + found["caught"] > EACH * 0.8
+
+
+def rewritten(delta: bytes, operations: tuple[Operation, ...], **changes: object) -> bytes:
+    """A well-formed delta with other operations, so that what reads the head is satisfied first."""
+    head = read_head(io.BytesIO(delta))
+    fields = {name: getattr(head, name) for name in head.__slots__} | {"operations": operations} | changes
+    made = Head(**fields)
+    return write_head(made, Packer()) + delta[head.glue_offset :]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_well_formed_deltas_with_other_operations_end_in_one_error(seed: int, tmp_path: Path) -> None:
+    pair = KINDS["i8"]()
+    delta, _ = encoded(pair, tmp_path)
+    random = np.random.default_rng(seed)
+    head = read_head(io.BytesIO(delta))
+
+    def some(high: int) -> int:
+        return int(random.integers(0, high)) if random.random() < 0.7 else int(2 ** random.integers(0, 40))
+
+    def operation() -> Operation:
+        kind = random.integers(5)
+        if kind == 0:
+            return Glue(some(64) or 1)
+        if kind == 1:
+            return Copy(some(4_000), some(4_000) or 1)
+        if kind == 2:
+            return Window(some(4_000), some(4_000), some(4_000) or 1, some(500) or 1)
+        if kind == 3:
+            width = int(random.integers(1, 9))
+            return Planes(width, some(500) or 1, bool(random.integers(2)), tuple(some(400) or 1 for _ in range(width)))
+        flags = Flag(int(random.integers(sum(Flag) + 1)))
+        rank, shift = (some(8) or 1, some(60)) if Flag.LOW_RANK in flags else (0, 0)
+        return Predicted(
+            (F32, I8)[int(random.integers(2))], flags, some(4_000), some(90) or 1, some(90) or 1,
+            int(random.integers(-80, 80)), rank, shift, some(40), some(300) or 1,
+        )  # fmt: skip
+
+    operations = list(head.operations)
+    operations[int(random.integers(len(operations)))] = operation()
+    made = sum(item.length for item in operations)
+    glue = sum(item.length for item in operations if isinstance(item, Glue))
+    forged = rewritten(delta, tuple(operations), new_bytes=made, glue_bytes=glue, units=())
+    started = time.process_time()
+    try:
+        output = decoded(pair.base, forged, made)
+        assert hashlib.sha256(output).digest() != hashlib.sha256(pair.new).digest() or output == pair.new
+    except DeltaError:
+        pass
+    assert time.process_time() - started < 20  # an endless loop, not a benchmark
+
+
+def test_sizes_are_refused_before_anything_is_allocated(tmp_path: Path) -> None:
+    pair = KINDS["i8"]()
+    delta, _ = encoded(pair, tmp_path)
+    head = read_head(io.BytesIO(delta))
+    large: tuple[Operation, ...] = (
+        Predicted(I8, Flag.ROW_SCALE, 0, 2**39, 1, 0, packed=100),
+        Predicted(I8, Flag.LOW_RANK, 0, 2**18, 2**18, 0, rank=64, packed=100),
+        Predicted(F32, Flag(0), 0, 2**40, 2**40, 0),
+        Planes(4, 2**30, True, (1, 1, 1, 1)),
+        Window(0, 2**30, 100, 10),
+        Window(0, 0, 2**30, 10),
+        Copy(2**39, 2**39),
+        Glue(2**30),
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for operation in large:
+        with pytest.raises(DeltaError):
+            inspect(io.BytesIO(rewritten(delta, (*head.operations, operation))))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+def test_a_frame_that_unpacks_to_more_than_it_may_is_refused(tmp_path: Path) -> None:
+    pair = KINDS["opaque"]()
+    delta, _ = encoded(pair, tmp_path)
+    head = read_head(io.BytesIO(delta))
+    bomb = Packer(3, 20)(bytes(50_000_000))
+    alone = {"ranges": (), "units": (), "states": np.zeros(0, np.uint32), "operations": ()}
+    fields = {name: getattr(head, name) for name in head.__slots__} | alone | {"glue_bytes": 0, "glue_packed": 0}
+    window = fields | {"operations": (Window(0, 0, 1_000_000, len(bomb)),), "new_bytes": 1_000_000}
+    with pytest.raises(DeltaError, match="compressed to another length"):
+        decoded(pair.base, write_head(Head(**window), Packer()) + bomb, 1_000_000)
+    glue = fields | {
+        "operations": (Glue(1_000),),
+        "new_bytes": 1_000,
+        "glue_bytes": 1_000,
+        "glue_packed": len(bomb),
+    }
+    with pytest.raises(DeltaError, match="glue is compressed"):
+        decoded(pair.base, write_head(Head(**glue), Packer()) + bomb, 1_000)
+
+
+def test_numbers_that_are_too_long_or_out_of_bounds_are_refused() -> None:
+    start = b"LMD1" + varint(10) + varint(10) + bytes(32)
+    for rest, why in (
+        (b"\xff" * 10, "too long"),
+        (varint(2**34), "is possible"),
+        (varint(10) + varint(10) + varint(0) + varint(0), "cut off"),
+        (b"", "cut off"),
+    ):
+        with pytest.raises(DeltaError, match=why):
+            inspect(io.BytesIO(start + rest))
+    many = varint(0) + varint(RANGES_MAX + 1)
+    with pytest.raises(DeltaError, match="is possible"):
+        inspect(io.BytesIO(start + varint(len(many)) + varint(len(many)) + varint(0) + varint(0) + many))
+
+
+def test_a_delta_that_goes_on_behind_its_end_is_refused(tmp_path: Path) -> None:
+    pair = KINDS["i8"]()
+    delta, _ = encoded(pair, tmp_path)
+    with pytest.raises(DeltaError, match="follow the end"):
+        decoded(pair.base, delta + b"x", len(pair.new))
