@@ -147,6 +147,11 @@ class Plant:
         if self._run_dir is not None:
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What our commands need to find the registry and the keys; secrets among it."""
+        return dict(self._environment)
+
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def tool(self, name: str, *arguments: str, stdin: str = "", may_deny: bool = False) -> Ran:
