@@ -33,7 +33,16 @@ from edge_delta.symbols import ESCAPE, Places, numbers_of, places, raw_widths, t
 from edge_delta.wire import Copy, Flag, Glue, Planes, Predicted, Window, peak_bytes, read_head, unpack_frame
 
 _SEAL: Final = 16
-_EXPECTED: Final = (zstandard.ZstdError, ValueError, KeyError, IndexError, OverflowError, struct.error, zlib.error)
+_EXPECTED: Final = (
+    zstandard.ZstdError,
+    ValueError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True, slots=True)

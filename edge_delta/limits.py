@@ -2,7 +2,7 @@
 
 from typing import Final
 
-CHUNK_ELEMENTS: Final = 65_536
+CHUNK_ELEMENTS: Final = 32_768
 """Elements of a tensor that are decoded together."""
 
 LANES_MAX: Final = 1_024
@@ -20,8 +20,14 @@ RANGES_MAX: Final = 65_536
 GLUE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes between tensors, all together."""
 
+GLUE_DICTIONARY_BYTES_MAX: Final = 1024 * 1024
+"""Ranges of the base that the glue may refer to, all together."""
+
+GLUE_WINDOW_LOG_MAX: Final = 20
+"""Memory of the glue's frame, as a power of two: it is held beside everything else."""
+
 DICTIONARY_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Raw content that a zstd frame may refer to."""
+"""Raw content that a window may refer to."""
 
 WINDOW_BYTES_MAX: Final = 2 * 1024 * 1024
 """Output of one window of bytes without known structure."""
@@ -29,7 +35,7 @@ WINDOW_BYTES_MAX: Final = 2 * 1024 * 1024
 ZSTD_WINDOW_LOG_MAX: Final = 23
 """Memory of a zstd frame, as a power of two: 8 MiB."""
 
-SIDE_BYTES_MAX: Final = 4 * 1024 * 1024
+SIDE_BYTES_MAX: Final = 768 * 1024
 """Side information of one tensor: classes, scales and factors."""
 
 RANK_MAX: Final = 64

@@ -8,7 +8,7 @@ from typing import BinaryIO, Final
 import zstandard
 
 from edge_delta.errors import DeltaError
-from edge_delta.limits import READ_BYTES, UNIT_BYTES, UNIT_DIGEST_BYTES, ZSTD_WINDOW_LOG_MAX
+from edge_delta.limits import GLUE_WINDOW_LOG_MAX, READ_BYTES, UNIT_BYTES, UNIT_DIGEST_BYTES
 from edge_delta.wire import Head
 
 _AHEAD: Final = 512 * 1024
@@ -152,7 +152,7 @@ class GlueReader:
         self._file.seek(place)
         start = self._file.read(min(32, self._left))
         parameters = zstandard.get_frame_parameters(start, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
-        if parameters.content_size != self._head.glue_bytes or parameters.window_size > 2**ZSTD_WINDOW_LOG_MAX:
+        if parameters.content_size != self._head.glue_bytes or parameters.window_size > _window_max(self._head):
             raise DeltaError("the glue is compressed to another length than it says, or with a larger window")
         content = bytearray()
         for offset, length in self._head.ranges:
@@ -162,6 +162,11 @@ class GlueReader:
         return zstandard.ZstdDecompressor(
             dict_data=dictionary if content else None, format=zstandard.FORMAT_ZSTD1_MAGICLESS
         ).decompressobj(write_size=READ_BYTES)
+
+
+def _window_max(head: Head) -> int:
+    """The largest window of the glue's frame; zstd's least one is a kilobyte."""
+    return 2**GLUE_WINDOW_LOG_MAX + sum(length for _, length in head.ranges)
 
 
 class Output:

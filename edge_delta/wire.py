@@ -21,6 +21,8 @@ from edge_delta.errors import DeltaError
 from edge_delta.limits import (
     DICTIONARY_BYTES_MAX,
     GLUE_BYTES_MAX,
+    GLUE_DICTIONARY_BYTES_MAX,
+    GLUE_WINDOW_LOG_MAX,
     HEAD_BYTES_MAX,
     LANES_MAX,
     OPERATIONS_MAX,
@@ -41,8 +43,7 @@ _FIXED_BYTES_MAX: Final = len(MAGIC) + 6 * _VARINT_BYTES_MAX + 2 * DIGEST_BYTES
 _OUTPUT_BYTES_MAX: Final = 2**40
 _PIECES_MAX: Final = 8
 _LEAST: Final = 2 * 1024 * 1024
-_CHUNK_PEAK: Final = 9 * 1024 * 1024
-_GLUE_WINDOW: Final = 4 * 1024 * 1024
+_CHUNK_PEAK: Final = 7 * 1024 * 1024
 
 
 class Flag(IntFlag):
@@ -352,10 +353,10 @@ def _read_ranges(head: Numbers, base_bytes: int) -> tuple[tuple[int, int], ...]:
     place = total = 0
     for _ in range(head.take(RANGES_MAX)):
         place += head.take(base_bytes)
-        length = head.take(DICTIONARY_BYTES_MAX, 1)
+        length = head.take(GLUE_DICTIONARY_BYTES_MAX, 1)
         ranges.append((place, length))
         place, total = place + length, total + length
-        if place > base_bytes or total > DICTIONARY_BYTES_MAX:
+        if place > base_bytes or total > GLUE_DICTIONARY_BYTES_MAX:
             raise DeltaError("the glue's dictionary is larger than it may be, or reaches behind the base")
     return tuple(ranges)
 
@@ -427,7 +428,7 @@ def peak_bytes(head: Head) -> int:
     Bounded by `edge_contract.limits.DELTA_PEAK_BYTES_MAX` for every delta whose parts are within their limits; measured
     in tests/integration/test_delta_memory.py.
     """
-    glue = sum(length for _, length in head.ranges) * 2 + min(head.glue_bytes, _GLUE_WINDOW) if head.glue_bytes else 0
+    glue = sum(length for _, length in head.ranges) * 2 + min(head.glue_bytes, 2**GLUE_WINDOW_LOG_MAX)
     part = 0
     for operation in head.operations:
         match operation:
@@ -436,7 +437,7 @@ def peak_bytes(head: Head) -> int:
             case Planes():
                 part = max(part, 4 * operation.length)
             case Predicted():
-                part = max(part, _CHUNK_PEAK + 3 * operation.side_bytes)
+                part = max(part, _CHUNK_PEAK + 5 * operation.side_bytes)
     return _LEAST + glue + part
 
 

@@ -17,7 +17,14 @@ import numpy as np
 from edge_contract.errors import EdgeError
 from edge_delta.blocks import block_at
 from edge_delta.elements import BY_NAME, I32, Array, ordered, wrapped, zigzag
-from edge_delta.limits import DICTIONARY_BYTES_MAX, GLUE_BYTES_MAX, READ_BYTES, UNIT_BYTES, UNIT_DIGEST_BYTES
+from edge_delta.limits import (
+    GLUE_BYTES_MAX,
+    GLUE_DICTIONARY_BYTES_MAX,
+    GLUE_WINDOW_LOG_MAX,
+    READ_BYTES,
+    UNIT_BYTES,
+    UNIT_DIGEST_BYTES,
+)
 from edge_delta.predict import Prediction
 from edge_delta.symbols import places
 from edge_delta.wire import (
@@ -241,7 +248,7 @@ class _Writer:
         """Write the delta into a temporary file of a folder, synced; the caller names or removes it."""
         states, coded = self._coder.finish()
         ranges, dictionary = self._dictionary()
-        glue = Packer(19, 22)(bytes(self._glue), dictionary) if self._glue else b""
+        glue = Packer(19, GLUE_WINDOW_LOG_MAX)(bytes(self._glue), dictionary) if self._glue else b""
         if len(glue) == len(self._glue):
             ranges = ()
         head = Head(
@@ -288,7 +295,7 @@ class _Writer:
             if isinstance(operation, Copy | Predicted)
         )
         ranges = []
-        place, room = 0, DICTIONARY_BYTES_MAX // 2
+        place, room = 0, GLUE_DICTIONARY_BYTES_MAX
         for start, end in [*used, (self._base.size, self._base.size)]:
             length = min(start - place, room)
             if length > 0 and self._glue:

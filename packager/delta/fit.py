@@ -27,6 +27,9 @@ _SIDE_BITS: Final = 4.0
 """Bits that a byte of side information takes, once compressed."""
 _SCALE_BITS_MAX: Final = 30
 _STEP_EXPONENT_MIN: Final = -120
+_SCALES_BYTES_MAX: Final = SIDE_BYTES_MAX // 2
+_FACTORS_BYTES_MAX: Final = SIDE_BYTES_MAX // 3
+_GRID_ROWS_MAX: Final = SIDE_BYTES_MAX // 8
 _GRID_NUMBERS_MAX: Final = 2**12
 _GRID_SAMPLE: Final = 64
 _GAIN_MIN: Final = 0.002
@@ -81,14 +84,14 @@ def fit(pair: Pair, offset: int, effort: int = 1) -> Fit:
     steps = _find_grid(pair) if pair.kind.is_float else None
     estimate = _Estimate(pair, steps)
     best, best_bits = (Flag(0), Side(), 0), estimate.bits(estimate.base)
-    for flag in (Flag.ROW_SCALE, Flag.COLUMN_SCALE):
-        scaled = estimate.scaled(flag)
+    for flag, count in ((Flag.ROW_SCALE, rows), (Flag.COLUMN_SCALE, columns)):
+        scaled = estimate.scaled(flag) if 4 * count <= _SCALES_BYTES_MAX else None
         if scaled is not None and scaled[2] < best_bits * (1 - _GAIN_MIN):
             best, best_bits = (flag, scaled[0], scaled[1]), scaled[2]
     flags, side, scale_bits = best
     if effort > 0 and min(rows, columns) >= 4:
         guess = estimate.guess(side, scale_bits)
-        found = find_factors(estimate.new - guess, estimate.ulps(guess), SIDE_BYTES_MAX // 4, effort)
+        found = find_factors(estimate.new - guess, estimate.ulps(guess), _FACTORS_BYTES_MAX // 4, effort)
         if found is not None:
             flags, side = flags | Flag.LOW_RANK, _with_factors(side, found)
             bare = replace(bare, rank=found.left.shape[1], shift=found.shift)
@@ -231,9 +234,11 @@ def _classified(tensor: Predicted, side: Side, flags: Flag, magnitude: Array, st
     center, row_levels = _levels(row_sizes, row_sizes <= 0)
     column_center, column_levels = _levels(column_sizes, column_sizes <= 0)
     center = int(np.clip(center + column_center, -(2**14) + 1, 2**14 - 1))
-    if row_levels.any():
+    room = SIDE_BYTES_MAX - replace(tensor, flags=flags).side_bytes
+    if row_levels.any() and row_levels.size <= room:
+        room -= row_levels.size
         flags, side = flags | Flag.ROW_CLASSES, replace(side, row_classes=row_levels)
-    if column_levels.any():
+    if column_levels.any() and column_levels.size <= room:
         flags, side = flags | Flag.COLUMN_CLASSES, replace(side, column_classes=column_levels)
     found = replace(tensor, flags=flags, center=center)
     sigma = np.outer(row_sizes[some], column_sizes) * _MEAN_TO_SIGMA
@@ -258,6 +263,8 @@ def _levels(sizes: Array, still: Array) -> tuple[int, Array]:
 def _find_grid(pair: Pair) -> Array | None:
     """Exponents of the steps of a tensor that was snapped to a grid around its base, int8, or none."""
     rows, columns = pair.shape
+    if rows > _GRID_ROWS_MAX:
+        return None
     base, new = values(pair.kind, pair.base), values(pair.kind, pair.new)
     distance = new - base
     largest = np.abs(distance).max(axis=1)
