@@ -76,5 +76,6 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, fo
         lines = Path(result.name).read_text(encoding="ascii").split()
     if process.returncode or len(lines) != 3 or lines[0] != "0":
         ended = lines[0] if lines else str(process.returncode)
-        raise FailedError(f"{command[0]} ended with {ended}: {stderr.strip()[-300:]}")
+        said = stderr.strip().splitlines() or ["it said nothing"]
+        raise FailedError(f"{Path(command[0]).name} ended with {ended}: {said[-1][:300]}")
     return Cost(float(lines[1]), wall_s, int(lines[2]), stdout)
