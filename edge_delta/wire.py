@@ -43,7 +43,8 @@ _FIXED_BYTES_MAX: Final = len(MAGIC) + 6 * _VARINT_BYTES_MAX + 2 * DIGEST_BYTES
 _OUTPUT_BYTES_MAX: Final = 2**40
 _PIECES_MAX: Final = 8
 _LEAST: Final = 2 * 1024 * 1024
-_CHUNK_PEAK: Final = 7 * 1024 * 1024
+_CHUNK_PEAK: Final = 4 * 1024 * 1024
+_LOOKUP_PEAK: Final = 4 * 1024 * 1024
 
 
 class Flag(IntFlag):
@@ -430,15 +431,17 @@ def peak_bytes(head: Head) -> int:
     """
     glue = sum(length for _, length in head.ranges) * 2 + min(head.glue_bytes, 2**GLUE_WINDOW_LOG_MAX)
     part = 0
+    # Made with the first tensor, and kept.
+    lookup = _LOOKUP_PEAK if any(isinstance(operation, Predicted) for operation in head.operations) else 0
     for operation in head.operations:
         match operation:
             case Window():
                 part = max(part, 2 * operation.dictionary + 2 * operation.length + operation.packed)
             case Planes():
-                part = max(part, 4 * operation.length)
+                part = max(part, 6 * operation.length)
             case Predicted():
                 part = max(part, _CHUNK_PEAK + 5 * operation.side_bytes)
-    return _LEAST + glue + part
+    return _LEAST + glue + lookup + part
 
 
 def write_head(head: Head, pack: "Packer") -> bytes:

@@ -14,6 +14,8 @@ _WINDOW_LOG: Final = 23
 _LEVEL: Final = 19
 _FAST_LEVEL: Final = 12
 _QUICK: Final = Packer(1, 20)
+_PLANES_SHARE: Final = 2
+"""Planes are taken apart and put together in memory several times over."""
 _WORTH: Final = 0.985
 _FAST_BYTES: Final = 64 * 1024 * 1024
 """More bytes than these are packed at the faster level."""
@@ -45,7 +47,7 @@ def pack_planes(kind: Kind, new: Array) -> Iterator[tuple[Planes, bytes]]:
         new: Bit patterns, `kind.unsigned`, one dimension.
     """
     pack = Packer(_LEVEL, 21)
-    count = WINDOW_BYTES_MAX // kind.bytes
+    count = WINDOW_BYTES_MAX // _PLANES_SHARE // kind.bytes
     top = kind.unsigned.type(kind.bits - 1)
     one = kind.unsigned.type(1)
     for start in range(0, new.size, count):

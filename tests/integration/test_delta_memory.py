@@ -58,17 +58,18 @@ def _made(folder: Path, kind: str) -> Encoded:
     scales = 1 + 0.1 * random.standard_normal((rows, 1) if kind != "wide" else (1, columns))
     low_rank = random.standard_normal((rows, 3)) @ random.standard_normal((3, columns)) * 1e-3
     new = (base * scales + low_rank + 1e-4 * random.standard_normal(base.shape)).astype(np.float32)
+    alone = (random.standard_normal((1_100, 1_000)) * 0.05).astype(np.float32)
     # Bytes around the tensors that the glue's dictionary is full of.
     words = random.bytes(1_200_000)
     head, other = words + b"base", b"".join(words[place : place + 60_000] + b"?" for place in range(0, 900_000, 70_000))
     (folder / "base").write_bytes(head + base.tobytes())
-    (folder / "new").write_bytes(other + new.tobytes())
+    (folder / "new").write_bytes(other + new.tobytes() + alone.tobytes())
     return encode(
         folder / "base",
         folder / "new",
         folder / "delta",
         base_tensors=[_tensor(base, "f32", len(head))],
-        new_tensors=[_tensor(new, "f32", len(other))],
+        new_tensors=[_tensor(new, "f32", len(other)), _tensor(alone, "f32", len(other) + new.nbytes)],
     )
 
 
