@@ -52,9 +52,7 @@ deploy_options = stacked(
     click.option(
         "--link-kbps",
         type=click.FloatRange(0, min_open=True),
-        default=LINK_KBPS_DEFAULT,
-        show_default=True,
-        help="Speed of a device's link, for --dry-run.",
+        help=f"Speed of a device's link, for --dry-run; else {LINK_KBPS_DEFAULT:g}.",
     ),
 )
 
@@ -205,9 +203,13 @@ def push(reference: str, target: str, as_json: bool, **options: Any) -> None:
     from packager.iotedge.image_remote import Reference, RegistryImage
 
     model, version = parse_reference(reference)
+    place = Reference.parse(target)
+    if target.removeprefix("docker://") != f"{place.host}/{place.repository}":
+        hint = f"Name the repository alone: {place.host}/{place.repository}."
+        raise EdgeError("config.invalid", f"{target!r} names a tag or a digest, and deltas have none to choose", hint)
     with (
         registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client,
-        RegistryImage(Reference.parse(target), options["ca_file"]) as image,
+        RegistryImage(place, options["ca_file"]) as image,
     ):
         number = int(client.get_version(model, version)["version"])
         result = copy_deltas(client, model, number, image, make_reporter(as_json))
@@ -222,14 +224,27 @@ def push(reference: str, target: str, as_json: bool, **options: Any) -> None:
 def build_before(
     client: "RegistryClient", model: str, version: int, condition: str, options: dict[str, Any], reporter: "Reporter"
 ) -> JsonObject:
-    """Make missing deltas before a deployment; what goes wrong is told and stops nothing."""
-    from packager.delta.building import check_budget
+    """Make missing deltas before a deployment; what goes wrong is told beside what was made, and stops nothing."""
+    from packager.delta.building import Built, check_budget
 
-    budget = check_budget(options["budget_s"], options["budget_bytes"])
+    budget, result = check_budget(options["budget_s"], options["budget_bytes"]), Built()
     try:
-        return _build(client, model, version, (), condition, options["module"], budget, None, reporter)
+        return _build(client, model, version, (), condition, options["module"], budget, None, reporter, result)
     except EdgeError as error:
-        return {"deltas": [], "skipped": [], "bytes": 0, "error": error.to_json()}
+        return result.to_json() | {"error": error.to_json()}
+
+
+def forecast_link(is_dry_run: bool, is_waiting: bool, link_kbps: float | None) -> float:
+    """The speed to forecast with.
+
+    Raises:
+        EdgeError: `config.invalid` for options that do not go together.
+    """
+    if is_dry_run and is_waiting:
+        raise EdgeError("config.invalid", "--dry-run deploys nothing that --wait could wait for", "Leave one out.")
+    if link_kbps is not None and not is_dry_run:
+        raise EdgeError("config.invalid", "--link-kbps is for --dry-run", "Add --dry-run, or leave it out.")
+    return LINK_KBPS_DEFAULT if link_kbps is None else link_kbps
 
 
 def built_lines(result: JsonObject) -> list[str]:
@@ -277,16 +292,19 @@ def _build(
     budget: Any,
     work: Path | None,
     reporter: "Reporter",
+    result: Any = None,
 ) -> JsonObject:
     from packager.delta.building import build_deltas, common_bases
+    from packager.files import disk_errors
 
     wanted = list(bases) or common_bases(client, model, version, condition, module)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(disk_errors(work or Path(tempfile.gettempdir())))
         folder = work
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lighterman-deltas-")))
         folder.mkdir(parents=True, exist_ok=True)
-        return build_deltas(client, model, version, wanted, budget, folder, reporter).to_json()
+        return build_deltas(client, model, version, wanted, budget, folder, reporter, result).to_json()
 
 
 @contextlib.contextmanager

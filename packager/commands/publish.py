@@ -25,7 +25,14 @@ from packager.commands.common import (
     source_date_epoch,
     stacked,
 )
-from packager.commands.delta import budget_options, build_before, built_lines, deploy_options, forecast_lines
+from packager.commands.delta import (
+    budget_options,
+    build_before,
+    built_lines,
+    deploy_options,
+    forecast_lines,
+    forecast_link,
+)
 from packager.commands.describe import about_options, bundle_options, flags_from, spec_from, spec_options
 from packager.commands.terms import term_options
 from packager.limits import WAIT_SECONDS_DEFAULT
@@ -140,13 +147,14 @@ def deploy(reference: str, condition: str, is_waiting: bool, as_json: bool, **op
         options["activation"],
         options,
     )
+    link_kbps = forecast_link(options["dry_run"], is_waiting, options["link_kbps"])
     reporter = make_reporter(as_json)
     with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
         number = int(client.get_version(model, version)["version"])
         if options["dry_run"]:
             from packager.delta.asking import ask_forecast
 
-            found = ask_forecast(client, model, number, condition, options["module"], options["link_kbps"])
+            found = ask_forecast(client, model, number, condition, options["module"], link_kbps)
             emit(as_json, found, forecast_lines(found))
             return
         built = build_before(client, model, number, condition, options, reporter) if options["with_deltas"] else None

@@ -12,15 +12,23 @@ from edge_contract.deployment import bundle_repository
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
+from edge_contract.limits import DELTAS_MAX
 from edge_contract.manifest import INDEX_TYPE, MANIFEST_TYPE, Descriptor
+from packager.delta.formats import read_external
 from packager.delta.process import EncodeRequest, encode_apart
 from packager.files import digest_of
 from packager.progress import Reporter, upload_progress
 
+THERE: Final = "there is one already"
+SPENT: Final = "the budget is spent"
 _FILE_BYTES_MIN: Final = 4_096
 """Smaller files are fetched whole."""
 _SAVING_MIN: Final = 0.05
 """Share of a file that a delta has to save to be published."""
+_EXTERNAL_BYTES_MIN: Final = 65_536
+"""Shorter files are not looked for in the ONNX files beside them: those may have to be downloaded for it."""
+_OF_ONE_PAIR: Final = ("artifact.", "config.", "internal.")
+"""Errors with these codes say nothing about other pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +113,11 @@ def build_deltas(
     budget: Budget,
     folder: Path,
     reporter: Reporter,
+    result: Built | None = None,
 ) -> Built:
     """Make and publish what is missing of the deltas from some versions, in their order, until the budget is spent.
+
+    What goes wrong with one pair of files alone is a reason to skip that pair.
 
     Args:
         client: With a publisher's token.
@@ -116,82 +127,131 @@ def build_deltas(
         budget: What it may take.
         folder: Where files are downloaded to and deltas are made; what is there already is used.
         reporter: Shows progress.
+        result: Filled as it goes, for who wants to know what was done before an error; none makes one.
 
     Raises:
         EdgeError: `cloud.*`, `network.*`, `device.disk-*`.
     """
-    began, result = time.monotonic(), Built()
+    result = Built() if result is None else result
     new = client.get_version(model, version)
-    made = {(item["base"], item["new"]) for item in client.deltas(model, version)}
     index = client.get_manifest(bundle_repository(model), str(version))
+    build = _Build(client, model, new, index, budget, time.monotonic(), folder, reporter, result)
+    ended = {(item["base"], item["new"]): THERE for item in client.deltas(model, version)}
+    count = len(ended)
     for number in bases:
-        for pair in file_pairs(client.get_version(model, number), new):
-            left = budget.seconds - (time.monotonic() - began)
+        base = client.get_version(model, number)
+        for pair in file_pairs(base, new):
+            key = (str(pair.base), str(pair.new))
             name = {"base_version": number, "path": pair.path}
-            if (str(pair.base), str(pair.new)) in made:
-                result.skipped.append(name | {"reason": "there is one already"})
-                continue
-            if left <= 0 or result.bytes >= budget.bytes:
-                result.skipped.append(name | {"reason": "the budget is spent"})
-                continue
-            request = _fetched(client, model, number, version, pair, folder, new, reporter)
-            with reporter.task(f"encoding {pair.path} from version {number}"):
-                encoded = encode_apart(request, left)
-            made.add((str(pair.base), str(pair.new)))
-            if encoded is None:
-                result.skipped.append(name | {"reason": "the budget is spent"})
-            elif encoded.bytes > pair.new_bytes * (1 - _SAVING_MIN):
-                result.skipped.append(name | {"reason": f"it would save nothing: {encoded.bytes} bytes"})
-            elif result.bytes + encoded.bytes > budget.bytes:
-                result.skipped.append(name | {"reason": f"{encoded.bytes} bytes are more than the budget has left"})
+            if count >= DELTAS_MAX:
+                made: Delta | str = f"the version has {count} deltas, which is as many as devices are told of"
             else:
-                delta = _published(client, model, version, pair, request.out, encoded.peak_bytes, index, reporter)
-                result.bytes += delta.bytes
-                result.deltas.append(name | delta.to_json() | {"ratio": round(delta.bytes / delta.new_bytes, 4)})
-                reporter.say(f"{pair.path} from version {number}: {delta.bytes} of {delta.new_bytes} bytes")
-            request.out.unlink(missing_ok=True)
+                made = ended.get(key) or build.one(base, pair)
+            if isinstance(made, str):
+                ended[key] = made
+                result.skipped.append(name | {"reason": made})
+                continue
+            ended[key] = THERE
+            count += 1
+            result.bytes += made.bytes
+            result.deltas.append(name | made.to_json() | {"ratio": round(made.bytes / made.new_bytes, 4)})
+            reporter.say(f"{pair.path} from version {number}: {made.bytes} of {made.new_bytes} bytes")
     return result
 
 
-def _fetched(
-    client: RegistryClient,
-    model: str,
-    base_version: int,
-    version: int,
-    pair: FilePair,
-    folder: Path,
-    new: JsonObject,
-    reporter: Reporter,
-) -> EncodeRequest:
-    """Both files, and the ONNX files beside them if they may be the external data of one."""
-    base_file = _download(client, model, base_version, pair.base_path, pair.base, folder, reporter)
-    new_file = _download(client, model, version, pair.path, pair.new, folder, reporter)
-    out = folder / f"{pair.base.hex[:16]}-{pair.new.hex[:16]}.delta"
-    if pair.path != pair.base_path or pair.path == new["entry"] or PurePosixPath(pair.path).suffix == ".onnx":
-        return EncodeRequest(base_file, new_file, out)
-    old = client.get_version(model, base_version)
-    entries = [next((file for file in item["files"] if file["path"] == item["entry"]), None) for item in (old, new)]
-    if any(entry is None or not str(entry["path"]).endswith(".onnx") for entry in entries):
-        return EncodeRequest(base_file, new_file, out)
-    onnx = [
-        _download(client, model, number, str(entry["path"]), Digest(entry["digest"]), folder, reporter)
-        for number, entry in zip((base_version, version), entries, strict=True)
-        if entry is not None
-    ]
-    # External data are named from the folder of the ONNX file.
-    parent = PurePosixPath(str(new["entry"])).parent
-    location = str(PurePosixPath(pair.path).relative_to(parent)) if parent in PurePosixPath(pair.path).parents else ""
-    return EncodeRequest(base_file, new_file, out, onnx[0], onnx[1], location)
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """Makes one delta after the other for a version."""
+
+    client: RegistryClient
+    model: str
+    new: JsonObject
+    index: bytes
+    budget: Budget
+    began: float
+    folder: Path
+    reporter: Reporter
+    result: Built
+
+    def one(self, base: JsonObject, pair: FilePair) -> Delta | str:
+        """Publish the delta of a pair, or say why there is none.
+
+        Raises:
+            EdgeError: What concerns other pairs too.
+        """
+        out = self.folder / f"{pair.base.hex[:16]}-{pair.new.hex[:16]}.delta"
+        if self._seconds_left() <= 0 or self.result.bytes >= self.budget.bytes:
+            return SPENT
+        try:
+            fetching = _Fetching(self.client, self.model, base, self.new, self.folder, self.reporter)
+            request = fetching.request(pair, out)
+            with self.reporter.task(f"encoding {pair.path} from version {base['version']}"):
+                encoded = encode_apart(request, max(0.0, self._seconds_left()))
+            if encoded is None:
+                return SPENT
+            if encoded.bytes > pair.new_bytes * (1 - _SAVING_MIN):
+                return f"it would save nothing: {encoded.bytes} bytes"
+            if self.result.bytes + encoded.bytes > self.budget.bytes:
+                return f"{encoded.bytes} bytes are more than the budget has left"
+            number = int(self.new["version"])
+            return _published(self.client, self.model, number, pair, out, encoded.peak_bytes, self.index, self.reporter)
+        except EdgeError as error:
+            if not error.code.startswith(_OF_ONE_PAIR):
+                raise
+            return f"{error.detail} [{error.code}]"
+        finally:
+            out.unlink(missing_ok=True)
+
+    def _seconds_left(self) -> float:
+        return self.budget.seconds - (time.monotonic() - self.began)
 
 
-def _download(
-    client: RegistryClient, model: str, version: int, path: str, digest: Digest, folder: Path, reporter: Reporter
-) -> Path:
-    target = folder / f"{digest.hex}{PurePosixPath(path).suffix}"
-    if not target.is_file():
-        with reporter.task(f"downloading {path} of version {version}") as advance:
-            client.download(model, version, path, target, upload_progress(advance))
-    return target
+@dataclass(frozen=True, slots=True)
+class _Fetching:
+    """Gets the files of two versions into a folder."""
+
+    client: RegistryClient
+    model: str
+    base: JsonObject
+    new: JsonObject
+    folder: Path
+    reporter: Reporter
+
+    def request(self, pair: FilePair, out: Path) -> EncodeRequest:
+        """What the encoder needs for a pair: both files, and the ONNX files whose external data they are, if any."""
+        files = (
+            self._file(self.base, pair.base_path, pair.base),
+            self._file(self.new, pair.path, pair.new),
+        )
+        is_kept_apart = pair.new_bytes >= _EXTERNAL_BYTES_MIN and PurePosixPath(pair.path).suffix != ".onnx"
+        if is_kept_apart and pair.path == pair.base_path:
+            for old, new, location in self._holders(pair.path):
+                onnx = self._file(self.new, str(new["path"]), Digest(new["digest"]))
+                if location in read_external(onnx):
+                    old_onnx = self._file(self.base, str(old["path"]), Digest(old["digest"]))
+                    return EncodeRequest(*files, out, old_onnx, onnx, location)
+        return EncodeRequest(*files, out)
+
+    def _holders(self, path: str) -> Iterator[tuple[JsonObject, JsonObject, str]]:
+        """ONNX files of both versions that could name a file, with the location they would name it by.
+
+        Short ones first: a file whose weights lie elsewhere is short. A location is relative to the ONNX file's folder.
+        """
+        known = {str(file["path"]): file for file in self.base["files"]}
+        for file in sorted(self.new["files"], key=lambda item: int(item["size"])):
+            place = PurePosixPath(str(file["path"]))
+            if place.suffix == ".onnx" and str(place) in known and place.parent in PurePosixPath(path).parents:
+                yield known[str(place)], file, str(PurePosixPath(path).relative_to(place.parent))
+
+    def _file(self, version: JsonObject, path: str, digest: Digest) -> Path:
+        """Download a file unless the folder has it; its name there is its digest, which is checked again."""
+        target = self.folder / f"{digest.hex}{PurePosixPath(path).suffix}"
+        if not target.is_file() or digest_of(target)[0] != digest:
+            target.unlink(missing_ok=True)
+            number = int(version["version"])
+            with self.reporter.task(f"downloading {path} of version {number}") as advance:
+                self.client.download(self.model, number, path, target, upload_progress(advance))
+        return target
 
 
 def _published(

@@ -24,7 +24,8 @@ def copy_deltas(
 ) -> JsonObject:
     """Copy every delta of a version, blob and artifact.
 
-    The artifact refers to the bundle's index by digest; distribution-spec 1.1 lets it come before the index does. A
+    What the other registry has is not read again. The artifact refers to the bundle's index by digest;
+    distribution-spec 1.1 lets it come before the index does. A
     registry that does not answer with `OCI-Subject` keeps no list of referrers: then the index under the tag
     `sha256-<hex>` is kept instead ("Referrers Tag Schema").
 
@@ -39,19 +40,21 @@ def copy_deltas(
         for item in client.deltas(model, version):
             data = client.get_manifest(repository, str(item["manifest"]), MANIFEST_BYTES_MAX)
             delta, subject = read_delta_manifest(data)
-            for blob, content in (
-                (Blob(EMPTY_TYPE, Digest.of(EMPTY), len(EMPTY)), EMPTY),
-                (Blob(DELTA_BLOB_TYPE, delta.digest, delta.bytes), None),
+            for blob in (
+                Blob(EMPTY_TYPE, Digest.of(EMPTY), len(EMPTY)),
+                Blob(DELTA_BLOB_TYPE, delta.digest, delta.bytes),
             ):
+                if target.has(blob):
+                    continue
                 path = Path(folder) / blob.digest.hex
-                if content is None:
-                    content = client.read_blob(repository, delta.digest, delta.bytes)
+                is_delta = blob.digest == delta.digest
+                content = client.read_blob(repository, delta.digest, delta.bytes) if is_delta else EMPTY
                 with disk_errors(path):
                     path.write_bytes(content)
-                if target.upload(blob, path):
-                    sent += blob.size
-                    reporter.say(f"sent {blob.digest}, {blob.size} bytes")
+                target.upload(blob, path)
                 path.unlink()
+                sent += blob.size
+                reporter.say(f"sent {blob.digest}, {blob.size} bytes")
             if not target.put_manifest(str(Digest.of(data)), MANIFEST_TYPE, data):
                 tag = f"sha256-{subject.hex}"
                 _refer(target, tag, data)
@@ -75,6 +78,14 @@ def _refer(target: RegistryImage, tag: str, manifest: bytes) -> None:
         "artifactType": DELTA_ARTIFACT_TYPE,
         "annotations": parse_object(manifest, "delta manifest", MANIFEST_BYTES_MAX)["annotations"],
     }
-    listed = [item for item in index.get("manifests", []) if item.get("digest") != entry["digest"]]
+    listed = index.get("manifests")
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        raise EdgeError(
+            "artifact.manifest-invalid",
+            f"{target.name}: what the tag {tag} names is no index of referrers",
+            "Delete that tag there, or push to another repository.",
+        )
+    if any(item.get("digest") == entry["digest"] for item in listed):
+        return
     index["manifests"] = [*listed, entry]
     target.put_manifest(tag, INDEX_TYPE, dump(index))
