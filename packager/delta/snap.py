@@ -29,6 +29,7 @@ _ELEMENTS_MIN: Final = 1_024
 _COPY_BYTES: Final = 4 * 1024 * 1024
 _BLOCK_ELEMENTS: Final = 2**20
 _NUMBERS_MAX: Final = 2**12
+_REST_MIN: Final = 2.0**-6
 _EXPONENT_MIN: Final = -120
 _EXPONENT_MAX: Final = 120
 
@@ -142,7 +143,7 @@ def _snapped(kind: Kind, tensor: Tensor, base: Array, new: Array, kappa: float, 
         part = slice(first, min(rows, first + step))
         before, after = values(kind, base[part]), values(kind, new[part])
         distance = after - before
-        numbers, exponents = _numbers(distance, kappa)
+        numbers, exponents = _numbers(before, distance, kappa)
         if numbers is None or exponents is None:
             tally.skipped.append(tensor.name)
             return None
@@ -164,9 +165,17 @@ def _snapped(kind: Kind, tensor: Tensor, base: Array, new: Array, kappa: float, 
     return result
 
 
-def _numbers(distance: Array, kappa: float) -> tuple[Array | None, Array | None]:
-    """How many steps each element moves, int32, and the exponent of each row's step, int8."""
-    sigma = np.sqrt((distance * distance).mean(axis=1))
+def _numbers(base: Array, distance: Array, kappa: float) -> tuple[Array | None, Array | None]:
+    """How many steps each element moves, int32, and the exponent of each row's step, int8.
+
+    What scales a whole row is no noise, and the encoder knows how to say it: the step is measured against the rest.
+    """
+    squares = (base * base).sum(axis=1)
+    growth = np.divide((base * distance).sum(axis=1), squares, out=np.zeros_like(squares), where=squares > 0)
+    rest = distance - base * growth[:, None]
+    whole_change, sigma = (np.sqrt((part * part).mean(axis=1)) for part in (distance, rest))
+    # A row that was scaled and nothing else has no noise to measure by.
+    sigma = np.maximum(sigma, whole_change * _REST_MIN)
     is_still = sigma == 0
     exponents = np.rint(np.log2(np.where(is_still, 1.0, sigma) * kappa))
     if not np.isfinite(exponents).all() or exponents.min() < _EXPONENT_MIN or exponents.max() > _EXPONENT_MAX:
