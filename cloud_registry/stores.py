@@ -21,6 +21,7 @@ from cloud_registry.core.records import (
     DeploymentDevice,
     Device,
     EnrolmentToken,
+    EnteredDelta,
     KnownDelta,
     Model,
     NewDeployment,
@@ -117,7 +118,7 @@ class ModelStore(Protocol):
 class DeltaStore(Protocol):
     """Deltas between files of model versions."""
 
-    def add(self, model: str, version: int, known: KnownDelta, by: str) -> Affected[KnownDelta]:
+    def add(self, model: str, version: int, known: KnownDelta, by: str) -> Affected[EnteredDelta]:
         """Enter a delta in place of one for the same pair; idempotent.
 
         The devices are those on which a deployment of the version is under way. `cloud.not-found` when no version of

@@ -77,6 +77,8 @@ IMPORTED_PAGES_MAX: Final = 100
 # Deltas
 DELTA_BUDGET_S_DEFAULT: Final = 300.0
 DELTA_BUDGET_BYTES_DEFAULT: Final = 8 * GIB
+DELTA_JOBS_MAX: Final = 64
+"""Files encoded at once at most."""
 LINK_KBPS_DEFAULT: Final = 1_000.0
 """Speed of a device's link that a forecast assumes: 1 Mbit/s."""
 EVALUATION_S_MAX: Final = 3_600.0

@@ -34,7 +34,8 @@ def router(services: Services) -> APIRouter:
         known = _read(services, name, found.number, Digest(body.manifest))
         affected = services.deltas.add(name, found.number, known, principal.name)
         services.notifier.devices_changed(affected.devices)
-        return shapes.DeltaAnswer.of(affected.result)
+        free_deltas(services.blobs, name, affected.result.replaced)
+        return shapes.DeltaAnswer.of(affected.result.known)
 
     @routes.get("/deltas", dependencies=[viewer])
     def list_deltas(name: str, version: str) -> shapes.DeltaList:

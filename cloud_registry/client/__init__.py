@@ -255,6 +255,12 @@ class RegistryClient:
         """The verified bytes of a small blob."""
         return self._transport.read(f"/v2/{quote(repository)}/blobs/{digest}", bytes_max, digest)
 
+    def download_blob(
+        self, repository: str, digest: Digest, size: int, target: Path, progress: Progress | None = None
+    ) -> None:
+        """Download a blob of any length; see `download`."""
+        download(self._transport, f"/v2/{quote(repository)}/blobs/{digest}", digest, size, target, progress)
+
     def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> Digest:
         """Put a manifest or index under a tag or its digest."""
         url = f"/v2/{quote(repository)}/manifests/{quote(reference)}"

@@ -148,6 +148,19 @@ class KnownDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class EnteredDelta:
+    """What entering a delta did.
+
+    Attributes:
+        known: The delta as it stands now.
+        replaced: Those of the same pair that it took the place of.
+    """
+
+    known: KnownDelta
+    replaced: tuple[KnownDelta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BaseCount:
     """How many devices would start from one bundle.
 

@@ -14,7 +14,7 @@ from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from packager.commands.common import FILE, FOLDER, emit, json_option, make_reporter, registry, registry_options, stacked
-from packager.limits import DELTA_BUDGET_BYTES_DEFAULT, DELTA_BUDGET_S_DEFAULT, LINK_KBPS_DEFAULT
+from packager.limits import DELTA_BUDGET_BYTES_DEFAULT, DELTA_BUDGET_S_DEFAULT, DELTA_JOBS_MAX, LINK_KBPS_DEFAULT
 
 if TYPE_CHECKING:
     from cloud_registry.client import RegistryClient
@@ -36,6 +36,13 @@ budget_options = stacked(
         default=DELTA_BUDGET_BYTES_DEFAULT,
         show_default=True,
         help="Length of all new deltas together.",
+    ),
+    click.option(
+        "--jobs",
+        type=click.IntRange(1, DELTA_JOBS_MAX),
+        default=1,
+        show_default=True,
+        help="Files encoded at once, each on one processor.",
     ),
 )
 
@@ -82,10 +89,10 @@ def make(base: Path, new: Path, out: Path, as_json: bool) -> None:
 
     ONNX, TensorFlow Lite and safetensors files are looked into; anything else is taken as bytes.
     """
-    from packager.delta.process import EncodeRequest, encode_apart
+    from packager.delta.process import EncodeRequest, Encoding
 
     with make_reporter(as_json).task(f"encoding {new.name}"):
-        encoded = encode_apart(EncodeRequest(base.absolute(), new.absolute(), out.absolute()))
+        encoded = Encoding(EncodeRequest(base.absolute(), new.absolute(), out.absolute())).wait()
     if encoded is None:
         raise AssertionError("without a bound on its time an encoding ends")
     facts: JsonObject = {
@@ -164,6 +171,7 @@ def build(
     work: Path | None,
     budget_s: float,
     budget_bytes: int,
+    jobs: int,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -180,7 +188,7 @@ def build(
     from packager.deploy import parse_reference
 
     model, version = parse_reference(reference)
-    budget = check_budget(budget_s, budget_bytes)
+    budget = check_budget(budget_s, budget_bytes, jobs)
     with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
         number = int(client.get_version(model, version)["version"])
         reporter = make_reporter(as_json)
@@ -227,7 +235,7 @@ def build_before(
     """Make missing deltas before a deployment; what goes wrong is told beside what was made, and stops nothing."""
     from packager.delta.building import Built, check_budget
 
-    budget, result = check_budget(options["budget_s"], options["budget_bytes"]), Built()
+    budget, result = check_budget(options["budget_s"], options["budget_bytes"], options["jobs"]), Built()
     try:
         return _build(client, model, version, (), condition, options["module"], budget, None, reporter, result)
     except EdgeError as error:

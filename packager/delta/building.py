@@ -1,6 +1,9 @@
 """Makes deltas between registered versions, publishes them, and tells the registry; within a budget."""
 
+import shutil
+import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,12 +18,14 @@ from edge_contract.jsonio import JsonObject
 from edge_contract.limits import DELTAS_MAX
 from edge_contract.manifest import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 from packager.delta.formats import read_external
-from packager.delta.process import EncodeRequest, encode_apart
+from packager.delta.process import EncodedFile, EncodeRequest, Encoding
 from packager.files import digest_of
+from packager.limits import DELTA_JOBS_MAX
 from packager.progress import Reporter, upload_progress
 
 THERE: Final = "there is one already"
 SPENT: Final = "the budget is spent"
+_OUT: Final = "delta"
 _FILE_BYTES_MIN: Final = 4_096
 """Smaller files are fetched whole."""
 _SAVING_MIN: Final = 0.05
@@ -38,10 +43,12 @@ class Budget:
     Attributes:
         seconds: Time in all; an encoding under way is ended when it is up.
         bytes: Length of all deltas together.
+        jobs: How many files are encoded at once, each by a process of its own.
     """
 
     seconds: float
     bytes: int
+    jobs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,32 +143,47 @@ def build_deltas(
     new = client.get_version(model, version)
     index = client.get_manifest(bundle_repository(model), str(version))
     build = _Build(client, model, new, index, budget, time.monotonic(), folder, reporter, result)
-    ended = {(item["base"], item["new"]): THERE for item in client.deltas(model, version)}
-    count = len(ended)
-    for number in bases:
-        base = client.get_version(model, number)
-        for pair in file_pairs(base, new):
-            key = (str(pair.base), str(pair.new))
-            name = {"base_version": number, "path": pair.path}
-            if count >= DELTAS_MAX:
-                made: Delta | str = f"the version has {count} deltas, which is as many as devices are told of"
-            else:
-                made = ended.get(key) or build.one(base, pair)
-            if isinstance(made, str):
-                ended[key] = made
-                result.skipped.append(name | {"reason": made})
-                continue
-            ended[key] = THERE
-            count += 1
-            result.bytes += made.bytes
-            result.deltas.append(name | made.to_json() | {"ratio": round(made.bytes / made.new_bytes, 4)})
-            reporter.say(f"{pair.path} from version {number}: {made.bytes} of {made.new_bytes} bytes")
+    build.ended = {(item["base"], item["new"]): THERE for item in client.deltas(model, version)}
+    build.count = len(build.ended)
+    try:
+        for number in bases:
+            base = client.get_version(model, number)
+            for pair in file_pairs(base, new):
+                build.take(base, pair)
+        build.finish()
+    finally:
+        build.abandon()
     return result
 
 
 @dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A pair that is being encoded, in a folder of its own: an encoder that is ended may leave files there."""
+
+    base_version: int
+    pair: FilePair
+    folder: Path
+    encoding: Encoding
+
+    @property
+    def out(self) -> Path:
+        """The delta."""
+        return self.folder / _OUT
+
+    def forget(self) -> None:
+        """Remove what was made."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(slots=True)
 class _Build:
-    """Makes one delta after the other for a version."""
+    """Makes the deltas of a version: encodes some at once, and publishes them in the order in which they were taken.
+
+    Attributes:
+        ended: What became of pairs of digests.
+        count: Deltas that the version has.
+        open: Pairs under way, at most `budget.jobs`.
+    """
 
     client: RegistryClient
     model: str
@@ -172,38 +194,113 @@ class _Build:
     folder: Path
     reporter: Reporter
     result: Built
+    ended: dict[tuple[str, str], str] = field(default_factory=dict)
+    count: int = 0
+    open: deque[_UnderWay] = field(default_factory=deque)
 
-    def one(self, base: JsonObject, pair: FilePair) -> Delta | str:
-        """Publish the delta of a pair, or say why there is none.
+    def take(self, base: JsonObject, pair: FilePair) -> None:
+        """Begin with a pair once there is a place for it, or say why not.
 
         Raises:
             EdgeError: What concerns other pairs too.
         """
-        out = self.folder / f"{pair.base.hex[:16]}-{pair.new.hex[:16]}.delta"
-        if self._seconds_left() <= 0 or self.result.bytes >= self.budget.bytes:
-            return SPENT
+        while len(self.open) >= self.budget.jobs:
+            self._settle()
+        is_same = any(_key(item.pair) == _key(pair) for item in self.open)
+        if is_same or self.count + len(self.open) >= DELTAS_MAX:
+            self.finish()  # what comes of those decides about this one
+        number, reason = int(base["version"]), self._reason_against(pair)
+        if reason is None:
+            folder = Path(tempfile.mkdtemp(suffix=".delta", dir=self.folder))
+            try:
+                fetching = _Fetching(self.client, self.model, base, self.new, self.folder, self.reporter)
+                self.open.append(_UnderWay(number, pair, folder, Encoding(fetching.request(pair, folder / _OUT))))
+            except EdgeError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                reason = _reason_of(error)
+        if reason is not None:
+            self._skip(number, pair, reason)
+
+    def finish(self) -> None:
+        """Wait for every pair under way.
+
+        Raises:
+            EdgeError: What concerns other pairs too.
+        """
+        while self.open:
+            self._settle()
+
+    def abandon(self) -> None:
+        """End what is under way still."""
+        for item in self.open:
+            item.encoding.end()
+            item.forget()
+        self.open.clear()
+
+    def _settle(self) -> None:
+        """Wait for the pair that was taken first, and publish its delta."""
+        item = self.open[0]
         try:
-            fetching = _Fetching(self.client, self.model, base, self.new, self.folder, self.reporter)
-            request = fetching.request(pair, out)
-            with self.reporter.task(f"encoding {pair.path} from version {base['version']}"):
-                encoded = encode_apart(request, max(0.0, self._seconds_left()))
-            if encoded is None:
-                return SPENT
-            if encoded.bytes > pair.new_bytes * (1 - _SAVING_MIN):
-                return f"it would save nothing: {encoded.bytes} bytes"
-            if self.result.bytes + encoded.bytes > self.budget.bytes:
-                return f"{encoded.bytes} bytes are more than the budget has left"
-            number = int(self.new["version"])
-            return _published(self.client, self.model, number, pair, out, encoded.peak_bytes, self.index, self.reporter)
+            with self.reporter.task(f"encoding {item.pair.path} from version {item.base_version}"):
+                encoded = item.encoding.wait(max(0.0, self._seconds_left()))
+            reason = self._reason_not_to_publish(item.pair, encoded)
+            if encoded is not None and reason is None:
+                self._publish(item, encoded)
         except EdgeError as error:
-            if not error.code.startswith(_OF_ONE_PAIR):
-                raise
-            return f"{error.detail} [{error.code}]"
+            reason = _reason_of(error)
         finally:
-            out.unlink(missing_ok=True)
+            self.open.popleft()
+            item.forget()
+        if reason is not None:
+            self._skip(item.base_version, item.pair, reason)
+
+    def _publish(self, item: _UnderWay, encoded: EncodedFile) -> None:
+        version, pair = int(self.new["version"]), item.pair
+        made = _published(
+            self.client, self.model, version, pair, item.out, encoded.peak_bytes, self.index, self.reporter
+        )
+        self.ended[_key(pair)] = THERE
+        self.count += 1
+        self.result.bytes += made.bytes
+        facts = {"base_version": item.base_version, "path": pair.path} | made.to_json()
+        self.result.deltas.append(facts | {"ratio": round(made.bytes / made.new_bytes, 4)})
+        self.reporter.say(f"{pair.path} from version {item.base_version}: {made.bytes} of {made.new_bytes} bytes")
+
+    def _skip(self, base_version: int, pair: FilePair, reason: str) -> None:
+        self.ended[_key(pair)] = reason
+        self.result.skipped.append({"base_version": base_version, "path": pair.path, "reason": reason})
+
+    def _reason_against(self, pair: FilePair) -> str | None:
+        """Why a pair is not worth beginning with, or none."""
+        if self.count >= DELTAS_MAX:
+            return f"the version has {self.count} deltas, which is as many as devices are told of"
+        known = self.ended.get(_key(pair))
+        if known is None and (self._seconds_left() <= 0 or self.result.bytes >= self.budget.bytes):
+            return SPENT
+        return known
+
+    def _reason_not_to_publish(self, pair: FilePair, encoded: EncodedFile | None) -> str | None:
+        if encoded is None:
+            return SPENT
+        if encoded.bytes > pair.new_bytes * (1 - _SAVING_MIN):
+            return f"it would save nothing: {encoded.bytes} bytes"
+        if self.result.bytes + encoded.bytes > self.budget.bytes:
+            return f"{encoded.bytes} bytes are more than the budget has left"
+        return None
 
     def _seconds_left(self) -> float:
         return self.budget.seconds - (time.monotonic() - self.began)
+
+
+def _key(pair: FilePair) -> tuple[str, str]:
+    return str(pair.base), str(pair.new)
+
+
+def _reason_of(error: EdgeError) -> str:
+    """The error as a reason to skip a pair; raised again where it says something about other pairs too."""
+    if not error.code.startswith(_OF_ONE_PAIR):
+        raise error
+    return f"{error.detail} [{error.code}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +387,7 @@ def common_bases(client: RegistryClient, model: str, version: int, condition: st
     return sorted(counts, key=lambda number: (-counts[number], -number))
 
 
-def check_budget(seconds: float, size: int) -> Budget:
+def check_budget(seconds: float, size: int, jobs: int = 1) -> Budget:
     """A budget from the command line.
 
     Raises:
@@ -298,4 +395,6 @@ def check_budget(seconds: float, size: int) -> Budget:
     """
     if seconds < 0 or size < 0:
         raise EdgeError("config.invalid", "a budget is not negative")
-    return Budget(seconds, size)
+    if not 1 <= jobs <= DELTA_JOBS_MAX:
+        raise EdgeError("config.invalid", f"{jobs} encodings at once; it can be 1 to {DELTA_JOBS_MAX}")
+    return Budget(seconds, size, jobs)

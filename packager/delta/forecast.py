@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from edge_contract.delta import Delta
 from edge_contract.digest import Digest
 from edge_contract.jsonio import JsonObject
+
+_WHOLE_FILES: Final = ("linux/arm/v7", "linux/arm/v6")
+"""Platforms for which numpy is not published, so that their devices fetch whole files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,10 @@ def forecast(starts: Sequence[Start], deltas: Sequence[Delta], link_kbps: float)
                 if digest in held:
                     continue
                 usable = [delta.bytes for delta in deltas if delta.new == digest and delta.base in held]
+                least = min([size, *usable]) if start.platform not in _WHOLE_FILES else size
                 full += size
-                small += min([size, *usable])
-                is_delta = is_delta or min([size, *usable]) < size
+                small += least
+                is_delta = is_delta or least < size
         rows.append(
             {
                 "base": start.label,

@@ -16,7 +16,7 @@ from packager.files import disk_errors
 from packager.iotedge.image_base import Blob
 from packager.iotedge.image_limits import DOCUMENT_BYTES_MAX
 from packager.iotedge.image_remote import RegistryImage
-from packager.progress import Reporter
+from packager.progress import Reporter, upload_progress
 
 
 def copy_deltas(
@@ -24,10 +24,9 @@ def copy_deltas(
 ) -> JsonObject:
     """Copy every delta of a version, blob and artifact.
 
-    What the other registry has is not read again. The artifact refers to the bundle's index by digest;
-    distribution-spec 1.1 lets it come before the index does. A
-    registry that does not answer with `OCI-Subject` keeps no list of referrers: then the index under the tag
-    `sha256-<hex>` is kept instead ("Referrers Tag Schema").
+    What the other registry has is not read again. The artifact refers to the bundle's index by digest, and
+    distribution-spec 1.1 lets it come before the index does. A registry that does not answer with `OCI-Subject` keeps
+    no list of referrers: then the index under the tag `sha256-<hex>` is kept instead ("Referrers Tag Schema").
 
     Returns:
         `{deltas: [digest], bytes_sent, fallback_tag}`; the tag is empty where the registry lists referrers.
@@ -47,10 +46,12 @@ def copy_deltas(
                 if target.has(blob):
                     continue
                 path = Path(folder) / blob.digest.hex
-                is_delta = blob.digest == delta.digest
-                content = client.read_blob(repository, delta.digest, delta.bytes) if is_delta else EMPTY
-                with disk_errors(path):
-                    path.write_bytes(content)
+                if blob.digest == delta.digest:
+                    with reporter.task(f"downloading {blob.digest}", blob.size) as advance:
+                        client.download_blob(repository, blob.digest, blob.size, path, upload_progress(advance))
+                else:
+                    with disk_errors(path):
+                        path.write_bytes(EMPTY)
                 target.upload(blob, path)
                 path.unlink()
                 sent += blob.size

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 from edge_contract.errors import EdgeError
@@ -51,42 +52,66 @@ class EncodedFile:
     kinds: dict[str, int]
 
 
-def encode_apart(request: EncodeRequest, seconds_max: float | None = None) -> EncodedFile | None:
-    """Encode in a child process with one thread.
+class Encoding:
+    """One file being encoded by a child process with one thread; begins at once. Used by one thread."""
 
-    Args:
-        request: What to encode.
-        seconds_max: After so many seconds it is ended; none waits.
+    def __init__(self, request: EncodeRequest) -> None:
+        """Start the process."""
+        self._request = request
+        asking = {key: None if value is None else str(value) for key, value in asdict(request).items()}
+        # What is said goes to files: nobody reads a pipe while other encodings are waited for.
+        self._said, self._complained = TemporaryFile(), TemporaryFile()  # noqa: SIM115 - `end` closes them
+        with TemporaryFile() as asked:
+            asked.write(json.dumps(asking).encode())
+            asked.seek(0)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "packager.delta.process"],
+                stdin=asked,
+                stdout=self._said,
+                stderr=self._complained,
+                env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
+            )
 
-    Returns:
-        None when time was up; `request.out` is not there then.
+    def wait(self, seconds_max: float | None = None) -> EncodedFile | None:
+        """What comes of it; may be asked once.
 
-    Raises:
-        EdgeError: Whatever the encoder raises; `internal.bug` when the process ends in another way.
-    """
-    environment = os.environ | dict.fromkeys(_ONE_THREAD, "1")
-    text = json.dumps({key: None if value is None else str(value) for key, value in asdict(request).items()})
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "packager.delta.process"],
-            input=text,
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=seconds_max,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout[:_ANSWER_BYTES_MAX])
-    except ValueError:
-        why = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise EdgeError("internal.bug", f"encoding {request.new} ended with: {why[0][:500]}") from None
-    if "error" in answer:
-        error = answer["error"]
-        raise EdgeError(error["code"], error["detail"], error.get("hint", ""))
-    return EncodedFile(**answer)
+        Args:
+            seconds_max: After so many seconds it is ended; none waits.
+
+        Returns:
+            None when time was up; `out` of the request is not there then.
+
+        Raises:
+            EdgeError: Whatever the encoder raises; `internal.bug` when the process ends in another way.
+        """
+        try:
+            code = self._process.wait(seconds_max)
+            return self._answer(code)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """End the process, if it is there still."""
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
+        self._complained.close()
+
+    def _answer(self, code: int) -> EncodedFile:
+        self._said.seek(0)
+        try:
+            answer: dict[str, Any] = json.loads(self._said.read(_ANSWER_BYTES_MAX))
+        except ValueError:
+            self._complained.seek(max(0, os.fstat(self._complained.fileno()).st_size - _ANSWER_BYTES_MAX))
+            words = self._complained.read(_ANSWER_BYTES_MAX).decode(errors="replace")
+            why = words.strip().splitlines()[-1:] or [f"exit code {code}"]
+            raise EdgeError("internal.bug", f"encoding {self._request.new} ended with: {why[0][:500]}") from None
+        if "error" in answer:
+            error = answer["error"]
+            raise EdgeError(error["code"], error["detail"], error.get("hint", ""))
+        return EncodedFile(**answer)
 
 
 def external_tensors(onnx: Path, location: str, file: Path) -> tuple[Tensor, ...]:

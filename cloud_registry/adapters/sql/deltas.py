@@ -19,7 +19,7 @@ from cloud_registry.adapters.sql.tables import (
     version_files,
 )
 from cloud_registry.core.progress import TERMINAL
-from cloud_registry.core.records import Affected, BaseCount, Bases, KnownDelta
+from cloud_registry.core.records import Affected, BaseCount, Bases, EnteredDelta, KnownDelta
 from cloud_registry.limits import STATEMENT_VALUES_MAX
 from cloud_registry.ports import Clock
 from edge_contract.delta import Delta
@@ -36,17 +36,21 @@ class SqlDeltas:
         self._database = database
         self._clock = clock
 
-    def add(self, model: str, version: int, known: KnownDelta, by: str) -> Affected[KnownDelta]:
+    def add(self, model: str, version: int, known: KnownDelta, by: str) -> Affected[EnteredDelta]:
         """Enter a delta; the devices are those that a deployment of the version is under way on."""
 
-        def work(connection: Connection) -> Affected[KnownDelta]:
+        def work(connection: Connection) -> Affected[EnteredDelta]:
             _lock(connection, model)
             rows.resolve(connection, model, str(version))
             _require_base(connection, model, known.delta)
             is_it = (deltas.c.model == model) & (deltas.c.number == version)
             have = connection.execute(select(deltas).where(is_it, deltas.c.digest == str(known.delta.digest))).first()
             if have is not None:
-                return Affected(_known(have), ())
+                return Affected(EnteredDelta(_known(have)), ())
+            # One delta for a pair: the newer one, which somebody made because it is better.
+            pair = is_it & (deltas.c.base == str(known.delta.base)) & (deltas.c.new == str(known.delta.new))
+            replaced = tuple(_known(row) for row in connection.execute(select(deltas).where(pair)))
+            connection.execute(delete(deltas).where(pair))
             count = connection.execute(select(func.count()).select_from(deltas).where(is_it)).scalar_one()
             if count >= DELTAS_MAX:
                 raise EdgeError(
@@ -54,11 +58,8 @@ class SqlDeltas:
                     f"{model} version {version} has {count} deltas already, which is as many as metadata list",
                     "Delete one that few devices can use.",
                 )
-            # One delta for a pair: the newer one, which somebody made because it is better.
-            pair = (deltas.c.base == str(known.delta.base)) & (deltas.c.new == str(known.delta.new))
-            connection.execute(delete(deltas).where(is_it, pair))
             connection.execute(insert(deltas).values(_values(model, version, known, self._clock.wall_ms(), by)))
-            return Affected(known, _under_way(connection, model, version))
+            return Affected(EnteredDelta(known, replaced), _under_way(connection, model, version))
 
         return self._database.write(work)
 

@@ -125,6 +125,8 @@ def test_registering_a_delta_again_changes_nothing_and_a_better_one_takes_its_pl
     assert line.register(1, 2) == first
     better = line.register(1, 2, b"less")
     assert [item["digest"] for item in line.client.deltas("digits", 2)] == [str(better.digest)]
+    assert line.client.has_blob(REPOSITORY, better.digest)
+    assert not line.client.has_blob(REPOSITORY, first.digest)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from edge_delta.decode import decode
 from packager.commands.delta import build_before
 from packager.delta import building
 from packager.delta.building import Budget, Built, build_deltas, check_budget, common_bases, file_pairs
-from packager.delta.process import EncodedFile, EncodeRequest, encode_apart
+from packager.delta.process import EncodedFile, EncodeRequest, Encoding
 from packager.progress import QuietReporter
 from tests.unit.packager.weights import dense, trained, tuned
 
@@ -117,18 +117,22 @@ def answered(monkeypatch: pytest.MonkeyPatch, *answers: int | EdgeError | None) 
     """Put an encoder in place that gives these lengths, none for time that is up, or raises; its requests."""
     asked: list[EncodeRequest] = []
 
-    def encode(request: EncodeRequest, seconds_max: float) -> EncodedFile | None:
-        assert seconds_max >= 0
-        answer = answers[len(asked)]
-        asked.append(request)
-        if isinstance(answer, EdgeError):
-            raise answer
-        if answer is None:
-            return None
-        request.out.write_bytes(bytes([len(asked)]) * answer)
-        return EncodedFile(answer, request.new.stat().st_size, 1_000, 0.1, {})
+    class Answered:
+        def __init__(self, request: EncodeRequest) -> None:
+            asked.append(request)
+            self.request, self.number = request, len(asked)
 
-    monkeypatch.setattr(building, "encode_apart", encode)
+        def wait(self, seconds_max: float) -> EncodedFile | None:
+            assert seconds_max >= 0
+            answer = answers[self.number - 1]
+            if isinstance(answer, EdgeError):
+                raise answer
+            if answer is None:
+                return None
+            self.request.out.write_bytes(bytes([self.number]) * answer)
+            return EncodedFile(answer, self.request.new.stat().st_size, 1_000, 0.1, {})
+
+    monkeypatch.setattr(building, "Encoding", Answered)
     return asked
 
 
@@ -255,11 +259,102 @@ def test_a_delta_that_saves_next_to_nothing_is_not_published(
     assert line.registered == []
 
 
-@pytest.mark.parametrize("budget", [(-1.0, 0), (0.0, -1)])
-def test_a_budget_below_zero_is_refused(budget: tuple[float, int]) -> None:
+@pytest.mark.parametrize("budget", [(-1.0, 0, 1), (0.0, -1, 1), (0.0, 0, 0), (0.0, 0, 65)])
+def test_a_budget_out_of_bounds_is_refused(budget: tuple[float, int, int]) -> None:
     with pytest.raises(EdgeError) as caught:
         check_budget(*budget)
     assert caught.value.code == "config.invalid"
+
+
+# -- several at once
+
+
+class Waiting:
+    """An encoder that tells when it begins, is waited for, and is ended."""
+
+    def __init__(self, log: list[str], answers: Mapping[str, int | None], request: EncodeRequest) -> None:
+        self.log, self.answers, self.request = log, answers, request
+        self.name = request.base.name[:4]
+        log.append(f"begin {self.name}")
+
+    def wait(self, seconds_max: float) -> EncodedFile | None:
+        del seconds_max
+        self.log.append(f"wait {self.name}")
+        size = self.answers.get(self.name, 900)
+        if size is None:
+            return None
+        self.request.out.write_bytes(self.name.encode().ljust(size))
+        return EncodedFile(size, self.request.new.stat().st_size, 1_000, 0.1, {})
+
+    def end(self) -> None:
+        self.log.append(f"end {self.name}")
+
+
+def waiting(monkeypatch: pytest.MonkeyPatch, answers: Mapping[str, int | None] | None = None) -> list[str]:
+    log: list[str] = []
+    monkeypatch.setattr(building, "Encoding", lambda request: Waiting(log, answers or {}, request))
+    return log
+
+
+def names(line: FakeRegistry) -> tuple[str, str]:
+    first, second = (Digest.of(line.files[number]["model.onnx"].read_bytes()).hex[:4] for number in (1, 2))
+    return first, second
+
+
+def test_as_many_are_encoded_at_once_as_asked_for_and_published_in_their_order(
+    line: FakeRegistry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = waiting(monkeypatch)
+    first, second = names(line)
+    built = build(line, work, [1, 2], Budget(600.0, 1 << 30, jobs=2))
+    assert log == [f"begin {first}", f"begin {second}", f"wait {first}", f"wait {second}"]
+    assert [item["base_version"] for item in built.deltas] == [1, 2]
+    assert not list(work.glob("*.delta"))
+    log.clear()
+    build(line, work, [1, 2])
+    assert log == [f"begin {first}", f"wait {first}", f"begin {second}", f"wait {second}"]
+
+
+def test_a_pair_that_is_under_way_is_waited_for_and_not_made_twice(
+    line: FakeRegistry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.files = {**line.files, 2: line.files[1]}
+    log = waiting(monkeypatch)
+    built = build(line, work, [1, 2], Budget(600.0, 1 << 30, jobs=8))
+    assert len(log) == 2
+    assert reasons(built) == ["there is one already"]
+
+
+def test_the_last_place_goes_to_the_next_pair_when_the_one_before_made_nothing(
+    line: FakeRegistry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.listed = [{"base": f"base {number}", "new": "new"} for number in range(DELTAS_MAX - 1)]
+    waiting(monkeypatch, {names(line)[0]: None})
+    built = build(line, work, [1, 2], Budget(600.0, 1 << 30, jobs=8))
+    assert [item["base_version"] for item in built.deltas] == [2]
+
+
+def test_when_the_registry_goes_away_nothing_goes_on_encoding(
+    line: FakeRegistry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = waiting(monkeypatch)
+
+    def refuse() -> None:
+        raise EdgeError("network.unreachable", "the registry is gone")
+
+    line.refuse = refuse
+    with pytest.raises(EdgeError, match="gone"):
+        build(line, work, [1, 2], Budget(600.0, 1 << 30, jobs=2))
+    assert log[-1] == f"end {names(line)[1]}"
+    assert not list(work.glob("*.delta"))
+
+
+def test_an_encoder_that_is_ended_leaves_nothing(line: FakeRegistry, work: Path) -> None:
+    base, new = line.files[1]["model.onnx"], line.files[3]["model.onnx"]
+    encoding = Encoding(EncodeRequest(base, new, work / "out"))
+    encoding.end()
+    encoding.end()
+    assert not (work / "out").exists()
 
 
 # -- trouble
@@ -286,7 +381,7 @@ def test_a_registry_that_goes_away_ends_it_and_what_was_made_is_still_told(
             raise EdgeError("network.unreachable", "the registry is gone")
 
     line.refuse = refuse
-    options = {"budget_s": 600.0, "budget_bytes": 1 << 30, "module": ""}
+    options = {"budget_s": 600.0, "budget_bytes": 1 << 30, "jobs": 1, "module": ""}
     result = build_before(line.client(), "m", 3, "*", options, QuietReporter())
     assert [item["base_version"] for item in result["deltas"]] == [1]
     assert result["error"]["code"] == "network.unreachable"
@@ -352,14 +447,14 @@ def test_external_data_get_their_tensors_from_the_onnx_file_that_names_them(
 
 def test_time_that_is_up_ends_the_encoder_and_leaves_no_delta(line: FakeRegistry, work: Path) -> None:
     base, new = line.files[1]["model.onnx"], line.files[3]["model.onnx"]
-    assert encode_apart(EncodeRequest(base, new, work / "out"), 0.001) is None
+    assert Encoding(EncodeRequest(base, new, work / "out")).wait(0.001) is None
     assert not (work / "out").exists()
 
 
 def test_what_the_encoder_refuses_comes_back_with_its_code(line: FakeRegistry, work: Path) -> None:
     (work / "empty").touch()
     with pytest.raises(EdgeError) as caught:
-        encode_apart(EncodeRequest(line.files[1]["model.onnx"], work / "empty", work / "out"))
+        Encoding(EncodeRequest(line.files[1]["model.onnx"], work / "empty", work / "out")).wait()
     assert caught.value.code == "config.invalid"
     assert "empty" in caught.value.detail
 
@@ -372,6 +467,6 @@ def test_an_encoder_that_dies_is_told_with_its_last_words(
     (broken / "__init__.py").write_text("raise MemoryError('no memory left')\n")
     monkeypatch.setenv("PYTHONPATH", str(broken.parent))
     with pytest.raises(EdgeError) as caught:
-        encode_apart(EncodeRequest(line.files[1]["model.onnx"], line.files[3]["model.onnx"], work / "out"))
+        Encoding(EncodeRequest(line.files[1]["model.onnx"], line.files[3]["model.onnx"], work / "out")).wait()
     assert caught.value.code == "internal.bug"
     assert "no memory left" in caught.value.detail

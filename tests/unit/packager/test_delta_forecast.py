@@ -35,6 +35,11 @@ def test_the_smallest_of_several_deltas_counts_and_one_to_another_file_does_not(
     assert found["rows"][0]["bytes"] == 190
 
 
+def test_devices_without_numpy_are_counted_with_whole_files() -> None:
+    found = forecast([Start("m:1", "linux/arm/v7", 10, HELD, WANTED)], [DELTA], 1_000)
+    assert (found["rows"][0]["by"], found["rows"][0]["bytes"]) == ("full", 1_100)
+
+
 def test_a_platform_without_a_bundle_gets_nothing() -> None:
     found = forecast([Start("m:1", "linux/arm/v7", 4, HELD, None)], [DELTA], 1_000)
     assert (found["rows"][0]["by"], found["bytes"]) == ("nothing", 0)
