@@ -27,7 +27,7 @@ from tests.support.net import LOOPBACK, wait_until
 from tests.support.processes import Child, start_process
 from tests.support.require import REPOSITORY_ROOT, require_program
 
-WAIT_S = 40.0
+WAIT_S = 150.0
 _POLL_S = 0.01
 _ASK_S = 10.0
 _STRING_BYTES_MAX = 1_000_000
