@@ -1,6 +1,5 @@
 """The agent's configuration: a TOML file, overridden by flags. Every mistake is named with its key and file."""
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -519,6 +518,8 @@ class _Table:
     def close(self) -> None:
         for key in self._value:
             if key not in self._known:
+                import difflib  # only a mistyped key needs it; the process that runs for months does not
+
                 near = difflib.get_close_matches(key, self._known, 1)
                 hint = f" Did you mean {self._prefix}{near[0]}?" if near else ""
                 raise self.error(key, f"is not a key of this file.{hint}")

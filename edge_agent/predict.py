@@ -2,7 +2,6 @@
 
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -185,7 +184,7 @@ def summary(times_ns: Sequence[int]) -> JsonObject:
 
     return {
         "count": len(ordered),
-        "mean_us": round(statistics.fmean(ordered) / 1000, 1),
+        "mean_us": round(math.fsum(ordered) / len(ordered) / 1000, 1),
         "p50_us": share(0.5),
         "p90_us": share(0.9),
         "p99_us": share(0.99),

@@ -20,8 +20,6 @@ from edge_agent.fetch import HttpBundleFetcher
 from edge_agent.hook import CommandHook
 from edge_agent.identity import DeviceIdentity, LiveIdentity
 from edge_agent.keyholder import KeyHolder
-from edge_agent.link.iothub import IotHubLink
-from edge_agent.link.iothub_sdk import AzureSdk
 from edge_agent.link.mqtt import MqttAddress, MqttLink, MqttTls
 from edge_agent.preload import PreloadedFetcher
 from edge_agent.renewal import CertificateRenewal
@@ -257,6 +255,10 @@ def _link(
                 _log.warning("others may read %s, which holds a secret: chmod 600", file)
         except OSError as error:
             raise EdgeError("config.file-missing", f"{file} cannot be read: {error.strerror}") from None
+    # A device without Azure keeps none of this in memory.
+    from edge_agent.link.iothub import IotHubLink
+    from edge_agent.link.iothub_sdk import AzureSdk
+
     sdk = AzureSdk(hub, who.device, config.data)
     link = IotHubLink(sdk, operations=operations, methods=hub.methods)
     return link, InputRelay(link) if hub.is_edge or hub.module else None
