@@ -9,7 +9,7 @@ import json
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
@@ -108,6 +108,7 @@ def decode(
     base_bytes: int,
     new_bytes: int,
     resume: bytes | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Iterator[Checkpoint]:
     """Decode a delta.
 
@@ -118,6 +119,8 @@ def decode(
         base_bytes: Length that the base must have.
         new_bytes: Length that the output must get.
         resume: `Checkpoint.data` of an earlier run over the same base and delta.
+        between: Called before each piece of output, of at most some hundred KiB or a window's length, for whoever
+            wants to rest there.
 
     Yields:
         A checkpoint about every `CHECKPOINT_BYTES` of output, and one at the end. What it covers has been written to
@@ -128,7 +131,7 @@ def decode(
     """
     try:
         with np.errstate(all="ignore"):
-            decoder = _Decoder(base, delta, output, base_bytes, new_bytes)
+            decoder = _Decoder(base, delta, output, base_bytes, new_bytes, between)
             if resume is not None:
                 decoder.restore(resume)
             yield from decoder.run()
@@ -139,7 +142,15 @@ def decode(
 class _Decoder:
     """One run. Its position is (operation, place within it), and what each reader has used."""
 
-    def __init__(self, base: BinaryIO, delta: BinaryIO, output: BinaryIO, base_bytes: int, new_bytes: int) -> None:
+    def __init__(
+        self,
+        base: BinaryIO,
+        delta: BinaryIO,
+        output: BinaryIO,
+        base_bytes: int,
+        new_bytes: int,
+        between: Callable[[], None],
+    ) -> None:
         self._head = head = read_head(delta)
         if (head.base_bytes, head.new_bytes) != (base_bytes, new_bytes):
             raise DeltaError(
@@ -149,6 +160,7 @@ class _Decoder:
         if base.tell() != base_bytes:
             raise DeltaError(f"the base has {base.tell()} bytes instead of {base_bytes}")
         self._base = base
+        self._between = between
         self._output = Output(output, head)
         self._body = Body(delta, head.body_offset)
         self._glue = GlueReader(delta, base, head)
@@ -174,8 +186,10 @@ class _Decoder:
                 case Copy():
                     yield from self._copy(operation, self._from_base(operation))
                 case Window():
+                    self._between()
                     self._output.write(self._window(operation))
                 case Planes():
+                    self._between()
                     self._output.write(self._planes(operation))
                 case Predicted():
                     yield from self._tensor(operation)
@@ -192,6 +206,7 @@ class _Decoder:
 
     def _copy(self, operation: Glue | Copy, read: Any) -> Iterator[Checkpoint]:
         while self._place < operation.length:
+            self._between()
             chunk = read(min(READ_BYTES, operation.length - self._place))
             self._output.write(chunk)
             self._place += len(chunk)
@@ -236,6 +251,7 @@ class _Decoder:
             self._lanes = Lanes(self._head.states)
         prediction = Prediction(tensor, read_side(tensor, data))
         while self._place < tensor.length:
+            self._between()
             self._chunk(tensor, prediction, self._lanes)
             if self._place < tensor.length:
                 yield from self._maybe_checkpoint()

@@ -1,7 +1,8 @@
 """The process that decodes: it is given three descriptors, and can open nothing more, no file and no socket.
 
-It steps back behind everything else on the device, is the first to go when memory is short, and ends with its agent.
-What it reads was verified by the agent; what it makes will be.
+Beside them it has the kernel's count of idle time, by which it rests (`pacing`). It steps back behind everything else
+on the device, is the first to go when memory is short, and ends with its agent. What it reads was verified by the
+agent; what it makes will be.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from edge_agent.delta.limits import (
     LOWEST_PRIORITY,
     STATE_BYTES_MAX,
 )
+from edge_agent.delta.pacing import Pace
 from edge_agent.store import durable
 from edge_contract.errors import EdgeError
 
@@ -79,9 +81,10 @@ def _decode(order: Order, state: bytes, base: BinaryIO, delta: BinaryIO, output:
     # Before the limits, because an import opens files.
     from edge_delta.decode import decode
 
+    pace = Pace(_open_load())
     _confine(order)
     lengths = {"base_bytes": order.base_bytes, "new_bytes": order.new_bytes}
-    for point in decode(base, delta, output, **lengths, resume=state or None):
+    for point in decode(base, delta, output, **lengths, resume=state or None, between=pace):
         output.flush()
         if point.output_bytes < order.new_bytes:
             _answer(Frame(Kind.CHECKPOINT, point.output_bytes, point.verified_bytes, point.data))
@@ -93,7 +96,7 @@ def _answer(frame: Frame) -> None:
 
 # -- what it is told ---------------------------------------------------------------------------------------------------
 
-_BASE, _DELTA, _MADE, _ANSWERS = range(_FIRST_OURS, _FIRST_OURS + 4)
+_BASE, _DELTA, _MADE, _ANSWERS, _LOAD = range(_FIRST_OURS, _FIRST_OURS + 5)
 
 
 def _read_order() -> Order:
@@ -150,6 +153,18 @@ def _step_back() -> None:
             ctypes.CDLL(None).syscall(number, _IOPRIO_PROCESS, 0, _IOPRIO_IDLE)
 
 
+def _open_load() -> int:
+    """The kernel's counts of what the processors do, for the time when nothing can be opened any more."""
+    try:
+        number = os.open("/proc/stat", os.O_RDONLY)
+    except OSError:
+        number = os.open(os.devnull, os.O_RDONLY)  # says nothing, so that we rest; and takes the place
+    if number != _LOAD:
+        os.dup2(number, _LOAD)
+        os.close(number)
+    return _LOAD
+
+
 def _confine(order: Order) -> None:
     """Bound what it may use from here on, whatever the delta makes it do."""
     cpu_s = CPU_S_FIRST + order.new_bytes // CPU_BYTES_PER_S_MIN
@@ -158,7 +173,7 @@ def _confine(order: Order) -> None:
         (resource.RLIMIT_CPU, cpu_s + int(resource.getrusage(resource.RUSAGE_SELF).ru_utime)),
         (resource.RLIMIT_DATA, _data_bytes() + order.peak_bytes + DATA_SLACK_BYTES),
         (resource.RLIMIT_FSIZE, order.new_bytes),
-        (resource.RLIMIT_NOFILE, _ANSWERS + 1),
+        (resource.RLIMIT_NOFILE, _LOAD + 1),
         (resource.RLIMIT_NPROC, 0),
     ):
         with contextlib.suppress(OSError, ValueError):  # a tighter bound is in force already

@@ -34,3 +34,15 @@ READ_BYTES: Final = 64 * KIB
 
 LOWEST_PRIORITY: Final = 19
 """Predictions come first; see `nice(2)`."""
+
+BUSY_SHARE: Final = 0.4
+"""Where others take so much of all processors' time, decoding rests in between."""
+
+DUTY_BESIDE_OTHERS: Final = 0.15
+"""The part of the time that decoding then runs, on one processor."""
+
+BURST_S: Final = 0.15
+"""Between two rests, or two looks at the load. Shorter ones cost others more: each time, their threads lose places."""
+
+PAUSE_S_MAX: Final = 1.0
+"""Rested at once."""

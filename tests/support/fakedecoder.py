@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,7 +38,14 @@ def fake_delta(base: bytes, new: bytes, stop: int = -1, how: str = "") -> tuple[
 
 
 def decode(
-    base: BinaryIO, delta: BinaryIO, output: BinaryIO, *, base_bytes: int, new_bytes: int, resume: bytes | None = None
+    base: BinaryIO,
+    delta: BinaryIO,
+    output: BinaryIO,
+    *,
+    base_bytes: int,
+    new_bytes: int,
+    resume: bytes | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Iterator[Any]:
     """Like `edge_delta.decode.decode`."""
     from edge_delta.decode import Checkpoint
@@ -48,6 +55,7 @@ def decode(
     new, place = bytes.fromhex(said["new"]), int(resume or b"0")
     assert output.read() == new[:place], "the output is not cut to the checkpoint"
     while place < len(new):
+        between()
         if 0 <= said["stop"] <= place:
             new = _happen(said["how"], new)
         output.write(new[place : place + STEP])
