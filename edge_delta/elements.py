@@ -68,6 +68,8 @@ BY_NAME: Final = {kind.name: kind for kind in KINDS}
 BY_NUMBER: Final = {kind.number: kind for kind in KINDS}
 
 _U32: Final = np.uint32
+_SMALLEST: Final = np.float64(2.0**-126)
+"""Of float32 and bfloat16; a float16 that small is 0 anyway."""
 _ONE: Final = np.uint32(1)
 _INV_ULP: Final = {
     # ulp of a float with the biased exponent e is 2 ** (e - bias - mantissa), and that of e = 0 is that of e = 1.
@@ -162,7 +164,8 @@ def rounded(kind: Kind, value: Array) -> Array:
     if not kind.is_float:
         low, high = (-(2 ** (kind.bits - 1)), 2 ** (kind.bits - 1) - 1) if kind.is_signed else (0, 2**kind.bits - 1)
         return np.clip(np.rint(value), float(low), float(high)).astype(np.int64).astype(kind.unsigned)
-    single = value.astype(np.float32)
+    # Just below the smallest normal number, where flushing denormals would decide on which side it comes to lie.
+    single = np.where(np.abs(value) < _SMALLEST, 0.0, value).astype(np.float32)
     if kind is F32:
         bits = single.view(np.uint32)
     elif kind is F16:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import BinaryIO, Final
+from typing import IO, BinaryIO, Final, cast
 
 import zstandard
 
@@ -13,6 +13,8 @@ from edge_delta.wire import Head
 
 _AHEAD: Final = 512 * 1024
 """How much of the body is held; more than a chunk's words."""
+_PACKED_BYTES: Final = 16 * 1024
+"""How much of the glue's frame is read at once."""
 
 
 class Body:
@@ -83,12 +85,11 @@ class GlueReader:
 
     def __init__(self, file: BinaryIO, base: BinaryIO, head: Head) -> None:
         """Prepare; nothing is decompressed before the first byte is asked for."""
-        self._file = file
         self._base = base
         self._head = head
         self._held = b""
-        self._left = head.glue_packed
-        self._decompressor: zstandard.ZstdDecompressionObj | None = None
+        self._packed = _Part(file, head.glue_offset, head.glue_packed)
+        self._reader: zstandard.ZstdDecompressionReader | None = None
         self.count = 0
 
     def read(self, count: int) -> bytes:
@@ -128,30 +129,16 @@ class GlueReader:
             raise DeltaError("the glue is longer than it says")
 
     def _more(self) -> bytes:
-        """Some more decompressed bytes; none at the end."""
-        head = self._head
-        place = head.glue_offset + head.glue_packed - self._left
-        if head.glue_packed == head.glue_bytes:
-            return self._packed(place, READ_BYTES)
-        if self._decompressor is None:
-            self._decompressor = self._open(place)
-        while self._left:
-            # Few at a time: a packed kilobyte may become megabytes.
-            made = self._decompressor.decompress(self._packed(head.glue_offset + head.glue_packed - self._left, 512))
-            if made:
-                return made
-        return b""
+        """Some more bytes; none at the end."""
+        if self._head.glue_packed == self._head.glue_bytes:
+            return self._packed.read(READ_BYTES)
+        if self._reader is None:
+            self._reader = self._open()
+        # A few bytes may become many megabytes: what is asked for is all that is made at once.
+        return self._reader.read(READ_BYTES)
 
-    def _packed(self, place: int, count: int) -> bytes:
-        self._file.seek(place)
-        found = self._file.read(min(count, self._left))
-        self._left -= len(found)
-        return found
-
-    def _open(self, place: int) -> zstandard.ZstdDecompressionObj:
-        self._file.seek(place)
-        start = self._file.read(min(32, self._left))
-        parameters = zstandard.get_frame_parameters(start, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+    def _open(self) -> zstandard.ZstdDecompressionReader:
+        parameters = zstandard.get_frame_parameters(self._packed.start(), format=zstandard.FORMAT_ZSTD1_MAGICLESS)
         if parameters.content_size != self._head.glue_bytes or parameters.window_size > _window_max(self._head):
             raise DeltaError("the glue is compressed to another length than it says, or with a larger window")
         content = bytearray()
@@ -161,7 +148,27 @@ class GlueReader:
         dictionary = zstandard.ZstdCompressionDict(bytes(content), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         return zstandard.ZstdDecompressor(
             dict_data=dictionary if content else None, format=zstandard.FORMAT_ZSTD1_MAGICLESS
-        ).decompressobj(write_size=READ_BYTES)
+        ).stream_reader(cast("IO[bytes]", self._packed), read_size=_PACKED_BYTES)
+
+
+class _Part:
+    """A part of a file that others read as well, to be read forward."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file = file
+        self._place, self._end = start, start + length
+
+    def start(self) -> bytes:
+        """Its next bytes, enough for a frame's header; they stay unread."""
+        self._file.seek(self._place)
+        return self._file.read(min(32, self._end - self._place))
+
+    def read(self, count: int) -> bytes:
+        """The next bytes; none at the end."""
+        self._file.seek(self._place)
+        found = self._file.read(min(count, self._end - self._place))
+        self._place += len(found)
+        return found
 
 
 def _window_max(head: Head) -> int:

@@ -42,6 +42,7 @@ _VARINT_BYTES_MAX: Final = 6
 _FIXED_BYTES_MAX: Final = len(MAGIC) + 6 * _VARINT_BYTES_MAX + 2 * DIGEST_BYTES
 _OUTPUT_BYTES_MAX: Final = 2**40
 _PIECES_MAX: Final = 8
+_TURNED_WIDTHS: Final = (1, 2, 4, 8)
 _LEAST: Final = 2 * 1024 * 1024
 _CHUNK_PEAK: Final = 4 * 1024 * 1024
 _LOOKUP_PEAK: Final = 4 * 1024 * 1024
@@ -397,7 +398,7 @@ def _read_window(head: Numbers, size: int) -> Operation:
 def _read_planes(head: Numbers, size: int) -> Operation:
     width = head.take(_PIECES_MAX, 1)
     count = head.take(WINDOW_BYTES_MAX // width, 1)
-    is_turned = bool(head.take(1))
+    is_turned = bool(head.take(1 if width in _TURNED_WIDTHS else 0))
     return Planes(width, count, is_turned, tuple(head.take(min(size, count), 1) for _ in range(width)))
 
 

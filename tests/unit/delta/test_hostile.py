@@ -4,14 +4,16 @@ import hashlib
 import io
 import resource
 import time
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge_delta.decode import DeltaError, inspect
+from edge_delta.decode import DeltaError, decode, inspect
 from edge_delta.elements import F32, I8
-from edge_delta.limits import RANGES_MAX
+from edge_delta.limits import RANGES_MAX, UNIT_BYTES, UNIT_DIGEST_BYTES
 from edge_delta.wire import (
     Copy,
     Flag,
@@ -23,6 +25,7 @@ from edge_delta.wire import (
     Predicted,
     Window,
     read_head,
+    units_of,
     varint,
     write_head,
 )
@@ -165,6 +168,31 @@ def test_a_frame_that_unpacks_to_more_than_it_may_is_refused(tmp_path: Path) -> 
     }
     with pytest.raises(DeltaError, match="glue is compressed"):
         decoded(pair.base, write_head(Head(**glue), Packer()) + bomb, 1_000)
+
+
+def test_glue_that_unpacks_to_megabytes_does_so_a_little_at_a_time(tmp_path: Path) -> None:
+    length = 48_000_000
+    packed = Packer(3, 20)(bytes(length))
+    head = Head(0, length, bytes(16), bytes(16), np.zeros(0, np.uint32), (), length, len(packed), (Glue(length),), ())
+    unit = hashlib.sha256(bytes(UNIT_BYTES)).digest()[:UNIT_DIGEST_BYTES]
+    head = replace(head, units=(unit,) * units_of(length))
+    tracemalloc.start()
+    try:
+        with (tmp_path / "new").open("w+b") as output:
+            delta, base = io.BytesIO(write_head(head, Packer()) + packed), io.BytesIO()
+            assert [*decode(base, delta, output, base_bytes=0, new_bytes=length)][-1].output_bytes == length
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
+
+
+@pytest.mark.parametrize("width", [3, 5, 6, 7])
+def test_elements_of_odd_widths_have_no_sign_to_move(width: int) -> None:
+    planes = Planes(width, 2, True, (2,) * width)
+    head = Head(0, 2 * width, bytes(16), bytes(16), np.zeros(0, np.uint32), (), 0, 0, (planes,), ())
+    with pytest.raises(DeltaError, match="is possible"):
+        decoded(b"", write_head(head, Packer()) + bytes(2 * width), 2 * width)
 
 
 def test_numbers_that_are_too_long_or_out_of_bounds_are_refused() -> None:
