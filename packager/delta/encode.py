@@ -44,6 +44,7 @@ from edge_delta.wire import (
 from packager.delta.coder import Coded, Coder
 from packager.delta.fit import Fit, Pair, fit, grid_numbers
 from packager.delta.formats import Tensor, read_tensors
+from packager.delta.opaque import Known
 from packager.delta.plain import pack_gap, pack_planes
 from packager.delta.plan import Alone, Changed, Gap, Part, Same, make_plan
 
@@ -53,6 +54,9 @@ _DOUBTFUL: Final = 0.8
 """Estimated share of a tensor from which on its planes are packed too, and the smaller one is taken."""
 _POOR: Final = 0.9
 """Share of the new file from which on a delta is no good."""
+_ELSEWHERE: Final = 0.2
+"""Share of a tensor that stands in the base as it is, from which on it is copied from there instead of predicted."""
+_ELSEWHERE_BYTES_MIN: Final = 16_384
 _FEW: Final = 4
 _OPAQUE_BYTES: Final = 64 * 1024 * 1024
 """Files up to this length are tried as plain bytes too, where the delta is no good."""
@@ -149,6 +153,7 @@ class _Writer:
 
     def __init__(self, base: Array, new: Array, spill: BinaryIO) -> None:
         self._base = base
+        self._known = Known(base)
         self._new = new
         self._spill = spill
         self._coder = Coder(spill)
@@ -167,8 +172,9 @@ class _Writer:
                     self._glue += self._new[start:end].tobytes()
                     self._add(Glue(end - start))
                 case Gap(start, end, near):
-                    for operation, frame in pack_gap(self._base, self._new[start:end], near):
-                        self._add(operation, frame)
+                    self._gap(start, end, near)
+                case Alone() | Changed(is_alike=False) if self._is_elsewhere(part):
+                    self._gap(part.start, part.end, part.start)
                 case Alone(start, end, tensor):
                     self._alone(tensor)
                 case Changed() as changed:
@@ -188,6 +194,15 @@ class _Writer:
         place = self._spill.seek(0, 2)
         self._spill.write(data)
         self._body.append((place, len(data)))
+
+    def _gap(self, start: int, end: int, near: int) -> None:
+        for operation, frame in pack_gap(self._known, self._new[start:end], near):
+            self._add(operation, frame)
+
+    def _is_elsewhere(self, part: Alone | Changed) -> bool:
+        """Whether much of a tensor stands in the base already: cut, joined, or among other bytes."""
+        is_long = part.end - part.start >= _ELSEWHERE_BYTES_MIN
+        return is_long and self._known.share(self._new[part.start : part.end]) >= _ELSEWHERE
 
     # -- tensors ---------------------------------------------------------------------------------------------------
 

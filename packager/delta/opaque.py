@@ -1,6 +1,7 @@
 """Bytes without known structure: long equal runs are copied; the rest is zstd with the likeliest part of the base."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,7 @@ _BASE: Final = np.uint64(0x9E3779B97F4A7C15 | 1)
 _PART: Final = 4 * 1024 * 1024
 _LOOK: Final = 1_024
 _HITS_MIN: Final = 8
+_SHARE_SAMPLES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +40,40 @@ class Piece:
     is_equal: bool
 
 
-def pieces(base: Array, new: Array, near: int) -> list[Piece]:
+class Known:
+    """A base, and an index of what stands where in it, made when it is first asked for. Used by one thread."""
+
+    def __init__(self, base: Array) -> None:
+        """Look in `base`, uint8."""
+        self.base = base
+
+    @cached_property
+    def index(self) -> "_Index | None":
+        """None for a base that is too short to look in."""
+        return _Index(self.base) if self.base.size >= _BLOCK else None
+
+    def share(self, new: Array) -> float:
+        """The share of some bytes that stands in the base somewhere, looked at in a few hundred places; 0 to 1."""
+        if self.index is None or new.size < _BLOCK:
+            return 0.0
+        every = max(_STRIDE, new.size // _SHARE_SAMPLES)
+        looked = range(0, new.size - _STRIDE - _BLOCK + 2, every)
+        hits = sum(self.index.has(new[place : place + _STRIDE + _BLOCK - 1]) for place in looked)
+        return hits / len(looked) if looked else 0.0
+
+
+def pieces(known: Known, new: Array, near: int) -> list[Piece]:
     """Cut some bytes into copies and windows.
 
     Args:
-        base: All of the base, uint8.
+        known: All of the base.
         new: What is to be made, uint8.
         near: Where in the base similar bytes are likely, when nothing tells better.
 
     Returns:
         Pieces that follow each other and cover `new`.
     """
-    index = _Index(base) if new.size >= _BLOCK and base.size >= _BLOCK else None
+    index, base = known.index if new.size >= _BLOCK else None, known.base
     result: list[Piece] = []
     place = 0
     for start, length, where in [] if index is None else index.runs(new):
@@ -101,6 +125,10 @@ class _Index:
         at = np.minimum(np.searchsorted(self._sorted, wanted), self._sorted.size - 1)
         hit = np.flatnonzero(self._sorted[at] == wanted)
         return places[hit], self._order[at[hit]].astype(np.int64) * _STRIDE
+
+    def has(self, new: Array) -> bool:
+        """Whether one of the first `_STRIDE` places of `new` stands in the base."""
+        return bool(self.find(new, _STRIDE)[0].size)
 
     def likely(self, new: Array) -> int | None:
         """The middle of the part of the base that most of these bytes come from, or none."""

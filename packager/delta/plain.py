@@ -8,7 +8,7 @@ import numpy as np
 from edge_delta.elements import Array, Kind
 from edge_delta.limits import WINDOW_BYTES_MAX
 from edge_delta.wire import Copy, Packer, Planes, Window
-from packager.delta.opaque import pieces
+from packager.delta.opaque import Known, pieces
 
 _WINDOW_LOG: Final = 23
 _LEVEL: Final = 19
@@ -21,21 +21,21 @@ _FAST_BYTES: Final = 64 * 1024 * 1024
 """More bytes than these are packed at the faster level."""
 
 
-def pack_gap(base: Array, new: Array, near: int) -> Iterator[tuple[Copy | Window, bytes]]:
+def pack_gap(known: Known, new: Array, near: int) -> Iterator[tuple[Copy | Window, bytes]]:
     """Operations for bytes without known structure, each with what it reads of the body.
 
     Args:
-        base: All of the base, uint8.
+        known: All of the base.
         new: The bytes, uint8.
         near: Where in the base similar ones are likely.
     """
     pack = Packer(_LEVEL if new.size <= _FAST_BYTES else _FAST_LEVEL, _WINDOW_LOG)
-    for piece in pieces(base, new, near):
+    for piece in pieces(known, new, near):
         if piece.is_equal:
             yield Copy(piece.base, piece.length), b""
             continue
         content = new[piece.start : piece.start + piece.length].tobytes()
-        frame = pack(content, base[piece.base : piece.base + piece.dictionary].tobytes())
+        frame = pack(content, known.base[piece.base : piece.base + piece.dictionary].tobytes())
         yield Window(piece.base, piece.dictionary, piece.length, len(frame)), frame
 
 

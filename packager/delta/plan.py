@@ -27,12 +27,21 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A tensor to predict from its base."""
+    """A tensor to predict from its base.
+
+    Attributes:
+        start: Where it lies in the new file.
+        end: Behind its last byte.
+        base: The tensor of the base.
+        new: The new one.
+        is_alike: Whether the two have anything in common, see `match`.
+    """
 
     start: int
     end: int
     base: Tensor
     new: Tensor
+    is_alike: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ def make_plan(base: Array, new: Array, base_tensors: Sequence[Tensor], new_tenso
         new_tensors: Likewise.
     """
     found: dict[tuple[int, int], Match] = {
-        (item.new.start, item.new.end): item for item in match(base_tensors, new_tensors)
+        (item.new.start, item.new.end): item for item in match(base_tensors, new_tensors, base, new)
     }
     parts: list[Part] = []
     place = near = 0
@@ -86,7 +95,7 @@ def make_plan(base: Array, new: Array, base_tensors: Sequence[Tensor], new_tenso
             if _is_equal(base[item.base.start : item.base.end], new[tensor.start : tensor.end]):
                 part = Same(tensor.start, tensor.end, item.base.start)
             elif tensor.dtype in BY_NAME:
-                part = Changed(tensor.start, tensor.end, item.base, tensor)
+                part = Changed(tensor.start, tensor.end, item.base, tensor, item.is_alike)
         if part is None and size >= _ALONE_BYTES_MIN and tensor.dtype in BY_NAME and BY_NAME[tensor.dtype].is_float:
             part = Alone(tensor.start, tensor.end, tensor)
         if part is None:
