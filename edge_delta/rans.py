@@ -21,6 +21,8 @@ WORD: Final = np.dtype("<u2")
 _SLOT: Final = np.uint32(TOTAL - 1)
 _BITS: Final = np.uint32(PROBABILITY_BITS)
 _WORD_BITS: Final = np.uint32(16)
+_SYMBOL_SHIFT: Final = np.uint32(24)
+_LOWEST: Final = np.uint32(LOWEST)
 _ONE: Final = np.uint32(1)
 
 
@@ -65,22 +67,24 @@ class Lanes:
             fill(self._lookup, wanted, self.tables.frequencies)
             self._is_filled[wanted] = True
         starts = contexts.astype(np.uint32) << _BITS
-        table, states = self._lookup.ravel(), self.states
-        symbols = np.empty(count, np.uint8)
+        table, entries = self._lookup.ravel(), np.empty(count, np.uint32)
         used = 0
         for start in range(0, count, lanes):
             place = starts[start : start + lanes]
-            x = states[: place.size]
-            entry = table[place | (x & _SLOT)]
-            symbols[start : start + lanes] = entry >> np.uint32(24)
-            x = (((entry >> _BITS) & _SLOT) + _ONE) * (x >> _BITS) + (entry & _SLOT)
-            low = np.flatnonzero(x < LOWEST)
+            x = self.states[: place.size]
+            place |= x & _SLOT
+            entry = table.take(place)
+            entries[start : start + lanes] = entry
+            x >>= _BITS
+            x *= ((entry >> _BITS) & _SLOT) + _ONE
+            x += entry & _SLOT
+            (low,) = (x < _LOWEST).nonzero()
             if low.size:
                 if used + low.size > words.size:
                     raise DeltaError("the words of a tensor run out")
                 x[low] = (x[low] << _WORD_BITS) | words[used : used + low.size]
                 used += low.size
-            states[: place.size] = x
+        symbols = (entries >> _SYMBOL_SHIFT).astype(np.uint8)
         return symbols, used
 
     def learn(self, contexts: Array, symbols: Array) -> None:
