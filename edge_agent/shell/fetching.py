@@ -98,7 +98,14 @@ class Fetching:
         Raises:
             EdgeError: As `ports.BundleFetcher.fetch`.
         """
-        count = self._fetcher.fetch(repository, blob, is_cancelled)
+        before = self._blobs.partial_bytes(blob.digest)
+        try:
+            count = self._fetcher.fetch(repository, blob, is_cancelled)
+        except EdgeError:
+            # What came before the line broke off came over the network too.
+            if not self._fetcher.is_near(blob):
+                self.network_bytes += max(0, self._blobs.partial_bytes(blob.digest) - before)
+            raise
         self.network_bytes += count
         return count
 
@@ -117,22 +124,29 @@ class Fetching:
         Raises:
             EdgeError: As `ports.BundleFetcher.fetch`.
         """
-        count, barred = 0, set[Digest]()
+        barred, spared = set[Digest](), set[Digest]()
         for _ in range(DELTA_TRIES_MAX):
             delta = way.delta
             if delta is None:
                 break
             try:
-                return count + self._make(repository, way, delta, is_cancelled)
+                return self._make(repository, way, delta, is_cancelled)
             except EdgeError as error:
                 if is_cancelled() or self._is_worth_waiting(delta, error):
                     raise
                 _log.warning("the delta %s is done without: %s", delta.digest, error)
+                if not self._blobs.has(delta.digest) and CODES[error.code].category in _OF_THE_WAY:
+                    # Nothing is wrong with what has come of it, and the blob may not come either: then it goes on.
+                    spared.add(delta.digest)
             barred.add(delta.digest)
-            self._hand_over(way.blob, delta)
+            self._hand_over(way.blob, delta, delta.digest in spared)
             (way,) = self._choose((way.blob,), deltas, barred) or (whole(way),)
-        self._tidy(way.blob, deltas)
-        return count + self.fetch(repository, way.blob, is_cancelled)
+        if spared and not self._has_room(way):
+            spared.clear()
+        self._tidy(way.blob, deltas, spared)
+        count = self.fetch(repository, way.blob, is_cancelled)
+        self._drop([delta for delta in deltas if delta.digest in spared])
+        return count
 
     # -- deltas ----------------------------------------------------------------------------------------------------
 
@@ -175,23 +189,35 @@ class Fetching:
         self._stalls[delta.digest] = (here, failures)
         return failures < DELTA_FETCH_FAILURES_MAX
 
-    def _hand_over(self, blob: Descriptor, delta: Delta) -> None:
-        """Keep what the failed delta made, if that is more than what had been fetched, and drop the rest of it."""
+    def _has_room(self, way: Way) -> bool:
+        try:
+            self._blobs.require_space(way.whole_bytes)
+        except EdgeError:
+            return False
+        return True
+
+    def _hand_over(self, blob: Descriptor, delta: Delta, is_spared: bool) -> None:
+        """Keep what the failed delta made, if that is more than what had been fetched, and drop the delta."""
         assert self._maker is not None
         with contextlib.suppress(EdgeError):  # the disk says more with the next blob
             here = self._maker.hand_over(blob)
             _log.info("%d bytes of %s are here without the delta", here, blob.digest)
-        self._forget(delta)
+        if not is_spared:
+            self._forget(delta)
 
-    def _tidy(self, blob: Descriptor, deltas: Sequence[Delta]) -> None:
-        """The blob comes whole: what was begun by deltas counts as fetched, and they make room."""
+    def _tidy(self, blob: Descriptor, deltas: Sequence[Delta], spared: Collection[Digest] = frozenset()) -> None:
+        """The blob comes whole: what was begun by deltas counts as fetched, and they make room but for some."""
         if self._maker is None:
             return
-        for delta in deltas:
-            if delta.new == blob.digest and (self._blobs.has(delta.digest) or self._blobs.partial_bytes(delta.digest)):
-                self._forget(delta)
+        self._drop([delta for delta in deltas if delta.new == blob.digest and delta.digest not in spared])
         with contextlib.suppress(EdgeError):
             self._maker.hand_over(blob)
+
+    def _drop(self, deltas: Sequence[Delta]) -> None:
+        """Forget those of which something is here."""
+        for delta in deltas:
+            if self._blobs.has(delta.digest) or self._blobs.partial_bytes(delta.digest):
+                self._forget(delta)
 
     def _forget(self, delta: Delta) -> None:
         self._stalls.pop(delta.digest, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from edge_contract.delta import Delta
 from edge_contract.deployment import Assignment
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
-from edge_contract.manifest import Manifest, Role
+from edge_contract.manifest import Descriptor, Manifest, Role
 from tests.unit.shell.device import Device
 from tests.unit.shell.fakes import PLATFORM, FakeMaker
 
@@ -143,6 +144,54 @@ def test_a_bad_line_is_waited_for_and_a_delta_of_which_nothing_ever_comes_is_not
     assert isinstance(bench.update(), inputs.BlobsFetched)
     assert bench.came == bench.size
     assert bench.store.partial_bytes(bench.good.digest) == 0
+
+
+@pytest.mark.parametrize("code", ["network.unreachable", "network.refused"])
+def test_while_nothing_comes_at_all_what_came_of_a_delta_stays(code: str) -> None:
+    bench = Bench()
+    bench.second = replace(bench.second, deltas=(bench.good,))
+    bench.store.partial[bench.good.digest] = 5
+    bench.store.fail_for = {digest: EdgeError(code, "no line") for digest in (bench.good.digest, bench.new)}
+    for _ in range(DELTA_FETCH_FAILURES_MAX + 2):
+        assert isinstance(bench.update(), inputs.CommandFailed)
+    bench.store.fail_for.clear()
+    assert isinstance(bench.update(), inputs.BlobsFetched)
+    assert bench.maker.made == [bench.good.digest]
+    assert bench.came == len(GOOD) - 5
+
+
+def test_what_came_of_a_delta_stays_only_where_the_blob_has_room_beside_it() -> None:
+    bench = Bench()
+    bench.second = replace(bench.second, deltas=(bench.good,))
+    bench.store.partial[bench.good.digest] = 5
+    bench.store.fail_for = {digest: EdgeError("network.refused", "no") for digest in (bench.good.digest, bench.new)}
+    fetch = bench.store.fetch
+
+    def filling(repository: str, blob: Descriptor, is_cancelled: Callable[[], bool]) -> int:
+        if blob.digest == bench.good.digest:
+            bench.store.room_bytes = 0
+        return fetch(repository, blob, is_cancelled)
+
+    bench.store.fetch = filling  # type: ignore[method-assign]
+    assert isinstance(bench.update(), inputs.CommandFailed)
+    assert bench.store.partial_bytes(bench.good.digest) == 0
+
+
+def test_bytes_that_came_before_the_line_broke_off_are_counted() -> None:
+    bench = Bench()
+    bench.second = replace(bench.second, deltas=())
+    fetch = bench.store.fetch
+
+    def breaking(repository: str, blob: Descriptor, is_cancelled: Callable[[], bool]) -> int:
+        if blob.digest == bench.new and not bench.store.partial.get(blob.digest):
+            bench.store.partial[blob.digest] = 600
+            raise EdgeError("network.cut", "the connection ended")
+        return fetch(repository, blob, is_cancelled)
+
+    bench.store.fetch = breaking  # type: ignore[method-assign]
+    assert isinstance(bench.update(), inputs.CommandFailed)
+    assert isinstance(bench.update(), inputs.BlobsFetched)
+    assert bench.came == bench.size
 
 
 def test_what_was_fetched_of_a_delta_is_not_fetched_again() -> None:
