@@ -14,6 +14,7 @@ import os
 import platform
 import resource
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -21,6 +22,7 @@ from edge_agent.delta.frames import ORDER_BYTES_MAX, Frame, Kind, Order
 from edge_agent.delta.limits import (
     CPU_BYTES_PER_S_MIN,
     CPU_S_FIRST,
+    CPU_S_LAST,
     DATA_SLACK_BYTES,
     LOWEST_PRIORITY,
     STATE_BYTES_MAX,
@@ -167,10 +169,12 @@ def _open_load() -> int:
 
 def _confine(order: Order) -> None:
     """Bound what it may use from here on, whatever the delta makes it do."""
-    cpu_s = CPU_S_FIRST + order.new_bytes // CPU_BYTES_PER_S_MIN
+    cpu_s = CPU_S_FIRST + order.new_bytes // CPU_BYTES_PER_S_MIN + int(time.process_time())
+    with contextlib.suppress(OSError, ValueError):
+        # The harder bound later: at that the kernel kills, which the agent would take for a lack of memory.
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + CPU_S_LAST))
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_CPU, cpu_s + int(resource.getrusage(resource.RUSAGE_SELF).ru_utime)),
         (resource.RLIMIT_DATA, _data_bytes() + order.peak_bytes + DATA_SLACK_BYTES),
         (resource.RLIMIT_FSIZE, order.new_bytes),
         (resource.RLIMIT_NOFILE, _LOAD + 1),

@@ -17,6 +17,9 @@ CPU_S_FIRST: Final = 120
 CPU_BYTES_PER_S_MIN: Final = 64 * KIB
 """Processor time that decoding may take: so many seconds, and one more for so much output."""
 
+CPU_S_LAST: Final = 5
+"""Between the signal that says that this time is up and the kill that would look like a lack of memory."""
+
 DATA_SLACK_BYTES: Final = 48 * MIB
 """Added to the memory that a delta says it takes, because an allocator holds more than is used."""
 

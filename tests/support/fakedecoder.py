@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,7 +31,8 @@ def fake_delta(base: bytes, new: bytes, stop: int = -1, how: str = "") -> tuple[
         base: What it starts from.
         new: What it makes.
         stop: Where something happens; never when negative.
-        how: What: `invalid`, `exit`, `kill`, `hang`, `busy`, `memory`, `file`, `socket`, `long`, `print`, `garbage`.
+        how: What: `invalid`, `exit`, `kill`, `hang`, `busy`, `spin` (until its time is up), `memory`, `file`, `socket`,
+            `long`, `print`, `garbage`.
     """
     data = json.dumps({"new": new.hex(), "stop": stop, "how": how}).encode()
     found = Delta(Digest.of(base), len(base), Digest.of(new), len(new), Digest.of(data), 1, 1_000_000)
@@ -75,9 +77,8 @@ def _happen(how: str, new: bytes) -> bytes:
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "hang":
         time.sleep(3600)
-    if how == "busy":
-        while True:
-            sum(range(100_000))
+    if how in ("busy", "spin"):
+        _spin(is_bounded=how == "spin")
     if how == "memory":
         held = [bytearray(1_000_000) for _ in range(1_000)]
         raise AssertionError(f"{len(held)} MB were to be had")
@@ -95,6 +96,14 @@ def _happen(how: str, new: bytes) -> bytes:
     if how == "long":
         return new + b"more" * 1_000
     return new
+
+
+def _spin(is_bounded: bool) -> None:
+    if is_bounded:
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1, hard))
+    while True:
+        sum(range(100_000))
 
 
 def main() -> None:

@@ -101,6 +101,7 @@ def test_it_goes_on_from_a_checkpoint(bench: Bench) -> None:
         ("invalid", "artifact.delta-invalid"),
         ("exit", "internal.bug"),
         ("kill", "device.memory-short"),
+        ("spin", "device.step-overdue"),
         ("memory", "device.memory-short"),
         ("garbage", "internal.bug"),
         ("long", "artifact.delta-invalid"),
@@ -191,6 +192,8 @@ def test_it_steps_back_behind_everything_else(bench: Bench) -> None:
     assert limits["Max file size"] == str(len(NEW))
     assert int(limits["Max data size"]) < 200_000_000
     assert int(limits["Max cpu time"]) < 200
+    (harder,) = [int(line[47:68]) for line in seen["limits"].splitlines() if line.startswith("Max cpu time")]
+    assert harder > int(limits["Max cpu time"]), "time that is up must not look like a lack of memory"
     assert "OPENBLAS_NUM_THREADS=1" in seen["environ"]
 
 
