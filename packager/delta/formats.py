@@ -17,7 +17,8 @@ ELEMENT_BYTES: Final[dict[str, int]] = {
 }  # fmt: skip
 """Bytes of one element, by the name of its type here."""
 
-_RANK_MAX: Final = 16
+RANK_MAX: Final = 16
+"""Dimensions of a tensor; more are no model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Tensor:
 
 def is_sound(tensor: Tensor, file_bytes: int) -> bool:
     """Whether a tensor lies in its file and has as many bytes as its shape says."""
-    if tensor.dtype not in ELEMENT_BYTES or len(tensor.shape) > _RANK_MAX or any(size < 0 for size in tensor.shape):
+    if tensor.dtype not in ELEMENT_BYTES or len(tensor.shape) > RANK_MAX or any(size < 0 for size in tensor.shape):
         return False
     size = prod(tensor.shape) * ELEMENT_BYTES[tensor.dtype]
     return 0 <= tensor.start < tensor.end <= file_bytes and tensor.end - tensor.start == size
@@ -59,7 +60,7 @@ def kind_of(path: Path) -> str:
         return "tflite"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return "safetensors"
-    # ModelProto begins with its IR version, a small number in field 1, or with its graph.
+    # ModelProto begins with its IR version, a small number in field 1.
     if head[:1] == b"\x08" and len(head) > 2 and head[2] & 7 in (0, 2):
         return "onnx"
     return "opaque"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from typing import Final
 
-from packager.delta.formats import ELEMENT_BYTES, Tensor
+from packager.delta.formats import ELEMENT_BYTES, RANK_MAX, Tensor
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _VARINT_BYTES_MAX: Final = 10
@@ -68,7 +68,7 @@ def onnx_external(data: mmap) -> Iterator[tuple[str, Tensor]]:
     """
     for found in _walk(data):
         dtype = _TYPES.get(found.number)
-        if dtype is None or not found.location:
+        if dtype is None or not found.location or len(found.shape) > RANK_MAX:
             continue
         size = ELEMENT_BYTES[dtype]
         for dimension in found.shape:
@@ -150,7 +150,9 @@ def _tensor(data: mmap, place: int, end: int) -> _Found:
 
 def _external(data: mmap, place: int, end: int, found: _Found) -> None:
     """One key and value of what an external tensor says of itself."""
-    texts = {number: bytes(data[start:stop])[:4096] for number, start, stop, _ in _fields(data, place, end)}
+    texts = {
+        number: bytes(data[start : min(stop, start + 4096)]) for number, start, stop, _ in _fields(data, place, end)
+    }
     key, value = texts.get(1, b""), texts.get(2, b"")
     if key == b"location":
         found.location = value.decode("utf-8", "replace")

@@ -32,7 +32,9 @@ def safetensors_tensors(data: mmap) -> Iterator[Tensor]:
             continue
         shape, offsets = _numbers(entry.get("shape")), _numbers(entry.get("data_offsets"))
         dtype = _TYPES.get(str(entry.get("dtype")))
-        if dtype is not None and shape is not None and offsets is not None and len(offsets) == 2:
+        if dtype is None or shape is None or offsets is None:
+            continue
+        if len(offsets) == 2 and offsets[0] >= 0:
             start, end = (8 + length + offset for offset in offsets)
             yield Tensor(str(name), dtype, tuple(shape), start, end)
 

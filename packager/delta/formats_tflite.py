@@ -72,8 +72,12 @@ class _Reader:
         model = self._number("<I", 0)
         buffers = [self._range(buffer) for buffer in self._tables(model, 4)]
         taken = set()
+        left = _ITEMS_MAX  # of all graphs together, which may be one graph a million times
         for graph in self._tables(model, 2):
             for tensor in self._tables(graph, 0):
+                left -= 1
+                if left < 0:
+                    return
                 buffer = self._scalar(tensor, 2, "<I")
                 dtype = _TYPES.get(self._scalar(tensor, 1, "<b"))
                 if dtype is None or buffer in taken or buffer >= len(buffers):

@@ -1,9 +1,10 @@
-"""Runs the encoder in a process of its own: `python -m packager.delta.process`, a JSON object in, another one out.
+"""Runs the encoder in a process of its own: `python -m packager.delta.process`, a line of JSON in, an object out.
 
 A process, because a BLAS with many threads spins while it waits, and its variables are read when numpy is first
-imported; and because a budget of time has to be able to end it.
+imported; and because a budget of time has to be able to end it. It ends with whoever started it.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from tempfile import TemporaryFile
 from typing import Any, Final
 
 from edge_contract.errors import EdgeError
+from packager.delta.leash import follow_input
 from packager.delta.formats import Tensor, apart, read_external
 
 _ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -61,16 +63,17 @@ class Encoding:
         asking = {key: None if value is None else str(value) for key, value in asdict(request).items()}
         # What is said goes to files: nobody reads a pipe while other encodings are waited for.
         self._said, self._complained = TemporaryFile(), TemporaryFile()  # noqa: SIM115 - `end` closes them
-        with TemporaryFile() as asked:
-            asked.write(json.dumps(asking).encode())
-            asked.seek(0)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "packager.delta.process"],
-                stdin=asked,
-                stdout=self._said,
-                stderr=self._complained,
-                env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
-            )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "packager.delta.process"],
+            stdin=subprocess.PIPE,
+            stdout=self._said,
+            stderr=self._complained,
+            bufsize=0,
+            env=os.environ | dict.fromkeys(_ONE_THREAD, "1"),
+        )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # what became of it is seen when it is waited for
+            self._process.stdin.write(json.dumps(asking).encode() + b"\n")
 
     def wait(self, seconds_max: float | None = None) -> EncodedFile | None:
         """What comes of it; may be asked once.
@@ -96,6 +99,8 @@ class Encoding:
         """End the process, if it is there still."""
         self._process.kill()
         self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._said.close()
         self._complained.close()
 
@@ -139,7 +144,9 @@ def _run(asked: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Read a request from standard input, and write what came of it to standard output."""
     try:
-        answer = _run(json.load(sys.stdin))
+        asked = json.loads(sys.stdin.buffer.readline())
+        follow_input()
+        answer = _run(asked)
     except EdgeError as error:
         answer = {"error": error.to_json()}
     sys.stdout.write(json.dumps(answer))
