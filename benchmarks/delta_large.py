@@ -20,7 +20,7 @@ from benchmarks.delta.processes import Cost
 from benchmarks.delta.processes import run as run_process
 
 SUMMARY: Final = "deltas of a large model, of a chain of releases, and decoding stopped at checkpoints: bytes, memory"
-OPTIONS: Final = {"size_mb": "1074", "chain": "10", "chain_mb": "32", "stops": "8", "folder": ""}
+OPTIONS: Final = {"size_mb": "1074", "chain": "10", "chain_mb": "32", "stops": "all", "folder": ""}
 QUICK: Final = {"size_mb": "16", "chain": "3", "chain_mb": "4", "stops": "2"}
 
 _MB: Final = 1_000_000
@@ -36,8 +36,8 @@ def run(options: Mapping[str, str]) -> dict[str, Any]:
 
     Args:
         options: ``size_mb`` of the large model; ``chain`` releases of a model of ``chain_mb``; ``stops`` at evenly
-            spread checkpoints of the large model, after each of which another process goes on; ``folder`` for files,
-            which needs room for three models, a temporary one unless told.
+            spread checkpoints of the large model, after each of which another process goes on, ``all`` for one at each;
+            ``folder`` for files, which needs room for three models, a temporary one unless told.
 
     Returns:
         Figures, the large model's costs, the chain's deltas.
@@ -49,12 +49,12 @@ def run(options: Mapping[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="delta-large-", dir=options["folder"] or None) as text:
         folder = Path(text)
         floor = _ours("floor").peak_bytes
-        large, figures = _large(folder, int(options["size_mb"]), int(options["stops"]), floor)
+        large, figures = _large(folder, int(options["size_mb"]), options["stops"], floor)
         chain, more = _chain(folder, int(options["chain"]), int(options["chain_mb"]))
     return {"figures": [figure.to_json() for figure in (*figures, *more)], "large": large, "chain": chain}
 
 
-def _large(folder: Path, size_mb: int, stops: int, floor: int) -> tuple[dict[str, Any], list[Figure]]:
+def _large(folder: Path, size_mb: int, stops: str, floor: int) -> tuple[dict[str, Any], list[Figure]]:
     base, new, delta, output = (folder / name for name in ("base.safetensors", "new.safetensors", "delta", "output"))
     _made(base, size_mb, 0)
     _made(new, size_mb, 1)
@@ -64,7 +64,8 @@ def _large(folder: Path, size_mb: int, stops: int, floor: int) -> tuple[dict[str
     decoding = _ours("decode", base, delta, output)
     _check(output, wanted, "the large model")
     output.unlink()
-    stopped = _stopped(folder, stops, base, delta, output)
+    checkpoints = int(json.loads(decoding.stdout)["checkpoints"])
+    stopped = _stopped(folder, checkpoints - 1 if stops == "all" else int(stops), base, delta, output)
     _check(output, wanted, "the large model, decoded with stops")
     megabytes = size / _MB
     large = {
@@ -78,8 +79,8 @@ def _large(folder: Path, size_mb: int, stops: int, floor: int) -> tuple[dict[str
         "decode_wall_s": round(decoding.wall_s, 1),
         "decode_peak_mib": _mib(decoding.peak_bytes),
         "floor_mib": _mib(floor),
-        "checkpoints": json.loads(decoding.stdout)["checkpoints"],
-        "stops": len(stopped),
+        "checkpoints": checkpoints,
+        "stops": len(stopped) - 1,
         "stops_decode_cpu_s": round(sum(cost.cpu_s for cost in stopped), 1),
     }
     for path in (base, delta, output):
