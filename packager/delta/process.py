@@ -15,8 +15,8 @@ from tempfile import TemporaryFile
 from typing import Any, Final
 
 from edge_contract.errors import EdgeError
-from packager.delta.leash import follow_input
 from packager.delta.formats import Tensor, apart, read_external
+from packager.delta.leash import follow_input
 
 _ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _ANSWER_BYTES_MAX: Final = 64 * 1024

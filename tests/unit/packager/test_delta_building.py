@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +26,8 @@ from packager.delta import building
 from packager.delta.building import Budget, Built, build_deltas, check_budget, common_bases, file_pairs
 from packager.delta.process import EncodedFile, EncodeRequest, Encoding
 from packager.progress import QuietReporter
+from tests.support.net import wait_until
+from tests.support.require import REPOSITORY_ROOT
 from tests.unit.packager.weights import dense, trained, tuned
 
 PLENTY = Budget(600.0, 1 << 30)
@@ -449,6 +454,39 @@ def test_time_that_is_up_ends_the_encoder_and_leaves_no_delta(line: FakeRegistry
     base, new = line.files[1]["model.onnx"], line.files[3]["model.onnx"]
     assert Encoding(EncodeRequest(base, new, work / "out")).wait(0.001) is None
     assert not (work / "out").exists()
+
+
+def test_an_encoder_ends_with_the_packager_however_that_ends(work: Path) -> None:
+    endless = work / "modules" / "numpy"
+    endless.mkdir(parents=True)
+    (endless / "__init__.py").write_text("import threading\nthreading.Event().wait()\n")
+    (work / "base").write_bytes(bytes(10))
+    program = f"""
+import threading
+from pathlib import Path
+from packager.delta.process import EncodeRequest, Encoding
+folder = Path({str(work)!r})
+encoding = Encoding(EncodeRequest(folder / "base", folder / "base", folder / "out"))
+(folder / "pid.partial").write_text(str(encoding._process.pid))
+(folder / "pid.partial").rename(folder / "pid")
+threading.Event().wait()
+"""
+    environment = os.environ | {"PYTHONPATH": str(endless.parent)}
+    packager = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY_ROOT, env=environment)
+    try:
+        wait_until((work / "pid").is_file, 30)
+    finally:
+        packager.kill()
+        packager.wait()
+    pid = int((work / "pid").read_text(encoding="ascii"))
+    wait_until(lambda: not _is_running(pid), 20, what="the end of the encoder")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_what_the_encoder_refuses_comes_back_with_its_code(line: FakeRegistry, work: Path) -> None:

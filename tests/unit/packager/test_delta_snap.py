@@ -1,6 +1,9 @@
 """Snapped weights lie on a grid that the encoder finds, close to what was trained; a gate keeps bad ones back."""
 
+import subprocess
+import sys
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from packager.delta.encode import encode
 from packager.delta.evaluating import evaluate, failures
 from packager.delta.formats import read_tensors
 from packager.delta.snap import snap_file
+from tests.support.net import wait_until
+from tests.support.require import REPOSITORY_ROOT
 from tests.unit.packager.weights import dense, trained, tuned
 
 
@@ -58,6 +63,13 @@ def test_a_kappa_without_sense_is_refused(tmp_path: Path, kappa: float) -> None:
         snap_file(base, base, tmp_path / "snapped.onnx", kappa)
 
 
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def _script(folder: Path, text: str) -> Path:
     path = folder / "score.py"
     path.write_text(text)
@@ -96,6 +108,46 @@ def test_a_script_that_hangs_is_ended(tmp_path: Path) -> None:
     script = _script(tmp_path, "import threading\ndef evaluate(path):\n    threading.Event().wait()")
     with pytest.raises(EdgeError, match="longer than"):
         evaluate(script, dense(tmp_path, "model.onnx", trained()), seconds_max=1.0)
+
+
+def test_what_a_script_starts_ends_with_it_and_is_not_waited_for(tmp_path: Path) -> None:
+    text = """
+        import subprocess, sys
+        def evaluate(path):
+            helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+            open('helper', 'w').write(str(helper.pid))
+            return 0.5
+    """
+    script = _script(tmp_path, dedent(text))
+    assert evaluate(script, dense(tmp_path, "model.onnx", trained()), seconds_max=60.0) == {"metric": 0.5}
+    pid = int((tmp_path / "helper").read_text())
+    wait_until(lambda: not _is_running(pid), 10, what="the end of the script's helper")
+
+
+def test_a_script_ends_with_the_packager_however_that_ends(tmp_path: Path) -> None:
+    text = "import os, time\ndef evaluate(path):\n    open('pid', 'w').write(str(os.getpid()))\n    time.sleep(600)"
+    script = _script(tmp_path, text)
+    program = f"""
+from pathlib import Path
+from packager.delta.evaluating import evaluate
+evaluate(Path({str(script)!r}), Path({str(script)!r}))
+"""
+    packager = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY_ROOT)
+    try:
+        wait_until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 30)
+    finally:
+        packager.kill()
+        packager.wait()
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not _is_running(pid), 10, what="the end of the script")
+
+
+def test_files_beside_a_script_take_the_place_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "packager").mkdir()
+    (tmp_path / "packager" / "__init__.py").write_text("raise RuntimeError('the wrong package')")
+    (tmp_path / "helping.py").write_text("SCORE = 0.25")
+    script = _script(tmp_path, "import helping\ndef evaluate(path):\n    return helping.SCORE")
+    assert evaluate(script, dense(tmp_path, "model.onnx", trained())) == {"metric": 0.25}
 
 
 def test_secrets_do_not_reach_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
