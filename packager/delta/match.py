@@ -53,9 +53,7 @@ def match(base_tensors: Sequence[Tensor], new_tensors: Sequence[Tensor], base: A
     """
     found = _by_name(base_tensors, new_tensors)
     held, wanted = _Samples(base), _Samples(new)
-    sized: defaultdict[tuple[str, int], list[Tensor]] = defaultdict(list)
-    for tensor in base_tensors:
-        sized[_size(tensor)].append(tensor)
+    groups = _Groups(base_tensors, held)
     result = []
     for number, tensor in enumerate(new_tensors):
         other, sample = found.get(number), wanted.of(tensor)
@@ -65,7 +63,7 @@ def match(base_tensors: Sequence[Tensor], new_tensors: Sequence[Tensor], base: A
         if other is not None and _correlation(sample, held.of(other)) >= _ALIKE:
             result.append(Match(other, tensor))
             continue
-        likely = _most_alike(sample, sized[_size(tensor)][:_CANDIDATES_MAX], held)
+        likely = groups.most_alike(tensor, sample)
         if likely is not None:
             result.append(Match(likely, tensor))
         elif other is not None:
@@ -92,19 +90,6 @@ def _by_name(base: Sequence[Tensor], new: Sequence[Tensor]) -> dict[int, Tensor]
         if number not in found and waiting:
             found[number] = waiting.popleft()
     return found
-
-
-def _size(tensor: Tensor) -> tuple[str, int]:
-    return tensor.dtype, tensor.end - tensor.start
-
-
-def _most_alike(sample: Array, candidates: Sequence[Tensor], held: "_Samples") -> Tensor | None:
-    best, most = None, _ALIKE
-    for tensor in candidates:
-        correlation = _correlation(sample, held.of(tensor))
-        if correlation > most:
-            best, most = tensor, correlation
-    return best
 
 
 def _correlation(one: Array, other: Array | None) -> float:
@@ -139,3 +124,34 @@ class _Samples:
         sample -= sample.mean()
         length = float(np.sqrt(sample @ sample))
         return sample / length if length > 0 else None
+
+
+class _Groups:
+    """Base tensors of one type and size, to be compared with all at once."""
+
+    def __init__(self, tensors: Sequence[Tensor], samples: _Samples) -> None:
+        self._samples = samples
+        self._tensors: defaultdict[tuple[str, int], list[Tensor]] = defaultdict(list)
+        for tensor in tensors:
+            self._tensors[_size(tensor)].append(tensor)
+        self._found: dict[tuple[str, int], tuple[Array, list[Tensor]]] = {}
+
+    def most_alike(self, tensor: Tensor, sample: Array) -> Tensor | None:
+        """The base tensor of this type and size that correlates best with a sample of `tensor`, if one does."""
+        matrix, tensors = self._matrix(_size(tensor))
+        if not tensors:
+            return None
+        correlations = np.abs(matrix @ sample)
+        best = int(correlations.argmax())
+        return tensors[best] if correlations[best] >= _ALIKE else None
+
+    def _matrix(self, size: tuple[str, int]) -> tuple[Array, list[Tensor]]:
+        if size not in self._found:
+            sampled = [(self._samples.of(tensor), tensor) for tensor in self._tensors[size][:_CANDIDATES_MAX]]
+            rows = [(sample, tensor) for sample, tensor in sampled if sample is not None]
+            self._found[size] = np.array([sample for sample, _ in rows]), [tensor for _, tensor in rows]
+        return self._found[size]
+
+
+def _size(tensor: Tensor) -> tuple[str, int]:
+    return tensor.dtype, tensor.end - tensor.start
