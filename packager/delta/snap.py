@@ -63,6 +63,36 @@ class SnapReport:
         }
 
 
+class Tally:
+    """Sums over the tensors of the files of one model."""
+
+    def __init__(self) -> None:
+        """Nothing is snapped yet."""
+        self.tensors = self.elements = 0
+        self.error = self.change = 0.0
+        self.skipped: list[str] = []
+
+    def report(self, base: Path, new: Path, kappa: float) -> SnapReport:
+        """What was snapped.
+
+        Args:
+            base: The model that devices hold.
+            new: The model that was trained.
+            kappa: As it was snapped.
+
+        Raises:
+            EdgeError: `config.invalid` when nothing was.
+        """
+        if not self.tensors:
+            raise EdgeError(
+                "config.invalid",
+                f"no tensor of {new} could be snapped to the grid around {base}",
+                "Snapping needs float weights that have a base of the same shape; quantised models are small already.",
+            )
+        ratio = float(np.sqrt(self.error / self.change)) if self.change else 0.0
+        return SnapReport(kappa, self.tensors, self.elements, tuple(self.skipped), ratio)
+
+
 def snap_file(
     base: Path,
     new: Path,
@@ -85,6 +115,34 @@ def snap_file(
         EdgeError: `config.invalid` for another kappa, or when no tensor has a base; `config.file-missing`,
             `device.disk-*`.
     """
+    tally = Tally()
+    snap_part(base, new, out, kappa, tally, base_tensors, new_tensors)
+    return tally.report(base, new, kappa)
+
+
+def snap_part(
+    base: Path,
+    new: Path,
+    out: Path,
+    kappa: float,
+    tally: Tally,
+    base_tensors: Sequence[Tensor] | None = None,
+    new_tensors: Sequence[Tensor] | None = None,
+) -> None:
+    """Do `snap_file` for one file of a model that has several: none of its tensors need have a base.
+
+    Args:
+        base: The file that devices hold.
+        new: The one that was trained.
+        out: Where the snapped one goes.
+        kappa: See there.
+        tally: Gets what was snapped.
+        base_tensors: See there.
+        new_tensors: See there.
+
+    Raises:
+        EdgeError: `config.invalid` for another kappa; `config.file-missing`, `device.disk-*`.
+    """
     if not 0 < kappa <= KAPPA_MAX:
         raise EdgeError("config.invalid", f"kappa is {kappa}; it is above 0 and at most {KAPPA_MAX}")
     try:
@@ -94,7 +152,6 @@ def snap_file(
     except (OSError, ValueError) as error:
         raise EdgeError("config.file-missing", f"{base} and {new} cannot both be read: {error}") from None
     partial = out.with_name(out.name + ".partial")
-    tally = _Tally()
     with disk_errors(partial), np.errstate(all="ignore"):
         with partial.open("wb") as file:
             for place in range(0, wanted.size, _COPY_BYTES):
@@ -116,26 +173,9 @@ def snap_file(
             os.fsync(file.fileno())
         os.replace(partial, out)
     sync_folder(out.absolute().parent)
-    if not tally.tensors:
-        raise EdgeError(
-            "config.invalid",
-            f"no tensor of {new} could be snapped to the grid around {base}",
-            "Snapping needs float weights that have a base of the same shape; quantised models are small already.",
-        )
-    ratio = float(np.sqrt(tally.error / tally.change)) if tally.change else 0.0
-    return SnapReport(kappa, tally.tensors, tally.elements, tuple(tally.skipped), ratio)
 
 
-class _Tally:
-    """Sums over tensors."""
-
-    def __init__(self) -> None:
-        self.tensors = self.elements = 0
-        self.error = self.change = 0.0
-        self.skipped: list[str] = []
-
-
-def _snapped(kind: Kind, tensor: Tensor, base: Array, new: Array, kappa: float, tally: _Tally) -> Array | None:
+def _snapped(kind: Kind, tensor: Tensor, base: Array, new: Array, kappa: float, tally: Tally) -> Array | None:
     """The snapped bit patterns of a tensor; none when it did not change, or a grid cannot hold it."""
     rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
     base, new = base.reshape(rows, -1), new.reshape(rows, -1)

@@ -1,6 +1,7 @@
 """A snapped release: snapped, evaluated beside what was trained, and registered as a version of its own."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -8,14 +9,17 @@ from cloud_registry.client import RegistryClient
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
+from edge_contract.names import relative_path
+from packager.build import with_extra_files
 from packager.delta.evaluating import evaluate, failures
 from packager.delta.formats import read_external
 from packager.delta.process import external_tensors
-from packager.delta.snap import SnapReport, snap_file
-from packager.files import digest_of
+from packager.delta.snap import SnapReport, Tally, snap_file, snap_part
+from packager.files import digest_of, disk_errors
 from packager.progress import Reporter
 from packager.register import register
-from packager.spec import Spec
+from packager.signature import read_facts
+from packager.spec import MemberSpec, Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +60,12 @@ def snap_release(
     if len(spec.members) != 1:
         raise EdgeError("config.invalid", f"{len(spec.members)} models are described; one is snapped at a time")
     member = spec.members[0]
+    facts = read_facts(member.entry.source, member.engine)  # refuses files that it keeps numbers in elsewhere
     base = _fetch_base(client, spec.name, wish.against, folder, reporter)
     snapped = folder / "snapped" / member.entry.source.name
     snapped.parent.mkdir(parents=True)
     with reporter.task(f"snapping {member.entry.path} to version {wish.against}"):
-        report = _snap(member.entry.source, base, snapped, wish.kappa)
+        report = _snap(member.entry.source, base, snapped, wish.kappa, facts.extra_files)
     with reporter.task("evaluating the trained model"):
         before = evaluate(wish.script, member.entry.source)
     with reporter.task("evaluating the snapped model"):
@@ -78,9 +83,9 @@ def snap_release(
         "metrics_trained": before,
         "metrics_snapped": after,
     }
-    entry = replace(member.entry, source=snapped)
     about = replace(spec.about, properties=dict(spec.about.properties) | _properties(found))
-    made = replace(spec, members=(replace(member, entry=entry),), about=about, version=0)
+    taken = _made_of(with_extra_files(member, facts), snapped, facts.extra_files)
+    made = replace(spec, members=(taken,), about=about, version=0)
     version = int(register(client, made, reporter)["version"])
     reporter.say(f"registered the snapped model as {spec.name}:{version}")
     return replace(made, version=version), found | {"version": version}
@@ -104,7 +109,7 @@ def _fetch_base(client: RegistryClient, model: str, version: int, folder: Path, 
     record = client.get_version(model, version)
     root = folder / "base"
     for file in record["files"]:
-        target = root / PurePosixPath(str(file["path"]))
+        target = root / relative_path(file["path"])
         target.parent.mkdir(parents=True, exist_ok=True)
         with reporter.task(f"downloading {file['path']} of version {version}"):
             client.download(model, version, str(file["path"]), target)
@@ -113,19 +118,45 @@ def _fetch_base(client: RegistryClient, model: str, version: int, folder: Path, 
     return root / PurePosixPath(str(record["entry"]))
 
 
-def _snap(new: Path, base: Path, out: Path, kappa: float) -> SnapReport:
-    """Snap a file and, for ONNX, the files that hold its numbers; gives what was done to most of them."""
-    reports = []
+def _made_of(member: MemberSpec, snapped: Path, extra: Iterable[str]) -> MemberSpec:
+    """The member with what was snapped in place of what was trained: its entry, and the files with its numbers.
+
+    Args:
+        member: All its files are listed.
+        snapped: The snapped entry.
+        extra: Files with its numbers, relative to its folder.
+    """
+    folder = PurePosixPath(member.entry.path).parent
+    made = {str(folder / name): snapped.parent / name for name in extra}
+    files = tuple(replace(file, source=made.get(file.path, file.source)) for file in member.files)
+    return replace(member, entry=replace(member.entry, source=snapped), files=files)
+
+
+def _snap(new: Path, base: Path, out: Path, kappa: float, extra: Iterable[str]) -> SnapReport:
+    """Snap a file and, for ONNX, the files that hold its numbers.
+
+    Args:
+        new: What was trained.
+        base: What devices hold.
+        out: Where the snapped one goes; the files beside it go beside it.
+        kappa: See `snap_file`.
+        extra: Files beside it that hold its numbers, relative to its folder.
+    """
     outside = read_external(new)
-    for location in outside:
+    if not outside:
+        return snap_file(base, new, out, kappa)
+    tally = Tally()
+    for location in extra:
         target = out.parent / location
-        target.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = new.parent / location, base.parent / location
-        known = external_tensors(base, location, theirs) if theirs.is_file() else ()
-        reports.append(snap_file(theirs, ours, target, kappa, known, external_tensors(new, location, ours)))
-    if outside:
-        # Weights lie in those files; what is left in the model itself is small and stays as it is.
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if location not in outside or not theirs.is_file():
+                shutil.copyfile(ours, target)
+                continue
+        known = external_tensors(base, location, theirs)
+        snap_part(theirs, ours, target, kappa, tally, known, external_tensors(new, location, ours))
+    # Weights lie in those files; what is left in the model itself is small and stays as it is.
+    with disk_errors(out):
         shutil.copyfile(new, out)
-    else:
-        reports.append(snap_file(base, new, out, kappa))
-    return max(reports, key=lambda report: report.elements)
+    return tally.report(base, new, kappa)

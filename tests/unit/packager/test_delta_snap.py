@@ -1,18 +1,27 @@
 """Snapped weights lie on a grid that the encoder finds, close to what was trained; a gate keeps bad ones back."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any, cast
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from cloud_registry.client import RegistryClient
+from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from packager.delta.encode import encode
 from packager.delta.evaluating import evaluate, failures
 from packager.delta.formats import read_tensors
 from packager.delta.snap import snap_file
+from packager.delta.snapping import SnapWish, snap_release
+from packager.progress import QuietReporter
+from packager.spec import MemberSpec, SourceFile, Spec
 from tests.support.net import wait_until
 from tests.support.require import REPOSITORY_ROOT
 from tests.unit.packager.weights import dense, trained, tuned
@@ -61,6 +70,97 @@ def test_a_kappa_without_sense_is_refused(tmp_path: Path, kappa: float) -> None:
     base = dense(tmp_path, "base.onnx", trained())
     with pytest.raises(EdgeError, match="kappa"):
         snap_file(base, base, tmp_path / "snapped.onnx", kappa)
+
+
+# -- numbers in files beside the model
+
+
+def _apart(folder: Path, matrix: np.ndarray) -> Path:
+    """A model that keeps its weights in one file and its bias in another."""
+    folder.mkdir()
+    model = onnx.load(dense(folder, "model.onnx", matrix))
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(matrix.shape[1], dtype=np.float32), "b"))
+    model.graph.node[0].output[0] = "xw"
+    model.graph.node.append(helper.make_node("Add", ["xw", "b"], ["y"]))
+    for tensor in model.graph.initializer:
+        (folder / f"{tensor.name}.bin").write_bytes(tensor.raw_data)
+        length = str(len(tensor.raw_data))
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", f"{tensor.name}.bin"), ("length", length)):
+            item = tensor.external_data.add()
+            item.key, item.value = key, value
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder / "model.onnx"
+
+
+class Versions:
+    """A registry that has one version, and takes another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uploaded: dict[str, bytes] = {}
+        self.registered: dict[str, Any] = {}
+
+    def get_version(self, model: str, version: int) -> dict[str, Any]:
+        del model, version
+        names = ("model.onnx", "w.bin", "b.bin")
+        files = [{"path": name, "digest": str(Digest.of((self.folder / name).read_bytes()))} for name in names]
+        return {"entry": "model.onnx", "files": files}
+
+    def download(self, model: str, version: int, path: str, target: Path) -> None:
+        del model, version
+        shutil.copyfile(self.folder / path, target)
+
+    def create_model(self, name: str, description: str) -> None:
+        del name, description
+
+    def upload_blob(self, repository: str, path: Path, digest: Digest, progress: Any) -> int:
+        del repository, progress
+        self.uploaded[str(digest)] = path.read_bytes()
+        return 0
+
+    def register_version(self, model: str, version: dict[str, Any]) -> dict[str, Any]:
+        del model
+        self.registered = {file["path"]: self.uploaded[file["digest"]] for file in version["files"]}
+        return {"version": 2}
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_weights_beside_a_model_are_snapped_and_registered_snapped(tmp_path: Path, is_listed: bool) -> None:
+    """Also where the author listed those files, and where one of them holds nothing to snap."""
+    base, new = _apart(tmp_path / "base", trained()), _apart(tmp_path / "new", tuned(trained()))
+    script = _script(tmp_path, "def evaluate(path):\n    return 1.0")
+    listed = tuple(SourceFile(new.with_name(name), name) for name in ("w.bin", "b.bin")) if is_listed else ()
+    member = MemberSpec("m", "onnx", SourceFile(new, "model.onnx"), listed)
+    registry = Versions(base.parent)
+    made, found = snap_release(
+        cast(RegistryClient, registry),
+        Spec("m", (member,)),
+        SnapWish(0.5, 1, script, 0.0),
+        tmp_path / "work",
+        QuietReporter(),
+    )
+    weights = registry.registered["w.bin"]
+    assert weights != new.with_name("w.bin").read_bytes()
+    assert registry.registered["b.bin"] == new.with_name("b.bin").read_bytes()
+    assert found["tensors"] == 1
+    assert {file.path: file.source.read_bytes() for file in made.members[0].files}["w.bin"] == weights
+
+
+def test_numbers_outside_the_folder_of_a_model_are_not_touched(tmp_path: Path) -> None:
+    new = _apart(tmp_path / "new", tuned(trained()))
+    model = onnx.load(new, load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = "../w.bin"
+    new.write_bytes(model.SerializeToString())
+    shutil.copyfile(new.with_name("w.bin"), tmp_path / "w.bin")
+    registry = Versions(_apart(tmp_path / "base", trained()).parent)
+    member = MemberSpec("m", "onnx", SourceFile(new, "model.onnx"))
+    wish = SnapWish(0.5, 1, tmp_path / "score.py", 0.0)
+    with pytest.raises(EdgeError) as caught:
+        snap_release(cast(RegistryClient, registry), Spec("m", (member,)), wish, tmp_path / "work", QuietReporter())
+    assert caught.value.code == "artifact.path-unsafe"
+    assert not (tmp_path / "work").exists()
 
 
 def _is_running(pid: int) -> bool:
