@@ -71,7 +71,8 @@ class BasesAnswer(Answer):
 
     devices: int = Field(description="devices that the condition matches")
     current: int = Field(description="devices that run the version already")
-    without: int = Field(description="devices that hold nothing known, or have no bundle for their platform")
+    without: int = Field(description="devices that hold nothing known")
+    unserved: int = Field(description="devices for whose platform the version has no bundle")
     bases: list[BaseAnswer]
 
     @classmethod
@@ -81,5 +82,6 @@ class BasesAnswer(Answer):
             devices=devices,
             current=found.current,
             without=found.without,
+            unserved=found.unserved,
             bases=[BaseAnswer.of(base) for base in found.bases],
         )

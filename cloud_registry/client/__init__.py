@@ -208,7 +208,11 @@ class RegistryClient:
         self._transport.request("DELETE", f"{_version_path(model, version)}/deltas/{digest}")
 
     def bases(self, model: str, version: int | str, condition: str = "", module: str = "") -> JsonObject:
-        """What devices hold that a version could be made from: `{devices, current, without, bases: [...]}`."""
+        """What devices hold that a version could be made from.
+
+        Returns:
+            `{devices, current, without, unserved, bases: [...]}`.
+        """
         params = [("condition", condition), ("module", module)]
         return self._transport.json("GET", f"{_version_path(model, version)}/bases", params=params)
 

@@ -195,12 +195,14 @@ class Bases:
     Attributes:
         bases: The most common first.
         current: Devices that run the version already.
-        without: Devices that hold nothing known, or for whose platform the version has no bundle.
+        without: Devices that hold nothing known.
+        unserved: Devices for whose platform the version has no bundle.
     """
 
     bases: tuple[BaseCount, ...]
     current: int
     without: int
+    unserved: int
 
 
 @dataclass(frozen=True, slots=True)

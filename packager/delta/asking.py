@@ -57,6 +57,8 @@ def ask_forecast(
             default=None,
         )
         starts.append(Start("nothing known", "", int(found["without"]), None, largest))
+    if unserved := int(found.get("unserved", 0)):  # a registry of an earlier version counts them among the others
+        starts.append(Start("no bundle", "", unserved, None, None))
     deltas = [
         Delta.from_json({key: value for key, value in item.items() if key != "manifest"})
         for item in client.deltas(model, version)

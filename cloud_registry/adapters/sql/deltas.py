@@ -213,11 +213,11 @@ def _counted(held: Sequence[Any], wanted: dict[str, str], known: dict[str, Any])
     """Count each device once: by its live bundle where that is known, else by its fallback."""
     live: Counter[tuple[str, str]] = Counter()
     fallback: Counter[tuple[str, str]] = Counter()
-    current = without = 0
+    current = without = unserved = 0
     for row in held:
         new = wanted.get(row.platform)
         if new is None:
-            without += 1
+            unserved += 1
         elif row.manifest == new:
             current += 1
         elif row.manifest in known:
@@ -239,4 +239,4 @@ def _counted(held: Sequence[Any], wanted: dict[str, str], known: dict[str, Any])
         for platform, manifest in live.keys() | fallback.keys()
     ]
     found.sort(key=lambda item: (-item.devices, item.platform, str(item.manifest)))
-    return Bases(tuple(found), current, without)
+    return Bases(tuple(found), current, without, unserved)

@@ -85,8 +85,15 @@ def test_a_dry_run_says_what_would_come_and_changes_nothing(line: Author, capsys
         assert not [item for item in client.deployments()["items"] if item["model"] == line.model]
     assert main([*arguments, "--dry-run"]) == 0
     assert "1 devices" in capsys.readouterr().out
+    line.enrol(f"cam-{line.model}-old", "linux/arm/v7")  # there is no bundle for it, so nothing comes to it
+    code, both = line.run(capsys, *arguments, "--dry-run")
+    assert (both["devices"], both["bytes"]) == (2, found["bytes"])
+    assert [(row["base"], row["by"], row["devices"]) for row in both["rows"]] == [
+        ("nothing known", "full", 1),
+        ("no bundle", "nothing", 1),
+    ]
     code, deployed = line.run(capsys, *arguments)
-    assert (code, deployed["deployment"]["devices"]) == (0, 1)
+    assert (code, deployed["deltas"]["deltas"]) == (0, [])
     # Nobody reported holding anything, so there was nothing to make a delta from.
     assert deployed["deltas"] == {"deltas": [], "skipped": [], "bytes": 0}
 
