@@ -14,6 +14,7 @@ from packager.bundle import BundleSet
 from packager.commands.common import (
     FILE,
     FOLDER,
+    FiniteRange,
     emit,
     json_option,
     make_reporter,
@@ -40,10 +41,8 @@ if TYPE_CHECKING:
 @click.option(
     "--gate",
     "drop_max",
-    type=click.FloatRange(0),
-    default=SNAP_DROP_DEFAULT,
-    show_default=True,
-    help="How far a metric may fall, for --snap.",
+    type=FiniteRange(0),
+    help=f"How far a metric may fall, for --snap; else {SNAP_DROP_DEFAULT:g}.",
 )
 @spec_options
 @bundle_options
@@ -106,8 +105,9 @@ def _snap_wish(options: dict[str, Any], version: int | None) -> "SnapWish | None
     """
     kappa, against, script, drop_max = (options.pop(key) for key in ("kappa", "against", "script", "drop_max"))
     if kappa is None:
-        if against is not None or script is not None:
-            raise EdgeError("config.invalid", "--against and --evaluate say how to snap, and --snap KAPPA is missing")
+        if not (against is script is drop_max is None):
+            why = "--against, --evaluate and --gate say how to snap, and --snap KAPPA is missing"
+            raise EdgeError("config.invalid", why)
         return None
     if against is None or script is None:
         raise EdgeError("config.invalid", "--snap needs --against VERSION and --evaluate SCRIPT")
@@ -116,7 +116,7 @@ def _snap_wish(options: dict[str, Any], version: int | None) -> "SnapWish | None
         raise EdgeError("config.invalid", why)
     from packager.delta.snapping import SnapWish
 
-    return SnapWish(kappa, against, script, drop_max)
+    return SnapWish(kappa, against, script, SNAP_DROP_DEFAULT if drop_max is None else drop_max)
 
 
 def _snap_lines(found: dict[str, Any]) -> list[str]:

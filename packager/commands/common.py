@@ -1,6 +1,7 @@
 """Options, output and secrets that several commands share. Nothing heavy is imported before a command runs."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,17 @@ PIN_VARIABLE: Final = "LIGHTERMAN_KEY_PIN"
 PIN_FILE_VARIABLE: Final = "LIGHTERMAN_KEY_PIN_FILE"
 FOLDER: Final = click.Path(path_type=Path, file_okay=False)
 FILE: Final = click.Path(path_type=Path, dir_okay=False)
+
+
+class FiniteRange(click.FloatRange):
+    """Numbers of a range, and neither infinity nor what is no number: comparisons let that through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See `click.ParamType.convert`."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 def stacked(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:

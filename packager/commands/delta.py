@@ -13,7 +13,17 @@ import click
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
-from packager.commands.common import FILE, FOLDER, emit, json_option, make_reporter, registry, registry_options, stacked
+from packager.commands.common import (
+    FILE,
+    FOLDER,
+    FiniteRange,
+    emit,
+    json_option,
+    make_reporter,
+    registry,
+    registry_options,
+    stacked,
+)
 from packager.limits import DELTA_BUDGET_BYTES_DEFAULT, DELTA_BUDGET_S_DEFAULT, DELTA_JOBS_MAX, LINK_KBPS_DEFAULT
 
 if TYPE_CHECKING:
@@ -25,7 +35,7 @@ _MEGA: Final = 1_000_000
 budget_options = stacked(
     click.option(
         "--budget-s",
-        type=click.FloatRange(0),
+        type=FiniteRange(0),
         default=DELTA_BUDGET_S_DEFAULT,
         show_default=True,
         help="Seconds that making deltas may take in all.",
@@ -58,7 +68,7 @@ deploy_options = stacked(
     click.option("--dry-run", is_flag=True, help="Only show what would come over the network; nothing is changed."),
     click.option(
         "--link-kbps",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         help=f"Speed of a device's link, for --dry-run; else {LINK_KBPS_DEFAULT:g}.",
     ),
 )
@@ -91,6 +101,10 @@ def make(base: Path, new: Path, out: Path, as_json: bool) -> None:
     """
     from packager.delta.process import EncodeRequest, Encoding
 
+    for file in (base, new):
+        if out.exists() and file.exists() and out.samefile(file):
+            hint = "Give the delta a name of its own."
+            raise EdgeError("config.invalid", f"the delta would take the place of {file}, which it is made of", hint)
     with make_reporter(as_json).task(f"encoding {new.name}"):
         encoded = Encoding(EncodeRequest(base.absolute(), new.absolute(), out.absolute())).wait()
     if encoded is None:
@@ -157,8 +171,8 @@ def show(delta_file: Path, as_json: bool) -> None:
 @delta.command("build")
 @click.argument("reference", metavar="MODEL:VERSION")
 @click.option("--from", "bases", type=click.IntRange(1), multiple=True, help="Version to start from; repeatable.")
-@click.option("--condition", default="*", show_default=True, help="Devices whose versions count, without --from.")
-@click.option("--module", default="", help="Module on the device; the model's name by default.")
+@click.option("--condition", help="Devices whose versions count, without --from; else all.")
+@click.option("--module", default="", help="Module on those devices; the model's name by default.")
 @click.option("--work", type=FOLDER, help="Keep downloaded files in this folder.")
 @budget_options
 @registry_options
@@ -166,7 +180,7 @@ def show(delta_file: Path, as_json: bool) -> None:
 def build(
     reference: str,
     bases: tuple[int, ...],
-    condition: str,
+    condition: str | None,
     module: str,
     work: Path | None,
     budget_s: float,
@@ -189,10 +203,13 @@ def build(
 
     model, version = parse_reference(reference)
     budget = check_budget(budget_s, budget_bytes, jobs)
+    if bases and (condition is not None or module):
+        hint = "Leave out either --from, or --condition and --module."
+        raise EdgeError("config.invalid", "--from names the versions, so what devices hold does not count", hint)
     with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
         number = int(client.get_version(model, version)["version"])
         reporter = make_reporter(as_json)
-        result = _build(client, model, number, bases, condition, module, budget, work, reporter)
+        result = _build(client, model, number, bases, condition or "*", module, budget, work, reporter)
     emit(as_json, result, built_lines(result))
 
 

@@ -393,8 +393,8 @@ def check_budget(seconds: float, size: int, jobs: int = 1) -> Budget:
     Raises:
         EdgeError: `config.invalid`.
     """
-    if seconds < 0 or size < 0:
-        raise EdgeError("config.invalid", "a budget is not negative")
+    if not (seconds >= 0 and size >= 0):  # what is no number is neither
+        raise EdgeError("config.invalid", f"a budget is 0 or more, and not {seconds:g} seconds and {size} bytes")
     if not 1 <= jobs <= DELTA_JOBS_MAX:
         raise EdgeError("config.invalid", f"{jobs} encodings at once; it can be 1 to {DELTA_JOBS_MAX}")
     return Budget(seconds, size, jobs)

@@ -264,7 +264,7 @@ def test_a_delta_that_saves_next_to_nothing_is_not_published(
     assert line.registered == []
 
 
-@pytest.mark.parametrize("budget", [(-1.0, 0, 1), (0.0, -1, 1), (0.0, 0, 0), (0.0, 0, 65)])
+@pytest.mark.parametrize("budget", [(-1.0, 0, 1), (float("nan"), 0, 1), (0.0, -1, 1), (0.0, 0, 0), (0.0, 0, 65)])
 def test_a_budget_out_of_bounds_is_refused(budget: tuple[float, int, int]) -> None:
     with pytest.raises(EdgeError) as caught:
         check_budget(*budget)

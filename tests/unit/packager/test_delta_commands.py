@@ -107,6 +107,10 @@ def test_a_delta_between_strangers_is_made_with_a_warning(folder: Path, capsys: 
         (("apply", "old.onnx", "d", "-o", "no/folder/made"), "config.file-missing"),
         (("build", "digits:2"), "config.invalid"),
         (("build", "digits"), "config.invalid"),
+        (("build", "digits:2", "--from", "1", "--condition", "*"), "config.invalid"),
+        (("build", "digits:2", "--from", "1", "--module", "other"), "config.invalid"),
+        (("build", "digits:2", "--budget-s", "nan"), "config.invalid"),
+        (("make", "old.onnx", "new.onnx", "-o", "new.onnx"), "config.invalid"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_code(
@@ -120,7 +124,12 @@ def test_what_cannot_be_done_is_refused_with_a_code(
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [(("--dry-run", "--wait"), "--wait"), (("--link-kbps", "64"), "--dry-run")],
+    [
+        (("--dry-run", "--wait"), "--wait"),
+        (("--link-kbps", "64"), "--dry-run"),
+        (("--dry-run", "--link-kbps", "inf"), "finite"),
+        (("--dry-run", "--link-kbps", "nan"), "finite"),
+    ],
 )
 def test_options_of_a_deployment_that_would_mean_nothing_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], word: str
@@ -129,6 +138,22 @@ def test_options_of_a_deployment_that_would_mean_nothing_are_refused(
     code, refused = run(
         capsys, "deploy", "digits:2", "--condition", "*", "--url", "http://127.0.0.1:9", "--token", "t", *options
     )
+    assert (code, refused["error"]["code"]) == (2, "config.invalid")
+    assert word in refused["error"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--gate", "0.1"), "--snap"),
+        (("--snap", "0.5", "--against", "1", "--evaluate", "score.py", "--gate", "nan"), "finite"),
+    ],
+)
+def test_a_gate_that_keeps_nothing_back_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], word: str
+) -> None:
+    (folder / "score.py").write_text("def evaluate(path):\n    return 1\n")
+    code, refused = run(capsys, "build", "--model", "digits", "--file", "new.onnx", "--out", "bundle", *options)
     assert (code, refused["error"]["code"]) == (2, "config.invalid")
     assert word in refused["error"]["detail"]
 
