@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -41,7 +41,7 @@ class Budget:
     """What making deltas may take.
 
     Attributes:
-        seconds: Time in all; an encoding under way is ended when it is up.
+        seconds: Time in all; an encoding or a download under way is ended when it is up.
         bytes: Length of all deltas together.
         jobs: How many files are encoded at once, each by a process of its own.
     """
@@ -211,13 +211,7 @@ class _Build:
             self.finish()  # what comes of those decides about this one
         number, reason = int(base["version"]), self._reason_against(pair)
         if reason is None:
-            folder = Path(tempfile.mkdtemp(suffix=".delta", dir=self.folder))
-            try:
-                fetching = _Fetching(self.client, self.model, base, self.new, self.folder, self.reporter)
-                self.open.append(_UnderWay(number, pair, folder, Encoding(fetching.request(pair, folder / _OUT))))
-            except EdgeError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                reason = _reason_of(error)
+            reason = self._begin(base, pair)
         if reason is not None:
             self._skip(number, pair, reason)
 
@@ -236,6 +230,18 @@ class _Build:
             item.encoding.end()
             item.forget()
         self.open.clear()
+
+    def _begin(self, base: JsonObject, pair: FilePair) -> str | None:
+        """Get the files of a pair and encode them; the reason to skip it, or none."""
+        folder = Path(tempfile.mkdtemp(suffix=".delta", dir=self.folder))
+        fetching = _Fetching(self.client, self.model, base, self.new, self.folder, self.reporter, self._seconds_left)
+        try:
+            encoding = Encoding(fetching.request(pair, folder / _OUT))
+        except (EdgeError, _SpentError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            return SPENT if isinstance(error, _SpentError) else _reason_of(error)
+        self.open.append(_UnderWay(int(base["version"]), pair, folder, encoding))
+        return None
 
     def _settle(self) -> None:
         """Wait for the pair that was taken first, and publish its delta."""
@@ -303,9 +309,13 @@ def _reason_of(error: EdgeError) -> str:
     return f"{error.detail} [{error.code}]"
 
 
+class _SpentError(Exception):
+    """Time was up in the middle of a download."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Fetching:
-    """Gets the files of two versions into a folder."""
+    """Gets the files of two versions into a folder, as long as there is time."""
 
     client: RegistryClient
     model: str
@@ -313,6 +323,7 @@ class _Fetching:
     new: JsonObject
     folder: Path
     reporter: Reporter
+    seconds_left: Callable[[], float]
 
     def request(self, pair: FilePair, out: Path) -> EncodeRequest:
         """What the encoder needs for a pair: both files, and the ONNX files whose external data they are, if any."""
@@ -347,7 +358,14 @@ class _Fetching:
             target.unlink(missing_ok=True)
             number = int(version["version"])
             with self.reporter.task(f"downloading {path} of version {number}") as advance:
-                self.client.download(self.model, number, path, target, upload_progress(advance))
+                update = upload_progress(advance)
+
+                def watched(done: int, total: int) -> None:
+                    update(done, total)
+                    if self.seconds_left() <= 0:
+                        raise _SpentError
+
+                self.client.download(self.model, number, path, target, watched)
         return target
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +47,7 @@ class FakeRegistry:
         self.listed: list[dict[str, Any]] = []
         self.held: list[dict[str, Any]] = []
         self.refuse: Callable[[], None] = lambda: None
+        self.on_download: Callable[[], None] = lambda: None
 
     def client(self) -> RegistryClient:
         return cast(RegistryClient, self)
@@ -71,8 +73,11 @@ class FakeRegistry:
         return INDEX
 
     def download(self, model: str, version: int, path: str, target: Path, progress: Any = None) -> None:
-        del model, progress
+        del model
         self.downloaded.append((version, path))
+        self.on_download()
+        size = self.files[version][path].stat().st_size
+        progress(size, size)
         shutil.copy(self.files[version][path], target)
 
     def upload_blob(self, repository: str, path: Path, digest: Digest, progress: Any = None) -> None:
@@ -253,6 +258,16 @@ def test_a_delta_over_the_budget_of_bytes_is_not_published_and_a_smaller_one_may
     assert [item["base_version"] for item in built.deltas] == [2]
     assert reasons(built) == ["1500 bytes are more than the budget has left"]
     assert built.bytes == 900
+
+
+def test_time_that_is_up_ends_a_download_too(line: FakeRegistry, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answered(monkeypatch)
+    later = time.monotonic() + 10_000
+    line.on_download = lambda: monkeypatch.setattr("packager.delta.building.time.monotonic", lambda: later)
+    assert reasons(build(line, work, [1, 2])) == ["the budget is spent", "the budget is spent"]
+    assert asked == []
+    assert line.downloaded == [(1, "model.onnx")]
+    assert not list(work.glob("*.delta"))
 
 
 def test_a_delta_that_saves_next_to_nothing_is_not_published(
