@@ -30,12 +30,10 @@ def test_deltas_of_earlier_versions_are_decoded() -> None:
     assert len(check(GOLDEN)) == len(list(GOLDEN.glob("*.base"))) == 11
 
 
-@pytest.mark.slow
-@pytest.mark.system
-def test_numpy_1_makes_the_same_bytes() -> None:
-    python = require_environment(".venv-numpy-one", LOCK, "numpy 1.26")
+def program(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Decode what lies in a folder, by a process."""
     done = subprocess.run(
-        [str(python), str(GOLDEN.with_name("golden_decode.py")), str(GOLDEN)],
+        [*command, str(GOLDEN.with_name("golden_decode.py")), str(folder)],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY_ROOT)},
         capture_output=True,
         text=True,
@@ -43,6 +41,14 @@ def test_numpy_1_makes_the_same_bytes() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_numpy_1_makes_the_same_bytes() -> None:
+    python = require_environment(".venv-numpy-one", LOCK, "numpy 1.26")
+    done = program([str(python)], GOLDEN)
     facts = json.loads(done.stdout)
     assert facts["numpy"].startswith("1.26.")
     assert facts["decoded"] == 11
@@ -90,15 +96,7 @@ def test_flushing_denormals_changes_nothing(tmp_path: Path) -> None:
         (tmp_path / f"{name}.lmd1").write_bytes(delta)
         digests[name] = {"bytes": len(pair.new), "sha256": hashlib.sha256(pair.new).hexdigest()}
     (tmp_path / "digests.json").write_text(json.dumps(digests), encoding="ascii")
-    done = subprocess.run(
-        [sys.executable, "-c", FLUSHED, str(library), str(GOLDEN.with_name("golden_decode.py")), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY_ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = program([sys.executable, "-c", FLUSHED, str(library)], tmp_path)
     assert json.loads(done.stdout)["decoded"] == len(digests)
     edge = 2.0**-126 * (1 + np.arange(-64, 65) * 2.0**-30)  # which side of it a number comes to lie on
     assert done.stderr == " ".join(rounded(BY_NAME[name], edge).tobytes().hex() for name in ("f32", "bf16", "f16"))
