@@ -5,18 +5,21 @@ imported; and because a budget of time has to be able to end it. It ends with wh
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from edge_contract.errors import EdgeError
 from packager.delta.formats import Tensor, apart, read_external
 from packager.delta.leash import follow_input
+from packager.files import digest_of, disk_errors
 
 _ONE_THREAD: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _ANSWER_BYTES_MAX: Final = 64 * 1024
@@ -138,7 +141,50 @@ def _run(asked: dict[str, Any]) -> dict[str, Any]:
         None if onnx is None else external_tensors(Path(onnx), asked["location"], file)
         for onnx, file in ((asked["base_onnx"], base), (asked["new_onnx"], new))
     ]
-    return asdict(encode(base, new, out, base_tensors=tensors[0], new_tensors=tensors[1]))
+    encoded = encode(base, new, out, base_tensors=tensors[0], new_tensors=tensors[1])
+    try:
+        require_makes(base, new, out)
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
+    return asdict(encoded)
+
+
+def require_makes(base: Path, new: Path, delta: Path) -> None:
+    """Decode a delta as a device does, and require that the very file comes out: else a fleet finds out.
+
+    Args:
+        base: What it starts from.
+        new: What it has to make.
+        delta: The delta; beside it there has to be room for the file.
+
+    Raises:
+        EdgeError: `internal.bug` where something else comes out, `config.file-missing`, `device.disk-*`.
+    """
+    from edge_delta.decode import decode
+    from edge_delta.errors import DeltaError
+
+    wanted, size = digest_of(new)
+    with (
+        disk_errors(delta),
+        base.open("rb") as base_file,
+        delta.open("rb") as source,
+        TemporaryFile(dir=delta.absolute().parent) as made,
+    ):
+        try:
+            for _ in decode(base_file, source, made, base_bytes=base.stat().st_size, new_bytes=size):
+                pass
+        except DeltaError as error:
+            raise _makes_something_else(new, error.detail) from error
+        made.seek(0)
+        found = hashlib.file_digest(cast(BufferedReader, made), "sha256").hexdigest()
+    if found != wanted.hex:
+        raise _makes_something_else(new, f"sha256:{found} came out")
+
+
+def _makes_something_else(new: Path, why: str) -> EdgeError:
+    hint = "Did a file change meanwhile? If not, please report it, with both files."
+    return EdgeError("internal.bug", f"the delta that was made does not make {new}: {why}", hint)
 
 
 def main() -> None:

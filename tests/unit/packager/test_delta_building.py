@@ -23,9 +23,10 @@ from edge_contract.errors import EdgeError
 from edge_contract.limits import DELTAS_MAX
 from edge_delta.decode import decode
 from packager.commands.delta import build_before
-from packager.delta import building
+from packager.delta import building, process
 from packager.delta.building import Budget, Built, build_deltas, check_budget, common_bases, file_pairs
-from packager.delta.process import EncodedFile, EncodeRequest, Encoding
+from packager.delta.encode import encode
+from packager.delta.process import EncodedFile, EncodeRequest, Encoding, require_makes
 from packager.progress import QuietReporter
 from tests.support.net import wait_until
 from tests.support.require import REPOSITORY_ROOT
@@ -510,6 +511,24 @@ def test_what_the_encoder_refuses_comes_back_with_its_code(line: FakeRegistry, w
         Encoding(EncodeRequest(line.files[1]["model.onnx"], work / "empty", work / "out")).wait()
     assert caught.value.code == "config.invalid"
     assert "empty" in caught.value.detail
+
+
+def test_a_delta_that_makes_another_file_is_not_given_away(
+    line: FakeRegistry, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, new, other = (line.files[number]["model.onnx"] for number in (1, 3, 2))
+    right = work / "right"
+    encode(base, new, right)
+    require_makes(base, new, right)
+    monkeypatch.setattr("packager.delta.encode.encode", lambda *_, **__: encode(base, other, work / "out"))
+    asked = {"base": str(base), "new": str(new), "out": str(work / "out"), "base_onnx": None, "new_onnx": None}
+    with pytest.raises(EdgeError, match="does not make") as caught:
+        process._run(asked)
+    assert caught.value.code == "internal.bug"
+    assert not (work / "out").exists()
+    right.write_bytes(right.read_bytes()[:-10])
+    with pytest.raises(EdgeError, match="does not make"):
+        require_makes(base, new, right)
 
 
 def test_an_encoder_that_dies_is_told_with_its_last_words(
