@@ -6,6 +6,7 @@ are halved from time to time, because tensors differ.
 """
 
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -190,10 +191,10 @@ def _guess(level: int) -> Array:
     for k in range(1, DIRECT // 2):
         row[2 * k - 1] = row[2 * k] = (tails[k] - tails[k + 1]) // 2
     row[DIRECT - 1] = (tails[DIRECT // 2] - _tail(DIRECT + 1, level)) // 2
-    for symbol in range(DIRECT, ESCAPE):
-        shift, part = 1 + (symbol - DIRECT) // 8, 8 + (symbol - DIRECT) % 8
-        # zigzag number n is the magnitude n / 2; `_tail` wants twice the magnitude.
-        row[symbol] = _tail(part << shift, level) - _tail((part + 1) << shift, level)
+    # zigzag number n is the magnitude n / 2; `_tail` wants twice the magnitude.
+    starts = [(8 + (n - DIRECT) % 8) << (1 + (n - DIRECT) // 8) for n in range(DIRECT, ESCAPE + 1)]
+    beyond = [_tail(start, level) for start in starts]
+    row[DIRECT:ESCAPE] = [this - following for this, following in pairwise(beyond)]
     weights = [max(value, 0) * _GUESS * _COUNT_SCALE // _FIXED for value in row]
     return np.array(weights, np.int64)
 
@@ -206,8 +207,12 @@ def _tail(twice: int, level: int) -> int:
     scaled = scaled >> octaves if octaves >= 0 else scaled << -octaves
     if half:
         scaled = (scaled * _ROOT_HALF) >> 31
-    if scaled >= 28 << 32:
-        return 0
+    return _decayed(scaled) if scaled < 28 << 32 else 0
+
+
+@cache
+def _decayed(scaled: int) -> int:
+    """exp(-scaled / 2**32) in `_FIXED`. Levels an octave apart ask for the same."""
     base = _FIXED - ((scaled * _FIXED) >> (32 + 16))
     for _ in range(16):
         base = (base * base) // _FIXED
