@@ -137,11 +137,13 @@ def build_deltas(
         result: Filled as it goes, for who wants to know what was done before an error; none makes one.
 
     Raises:
-        EdgeError: `cloud.*`, `network.*`, `device.disk-*`.
+        EdgeError: `cloud.*`, `network.*`, `device.disk-*`; `artifact.not-found` where the version has no bundle.
     """
     result = Built() if result is None else result
+    if not bases:
+        return result
     new = client.get_version(model, version)
-    index = client.get_manifest(bundle_repository(model), str(version))
+    index = _index_of(client, model, version)
     build = _Build(client, model, new, index, budget, time.monotonic(), folder, reporter, result)
     build.ended = {(item["base"], item["new"]): THERE for item in client.deltas(model, version)}
     build.count = len(build.ended)
@@ -154,6 +156,19 @@ def build_deltas(
     finally:
         build.abandon()
     return result
+
+
+def _index_of(client: RegistryClient, model: str, version: int) -> bytes:
+    try:
+        return client.get_manifest(bundle_repository(model), str(version))
+    except EdgeError as error:
+        if error.code != "artifact.not-found":
+            raise
+        raise EdgeError(
+            error.code,
+            f"{model} version {version} has no bundle yet, which its deltas could refer to",
+            "Build and publish it first (`packager build`, `packager push`).",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

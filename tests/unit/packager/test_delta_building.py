@@ -408,6 +408,18 @@ def test_a_registry_that_goes_away_ends_it_and_what_was_made_is_still_told(
     assert result["error"]["code"] == "network.unreachable"
 
 
+def test_a_version_without_a_bundle_has_no_deltas_and_that_is_told(line: FakeRegistry, work: Path) -> None:
+    def refuse(repository: str, reference: str) -> bytes:
+        raise EdgeError("artifact.not-found", f"{repository} has no manifest {reference}")
+
+    line.get_manifest = refuse  # type: ignore[method-assign]
+    assert build(line, work, []).to_json() == {"deltas": [], "skipped": [], "bytes": 0}
+    with pytest.raises(EdgeError) as caught:
+        build(line, work, [1])
+    assert caught.value.code == "artifact.not-found"
+    assert "packager push" in caught.value.hint
+
+
 # -- files that are kept
 
 
