@@ -56,7 +56,7 @@ class SqlDeltas:
                 raise EdgeError(
                     "cloud.too-large",
                     f"{model} version {version} has {count} deltas already, which is as many as metadata list",
-                    "Delete one that few devices can use.",
+                    f"Delete one that few devices can use: DELETE /api/v1/models/{model}/versions/{version}/deltas/…",
                 )
             connection.execute(insert(deltas).values(_values(model, version, known, self._clock.wall_ms(), by)))
             return Affected(EnteredDelta(known, replaced), _under_way(connection, model, version))
