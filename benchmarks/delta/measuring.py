@@ -9,11 +9,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.delta.methods import REPOSITORY, Job, Method
 from benchmarks.delta.processes import Cost, FailedError, run
 from benchmarks.delta.recipes import Pair
+from edge_agent.delta.process import DECODER_ENVIRONMENT
 
 _ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -73,7 +75,8 @@ def measure(method: Method, pair: Pair, base: Path, new: Path, peers_python: str
             if method.prepare:
                 _run(method, method.prepare(job))
             encoding = _run(method, method.encode(job))
-            decoding = _run(method, method.decode(job))
+            # Ours decodes as on a device.
+            decoding = _run(method, method.decode(job), DECODER_ENVIRONMENT if method.family == "ours" else {})
             wire_bytes = method.size(job)
         except (FailedError, OSError) as error:
             return Result(new_bytes, failure=str(error))
@@ -93,8 +96,8 @@ def measure(method: Method, pair: Pair, base: Path, new: Path, peers_python: str
     )
 
 
-def _run(method: Method, command: list[str]) -> Cost:
-    return run(method.paths(command), _ENVIRONMENT)
+def _run(method: Method, command: list[str], more: Mapping[str, str] = MappingProxyType({})) -> Cost:
+    return run(method.paths(command), {**_ENVIRONMENT, **more})
 
 
 class Kept:

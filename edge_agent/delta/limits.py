@@ -23,6 +23,9 @@ CPU_S_LAST: Final = 5
 DATA_SLACK_BYTES: Final = 48 * MIB
 """Added to the memory that a delta says it takes, because an allocator holds more than is used."""
 
+HEAP_STEP_BYTES: Final = 4 * MIB
+"""By which a decoder's heap grows; no memory before it is used."""
+
 LOCK_MS_MAX: Final = 5_000
 """For a decoder that outlived its agent to notice and end."""
 

@@ -195,6 +195,7 @@ def test_it_steps_back_behind_everything_else(bench: Bench) -> None:
     (harder,) = [int(line[47:68]) for line in seen["limits"].splitlines() if line.startswith("Max cpu time")]
     assert harder > int(limits["Max cpu time"]), "time that is up must not look like a lack of memory"
     assert "OPENBLAS_NUM_THREADS=1" in seen["environ"]
+    assert "MALLOC_TOP_PAD_=" in seen["environ"]
 
 
 # --- frames
