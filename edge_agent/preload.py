@@ -5,6 +5,7 @@ lead to, and what it gives goes through the same checks as what a registry sends
 they are and fetched.
 """
 
+import hashlib
 import logging
 import os
 import stat
@@ -14,6 +15,7 @@ from typing import BinaryIO, Final
 
 from edge_agent import ports
 from edge_agent.store.blobs import FileBlobStore, PartialBlob
+from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.limits import CHUNK_BYTES
 from edge_contract.manifest import Descriptor
@@ -36,6 +38,7 @@ class PreloadedFetcher:
         self._folder = folder / "blobs" / "sha256"
         self._blobs = blobs
         self._rest = rest
+        self._damaged: set[Digest] = set()  # found so since the process began; as many as the folder has at most
 
     def fetch(self, repository: str, blob: Descriptor, is_cancelled: Callable[[], bool]) -> int:
         """See `ports.BundleFetcher.fetch`; what comes from the folder counts no bytes of the network."""
@@ -44,8 +47,8 @@ class PreloadedFetcher:
         return self._rest.fetch(repository, blob, is_cancelled)
 
     def is_near(self, blob: Descriptor) -> bool:
-        """See `ports.BundleFetcher.is_near`: the folder has a file of that name and length, whatever is in it."""
-        source = _open(self._folder / blob.digest.hex, blob.size)
+        """See `ports.BundleFetcher.is_near`: the folder has a file of that name and length, not known to be damaged."""
+        source = self._source(blob)
         if source is None:
             return self._rest.is_near(blob)
         source.close()
@@ -57,22 +60,41 @@ class PreloadedFetcher:
         Raises:
             EdgeError: `network.cut` when cancelled, `device.disk-full`, `device.disk-error`.
         """
-        source = _open(self._folder / blob.digest.hex, blob.size)
+        source = self._source(blob)
         if source is None:
             return False
-        with source, self._blobs.resume(blob.digest, blob.size) as partial:
+        with source:
+            # What has come over the network must not be lost to a file that turns out to be damaged.
+            if self._blobs.partial_bytes(blob.digest) and not _is_whole(source, blob, is_cancelled):
+                return self._refuse(blob, "its digest is another")
+            return self._copy_from(source, blob, is_cancelled)
+
+    def _source(self, blob: Descriptor) -> BinaryIO | None:
+        return None if blob.digest in self._damaged else _open(self._folder / blob.digest.hex, blob.size)
+
+    def _refuse(self, blob: Descriptor, why: str) -> bool:
+        _log.warning("%s in %s is not what its name says: %s", blob.digest, self._folder, why)
+        self._damaged.add(blob.digest)
+        return False
+
+    def _copy_from(self, source: BinaryIO, blob: Descriptor, is_cancelled: Callable[[], bool]) -> bool:
+        with self._blobs.resume(blob.digest, blob.size) as partial:
             self._blobs.require_space(partial.remaining)
+            has_old_bytes = partial.is_resumed
             try:
                 _copy(source, partial, is_cancelled)
                 partial.commit()
             except EdgeError as error:
                 if error.code not in _WRONG:
                     raise
-                _log.warning("%s in %s is not what its name says: %s", blob.digest, self._folder, error.detail)
                 partial.discard()
-                return False
-        _log.info("%s was taken from %s", blob.digest, self._folder)
-        return True
+                if not has_old_bytes:
+                    return self._refuse(blob, error.detail)
+            else:
+                _log.info("%s was taken from %s", blob.digest, self._folder)
+                return True
+        # The file was read whole before, so the bytes that were here are to blame, and gone.
+        return self._copy_from(source, blob, is_cancelled)
 
 
 def _open(path: Path, size: int) -> BinaryIO | None:
@@ -85,6 +107,23 @@ def _open(path: Path, size: int) -> BinaryIO | None:
         return os.fdopen(number, "rb")
     os.close(number)
     return None
+
+
+def _is_whole(source: BinaryIO, blob: Descriptor, is_cancelled: Callable[[], bool]) -> bool:
+    """Whether a file has the digest of its name.
+
+    Raises:
+        EdgeError: `network.cut` when cancelled.
+    """
+    state = hashlib.sha256()
+    try:
+        while chunk := source.read(CHUNK_BYTES):
+            if is_cancelled():
+                raise EdgeError("network.cut", "the copy was cancelled")
+            state.update(chunk)
+    except OSError:
+        return False
+    return state.hexdigest() == blob.digest.hex
 
 
 def _copy(source: BinaryIO, partial: PartialBlob, is_cancelled: Callable[[], bool]) -> None:

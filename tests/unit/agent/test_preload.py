@@ -109,3 +109,30 @@ def test_a_cancelled_copy_says_so(bench: Bench) -> None:
     assert caught.value.code == "network.cut"
     assert not bench.store.has(BLOB.digest)
     assert not bench.remote.asked
+
+
+def test_what_came_over_the_network_is_not_lost_to_a_damaged_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that file is near no more: a delta may be chosen, the rest is fetched."""
+    bench.file.write_bytes(b"x" * len(DATA))
+    with bench.store.resume(BLOB.digest, BLOB.size) as partial:
+        partial.write(DATA[:1000])
+
+    def refuse(*_: object) -> int:
+        raise EdgeError("network.cut", "the line broke off")
+
+    monkeypatch.setattr(bench.remote, "fetch", refuse)
+    with pytest.raises(EdgeError, match="broke off"):
+        bench.fetch()
+    assert bench.store.partial_bytes(BLOB.digest) == 1000
+    assert not bench.fetcher.is_near(BLOB)
+
+
+def test_bytes_that_rotted_since_they_came_are_copied_anew(bench: Bench) -> None:
+    bench.file.write_bytes(DATA)
+    with bench.store.resume(BLOB.digest, BLOB.size) as partial:
+        partial.write(b"y" * 1000)
+    assert bench.fetch() == 0
+    assert bench.store.read(BLOB.digest, len(DATA)) == DATA
+    assert not bench.remote.asked
