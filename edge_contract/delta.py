@@ -108,13 +108,29 @@ class Delta:
 def read_deltas(fields: Fields) -> tuple[Delta, ...]:
     """The list under `deltas`, `0..DELTAS_MAX` long; absent means none.
 
+    What is written in a format of later may say other things, or keep other bounds: it is left out, and keeps nobody
+    from the rest.
+
     Raises:
         ContractError: `trust.metadata-invalid`.
     """
     try:
-        return tuple(Delta.from_json(item) for item in fields.items("deltas", DELTAS_MAX))
+        items = fields.items("deltas", DELTAS_MAX)
     except ContractError as error:
         raise ContractError(_CODE, error.detail) from None
+    found = []
+    for item in items:
+        try:
+            found.append(Delta.from_json(item))
+        except ContractError:
+            if not _is_of_later(item):
+                raise
+    return tuple(found)
+
+
+def _is_of_later(item: Any) -> bool:
+    name = item.get("format") if isinstance(item, dict) else None
+    return isinstance(name, str) and name != FORMAT
 
 
 def write_deltas(deltas: Sequence[Delta]) -> JsonObject:

@@ -3,9 +3,11 @@
 # ruff: noqa: D301  # a backslash and b is click's mark of a paragraph that keeps its lines
 
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -22,6 +24,7 @@ from packager.commands.publish import deploy, push, register, ship
 from packager.commands.service import service
 
 _INTERRUPTED = 130
+_TERMINATED = 143
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,7 +50,7 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done; 1 devices refused or did not answer in time; 2 configuration; 3 trust; 4 artifact;
-    5 model; 6 disk or memory; 7 network; 8 registry; 70 a bug.
+    5 model; 6 disk or memory; 7 network; 8 registry; 70 a bug; 130 interrupted; 143 terminated.
     """
 
 
@@ -65,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _end)
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
@@ -88,6 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(bug, as_json)
         return bug.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _end(_signum: int, _frame: FrameType | None) -> None:
+    """End as after an interrupt: temporary folders, which may hold whole models, are removed on the way."""
+    raise SystemExit(_TERMINATED)
 
 
 def _complain(error: EdgeError, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
@@ -257,6 +258,29 @@ def build_before(
         return _build(client, model, version, (), condition, options["module"], budget, None, reporter, result)
     except EdgeError as error:
         return result.to_json() | {"error": error.to_json()}
+
+
+def check_unused(why: str, *more: str) -> None:
+    """Refuse options of making deltas where none are made. For a running command.
+
+    Args:
+        why: What makes none, for the message.
+        more: Names of further parameters that would mean nothing.
+
+    Raises:
+        EdgeError: `config.invalid`.
+    """
+    context = click.get_current_context()
+    names = {"budget_s", "budget_bytes", "jobs", *more}
+    given = [
+        "/".join((*parameter.opts, *parameter.secondary_opts))
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise EdgeError(
+            "config.invalid", f"{why} no deltas are made, so that {', '.join(given)} says nothing", "Leave one out."
+        )
 
 
 def forecast_link(is_dry_run: bool, is_waiting: bool, link_kbps: float | None) -> float:

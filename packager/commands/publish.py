@@ -29,6 +29,7 @@ from packager.commands.delta import (
     budget_options,
     build_before,
     built_lines,
+    check_unused,
     deploy_options,
     forecast_lines,
     forecast_link,
@@ -148,6 +149,10 @@ def deploy(reference: str, condition: str, is_waiting: bool, as_json: bool, **op
         options,
     )
     link_kbps = forecast_link(options["dry_run"], is_waiting, options["link_kbps"])
+    if options["dry_run"]:
+        check_unused("with --dry-run", "with_deltas")
+    elif not options["with_deltas"]:
+        check_unused("with --no-deltas")
     reporter = make_reporter(as_json)
     with registry(options["url"], options["token"], options["token_file"], options["ca_file"]) as client:
         number = int(client.get_version(model, version)["version"])
@@ -208,6 +213,10 @@ def ship(
     from packager.ship import Voyage
     from packager.ship import ship as run
 
+    if not condition:
+        check_unused("without --condition", "with_deltas")
+    elif not options["with_deltas"]:
+        check_unused("with --no-deltas")
     key_folders = options.pop("key_folders")
     flags = flags_from(options, name, 0, files)
     spec = replace(spec_from(options, flags), version=version or 0)

@@ -63,6 +63,21 @@ def test_metadata_list_so_many_and_no_more() -> None:
         read_deltas(Fields(write_deltas(known), "target", code))
 
 
+def test_a_delta_of_a_later_format_keeps_nobody_from_the_others() -> None:
+    code = "trust.metadata-invalid"
+    later = [
+        DELTA.to_json() | {"format": "lmd2", "peak_bytes": DELTA_PEAK_BYTES_MAX * 9},
+        {"format": "a name much longer than formats have", "places": [1, 2]},
+    ]
+    known = replace(DELTA, format="lmd2")
+    fields = Fields({"deltas": [later[0], DELTA.to_json(), later[1], known.to_json()]}, "target", code)
+    assert read_deltas(fields) == (DELTA, known)
+    for broken in (DELTA.to_json() | {"peak_bytes": DELTA_PEAK_BYTES_MAX * 9}, {"format": 2}, {}, "lmd2", None):
+        with pytest.raises(ContractError) as caught:
+            read_deltas(Fields({"deltas": [DELTA.to_json(), broken]}, "target", code))
+        assert caught.value.code == code
+
+
 def test_the_directors_target_and_the_devices_record_carry_deltas() -> None:
     told = replace(ASSIGNMENT, deltas=(DELTA,))
     (read,) = read_director_custom(director_custom([told]), told.manifest, told.manifest_bytes)

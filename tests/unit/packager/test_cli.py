@@ -202,6 +202,31 @@ def test_help_starts_without_anything_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
+HOLDS = """
+import sys, tempfile, time
+import packager.cli
+@packager.cli.cli.command("hold")
+def hold():
+    with tempfile.TemporaryDirectory(prefix="held-") as folder:
+        print(folder, flush=True)
+        time.sleep(60)
+sys.argv = ["packager", "hold"]
+sys.exit(packager.cli.main())
+"""
+
+
+def test_what_is_terminated_leaves_no_temporary_folder() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS], cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        folder = Path(process.stdout.readline().strip())
+        assert folder.is_dir()
+        process.terminate()
+        assert process.wait(30) == 143
+    assert not folder.exists()
+
+
 def test_no_telemetry_of_the_runtime(tmp_path: Path) -> None:
     """Without CI in the environment, because the runtime keeps still under CI by itself."""
     home = tmp_path / "home"

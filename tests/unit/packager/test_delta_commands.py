@@ -129,6 +129,10 @@ def test_what_cannot_be_done_is_refused_with_a_code(
         (("--link-kbps", "64"), "--dry-run"),
         (("--dry-run", "--link-kbps", "inf"), "finite"),
         (("--dry-run", "--link-kbps", "nan"), "finite"),
+        (("--dry-run", "--jobs", "2"), "--jobs"),
+        (("--dry-run", "--no-deltas"), "--no-deltas"),
+        (("--no-deltas", "--budget-s", "60"), "--budget-s"),
+        (("--no-deltas", "--budget-bytes", "1000"), "--budget-bytes"),
     ],
 )
 def test_options_of_a_deployment_that_would_mean_nothing_are_refused(
@@ -138,6 +142,19 @@ def test_options_of_a_deployment_that_would_mean_nothing_are_refused(
     code, refused = run(
         capsys, "deploy", "digits:2", "--condition", "*", "--url", "http://127.0.0.1:9", "--token", "t", *options
     )
+    assert (code, refused["error"]["code"]) == (2, "config.invalid")
+    assert word in refused["error"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [(("--budget-s", "60"), "--condition"), (("--condition", "*", "--no-deltas", "--jobs", "2"), "--no-deltas")],
+)
+def test_options_of_a_shipment_that_would_mean_nothing_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], word: str
+) -> None:
+    del folder
+    code, refused = run(capsys, "ship", "new.onnx", "--url", "http://127.0.0.1:9", "--token", "t", *options)
     assert (code, refused["error"]["code"]) == (2, "config.invalid")
     assert word in refused["error"]["detail"]
 
