@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +11,7 @@ from edge_contract.digest import Digest
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_contract.names import relative_path
-from packager.build import with_extra_files
+from packager.build import prepare, with_extra_files
 from packager.delta.evaluating import evaluate, failures
 from packager.delta.formats import read_external
 from packager.delta.process import external_tensors
@@ -86,6 +87,8 @@ def snap_release(
     about = replace(spec.about, properties=dict(spec.about.properties) | _properties(found))
     taken = _made_of(with_extra_files(member, facts), snapped, facts.extra_files)
     made = replace(spec, members=(taken,), about=about, version=0)
+    with ExitStack() as stack:
+        prepare(made, reporter, stack)  # golden vectors that it does not meet would leave a version without a bundle
     version = int(register(client, made, reporter)["version"])
     reporter.say(f"registered the snapped model as {spec.name}:{version}")
     return replace(made, version=version), found | {"version": version}

@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge_contract.delta import Delta
@@ -121,12 +122,12 @@ def _read(url: str) -> Any:
         return json.load(answer)
 
 
-def _snap(author: Author, capsys: pytest.CaptureFixture[str], scores: str) -> tuple[int, Any]:
+def _snap(author: Author, capsys: pytest.CaptureFixture[str], scores: str, *options: str) -> tuple[int, Any]:
     (author.home / "score.py").write_text(f"SCORES = {scores}\n{SCORE}")
     dense(author.home, "model.onnx", tuned(trained(), seed=9))
     return author.run(
         capsys, "build", "--model", author.model, "--file", "model.onnx", "--snap", "0.5", "--against", "1",
-        "--evaluate", "score.py", "--out", "bundle",
+        "--evaluate", "score.py", "--out", "bundle", *options,
     )  # fmt: skip
 
 
@@ -156,6 +157,17 @@ def test_a_snapped_model_that_fails_its_gate_is_not_registered(
     assert (code, refused["error"]["code"]) == (5, "model.gate-failed")
     assert "accuracy went from 0.912 to 0.9" in refused["error"]["detail"]
     assert not (line.home / "bundle").exists()
+    with line.client() as client:
+        assert client.versions(line.model)["items"][0]["version"] == 2
+
+
+def test_a_snapped_model_that_does_not_meet_its_golden_vectors_is_not_registered(
+    line: Author, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (line.home / "golden.npz").open("wb") as file:
+        np.savez(file, x=np.ones((2, 160), np.float32), y=np.full((2, 120), 7, np.float32))
+    code, refused = _snap(line, capsys, "{True: 0.912, False: 0.912}", "--golden", "golden.npz")
+    assert (code, refused["error"]["code"]) == (5, "model.golden-mismatch")
     with line.client() as client:
         assert client.versions(line.model)["items"][0]["version"] == 2
 
