@@ -30,7 +30,7 @@ from edge_delta.predict import Prediction, read_side
 from edge_delta.rans import Lanes
 from edge_delta.streams import Body, GlueReader, Output
 from edge_delta.symbols import ESCAPE, Places, numbers_of, places, raw_widths, to_symbols
-from edge_delta.wire import Copy, Flag, Glue, Planes, Predicted, Window, peak_bytes, read_head, unpack_frame
+from edge_delta.wire import Again, Copy, Flag, Glue, Planes, Predicted, Window, peak_bytes, read_head, unpack_frame
 
 _SEAL: Final = 16
 _EXPECTED: Final = (
@@ -187,6 +187,8 @@ class _Decoder:
                     yield from self._copy(operation, self._glue.read)
                 case Copy():
                     yield from self._copy(operation, self._from_base(operation))
+                case Again():
+                    yield from self._copy(operation, self._from_output(operation))
                 case Window():
                     self._between()
                     self._output.write(self._window(operation))
@@ -206,7 +208,7 @@ class _Decoder:
         self._output.finish()
         yield Checkpoint(self._output.count, self._output.verified, b"")
 
-    def _copy(self, operation: Glue | Copy, read: Any) -> Iterator[Checkpoint]:
+    def _copy(self, operation: Glue | Copy | Again, read: Any) -> Iterator[Checkpoint]:
         while self._place < operation.length:
             self._between()
             chunk = read(min(READ_BYTES, operation.length - self._place))
@@ -217,6 +219,9 @@ class _Decoder:
 
     def _from_base(self, operation: Copy) -> Any:
         return lambda count: self._read_base(operation.offset + self._place, count)
+
+    def _from_output(self, operation: Again) -> Any:
+        return lambda count: self._output.read(operation.offset + self._place, count)
 
     def _read_base(self, offset: int, count: int) -> bytes:
         self._base.seek(offset)

@@ -185,13 +185,13 @@ class Prediction:
         Args:
             bits: The base's elements, shape (rows, columns) of the block.
             rows: Where it lies.
-            numbers: int32, how many steps each lies from its base.
+            numbers: int32, how many steps each lies from its base; none is the base itself, whatever it is.
 
         Returns:
             Bit patterns.
         """
         exact = values(self._tensor.kind, bits) + np.ldexp(numbers.astype(np.float64), self._exponents(rows))
-        return rounded(self._tensor.kind, exact)
+        return np.where(numbers == 0, bits, rounded(self._tensor.kind, exact))
 
 
 def _classes(stored: Array, center: int) -> Array:

@@ -198,6 +198,19 @@ class Output:
         self._file.write(data)
         self._digest(data)
 
+    def read(self, offset: int, count: int) -> bytes:
+        """Bytes that were written before.
+
+        Raises:
+            DeltaError: When they are not there.
+        """
+        self._file.seek(offset)
+        found = self._file.read(count)
+        self._file.seek(self.count)
+        if len(found) != count:
+            raise DeltaError("the output is shorter than what was written")
+        return found
+
     def resume(self, count: int) -> None:
         """Go on behind `count` bytes that an earlier run wrote; the rest of the file is cut off.
 

@@ -153,7 +153,15 @@ class Predicted:
         return classes + steps + 4 * scales + 4 * self.rank * (self.rows + self.columns)
 
 
-Operation = Glue | Copy | Window | Planes | Predicted
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Bytes of the output, from before."""
+
+    offset: int
+    length: int
+
+
+Operation = Glue | Copy | Window | Planes | Predicted | Again
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +373,7 @@ def _read_ranges(head: Numbers, base_bytes: int) -> tuple[tuple[int, int], ...]:
 
 def _read_operations(head: Numbers, base_bytes: int, size: int) -> tuple[Operation, ...]:
     operations: list[Operation] = []
+    made = 0
     for _ in range(head.take(OPERATIONS_MAX)):
         operation = _READERS[head.take(len(_READERS) - 1)](head, size)
         if isinstance(operation, Copy):
@@ -377,6 +386,9 @@ def _read_operations(head: Numbers, base_bytes: int, size: int) -> tuple[Operati
             begin = length = 0
         if begin + length > base_bytes:
             raise DeltaError(f"an operation reads {length} bytes at {begin} of a base of {base_bytes}")
+        if isinstance(operation, Again) and operation.offset + operation.length > made:
+            raise DeltaError(f"an operation reads output behind {made}, where there is none yet")
+        made += operation.length
         operations.append(operation)
     return tuple(operations)
 
@@ -421,7 +433,11 @@ def _read_predicted(head: Numbers, size: int) -> Operation:
     return Predicted(BY_NUMBER[number], flags, offset, rows, columns, center, rank, shift, scale_bits, packed)
 
 
-_READERS: Final = (_read_glue, _read_copy, _read_window, _read_planes, _read_predicted)
+def _read_again(head: Numbers, _size: int) -> Operation:
+    return Again(head.take(_OUTPUT_BYTES_MAX), head.take(_OUTPUT_BYTES_MAX, 1))
+
+
+_READERS: Final = (_read_glue, _read_copy, _read_window, _read_planes, _read_predicted, _read_again)
 
 
 def peak_bytes(head: Head) -> int:
@@ -494,6 +510,8 @@ def _written(operation: Operation) -> bytes:
             scaled = Flag.ROW_SCALE in tensor.flags or Flag.COLUMN_SCALE in tensor.flags
             numbers += [tensor.scale_bits] if scaled else []
             numbers += [tensor.packed] if tensor.side_bytes else []
+        case Again(offset, length):
+            numbers = (5, offset, length)
     return b"".join(varint(number) for number in numbers)
 
 

@@ -29,6 +29,7 @@ from edge_delta.predict import Prediction
 from edge_delta.symbols import places
 from edge_delta.wire import (
     DIGEST_BYTES,
+    Again,
     Copy,
     Flag,
     Glue,
@@ -46,7 +47,7 @@ from packager.delta.fit import Fit, Pair, fit, grid_numbers
 from packager.delta.formats import Tensor, read_tensors
 from packager.delta.opaque import Known
 from packager.delta.plain import pack_gap, pack_planes
-from packager.delta.plan import Alone, Changed, Gap, Part, Same, make_plan
+from packager.delta.plan import Alone, Changed, Gap, Part, Repeat, Same, make_plan
 
 _GLUE_PART_MAX: Final = 65_536
 """Longer gaps are windows of their own, so that the glue stays small enough to hold."""
@@ -168,6 +169,8 @@ class _Writer:
             match part:
                 case Same(start, end, base):
                     self._add(Copy(base, end - start))
+                case Repeat(start, end, first):
+                    self._add(Again(first, end - start))
                 case Gap(start, end) if end - start <= _GLUE_PART_MAX and len(self._glue) < GLUE_BYTES_MAX // 2:
                     self._glue += self._new[start:end].tobytes()
                     self._add(Glue(end - start))

@@ -136,7 +136,9 @@ class _Estimate:
         squares = (self.base * self.base).sum(axis=axis)
         scale = np.divide((self.base * self.new).sum(axis=axis), squares, out=np.ones_like(squares), where=squares > 0)
         scale = np.clip(scale, 0.125, 8.0)
-        bits_each = self._scale_bits(scale, axis)
+        # Numbers travel as int32.
+        room = 30 - int(np.frexp(np.abs(scale - 1.0).max(initial=0.0))[1])
+        bits_each = min(self._scale_bits(scale, axis), room)
         numbers = np.rint((scale - 1.0) * 2.0**bits_each).astype(np.int32)
         if not numbers.any():
             return None
@@ -269,7 +271,8 @@ def _find_grid(pair: Pair) -> Array | None:
     distance = new - base
     largest = np.abs(distance).max(axis=1)
     moved = largest > 0
-    if not moved.any():
+    # A row whose numbers did not move may still hold another zero, denormal or NaN, which no step makes.
+    if not moved.any() or (pair.base[~moved] != pair.new[~moved]).any():
         return None
     top = np.where(moved, np.frexp(np.where(moved, largest, 1.0))[1], 0)
     some = slice(None, None, max(1, columns // _GRID_SAMPLE))

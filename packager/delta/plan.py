@@ -1,7 +1,9 @@
 """Cuts the new file into what is copied, what is predicted, what is coded without a base, and the bytes between."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 import numpy as np
@@ -45,6 +47,15 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """Bytes that stand in the new file before, and not in the base."""
+
+    start: int
+    end: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
 class Alone:
     """A tensor without a base."""
 
@@ -62,7 +73,7 @@ class Gap:
     near: int
 
 
-Part = Same | Changed | Alone | Gap
+Part = Same | Changed | Repeat | Alone | Gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,7 @@ def make_plan(base: Array, new: Array, base_tensors: Sequence[Tensor], new_tenso
     }
     parts: list[Part] = []
     place = near = 0
+    repeats = _repeats(new, new_tensors)
     for tensor in new_tensors:
         size = tensor.end - tensor.start
         item = found.get((tensor.start, tensor.end))
@@ -94,8 +106,12 @@ def make_plan(base: Array, new: Array, base_tensors: Sequence[Tensor], new_tenso
         if item is not None and size >= _TENSOR_BYTES_MIN:
             if _is_equal(base[item.base.start : item.base.end], new[tensor.start : tensor.end]):
                 part = Same(tensor.start, tensor.end, item.base.start)
+            elif tensor.start in repeats:
+                part = Repeat(tensor.start, tensor.end, repeats[tensor.start])
             elif tensor.dtype in BY_NAME:
                 part = Changed(tensor.start, tensor.end, item.base, tensor, item.is_alike)
+        if part is None and tensor.start in repeats:
+            part = Repeat(tensor.start, tensor.end, repeats[tensor.start])
         if part is None and size >= _ALONE_BYTES_MIN and tensor.dtype in BY_NAME and BY_NAME[tensor.dtype].is_float:
             part = Alone(tensor.start, tensor.end, tensor)
         if part is None:
@@ -109,6 +125,24 @@ def make_plan(base: Array, new: Array, base_tensors: Sequence[Tensor], new_tenso
         parts.append(Gap(place, new.size, near))
     parts = _widened(base, new, parts)
     return Plan(tuple(parts), _spare(base.size, parts))
+
+
+def _repeats(new: Array, tensors: Sequence[Tensor]) -> dict[int, int]:
+    """Where tensors begin whose bytes stand in the file before, and where: tied weights, averages kept beside them."""
+    sized: defaultdict[int, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if tensor.end - tensor.start >= _TENSOR_BYTES_MIN:
+            sized[tensor.end - tensor.start].append(tensor)
+    found: dict[int, int] = {}
+    for group in (group for group in sized.values() if len(group) > 1):
+        first: dict[bytes, int] = {}
+        for tensor in group:
+            digest = blake2b(new[tensor.start : tensor.end].data, digest_size=32).digest()
+            if digest in first:
+                found[tensor.start] = first[digest]
+            else:
+                first[digest] = tensor.start
+    return found
 
 
 def _is_equal(one: Array, other: Array) -> bool:
