@@ -55,6 +55,11 @@ class Coder:
         self._bits = 0.0
         self._elements = 0
 
+    @property
+    def bytes(self) -> int:
+        """About how many bytes everything that was added takes."""
+        return int(self._bits / 8) + sum(chunk.raw_bytes for chunk in self._chunks)
+
     def chunk_elements(self) -> int:
         """How many elements the next chunk may have."""
         return self._tables.chunk_elements(CHUNK_ELEMENTS)

@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -45,8 +45,8 @@ from edge_delta.wire import (
 from packager.delta.coder import Coded, Coder
 from packager.delta.fit import Fit, Pair, fit, grid_numbers
 from packager.delta.formats import Tensor, read_tensors
-from packager.delta.opaque import Known
-from packager.delta.plain import pack_gap, pack_planes
+from packager.delta.opaque import Known, Sizes
+from packager.delta.plain import pack_gap, pack_planes, share_as_bytes
 from packager.delta.plan import Alone, Changed, Gap, Part, Repeat, Same, make_plan
 
 _GLUE_PART_MAX: Final = 65_536
@@ -58,6 +58,9 @@ _POOR: Final = 0.9
 _ELSEWHERE: Final = 0.2
 """Share of a tensor that stands in the base as it is, from which on it is copied from there instead of predicted."""
 _ELSEWHERE_BYTES_MIN: Final = 16_384
+_SIZES_BESIDE_TENSORS: Final = Sizes(window=1024 * 1024, dictionary=2 * 1024 * 1024)
+"""Where a decoder holds its tables for tensors too, so that all of it is within the bound."""
+_GLUE_DICTIONARY_BESIDE_TENSORS: Final = 256 * 1024
 _FEW: Final = 4
 _OPAQUE_BYTES: Final = 64 * 1024 * 1024
 """Files up to this length are tried as plain bytes too, where the delta is no good."""
@@ -161,10 +164,14 @@ class _Writer:
         self._operations: list[Operation] = []
         self._body: list[tuple[int, int] | int] = []  # a range of the spill, or a chunk's number
         self._glue = bytearray()
+        self._sizes = Sizes()
+        self._dictionary_bytes_max = GLUE_DICTIONARY_BYTES_MAX
         self.kinds: Counter[str] = Counter()
 
-    def write(self, parts: Iterable[Part], effort: int) -> None:
+    def write(self, parts: Sequence[Part], effort: int) -> None:
         """Take every part in order."""
+        if any(isinstance(part, Changed) for part in parts):
+            self._sizes, self._dictionary_bytes_max = _SIZES_BESIDE_TENSORS, _GLUE_DICTIONARY_BESIDE_TENSORS
         for part in parts:
             match part:
                 case Same(start, end, base):
@@ -199,7 +206,7 @@ class _Writer:
         self._body.append((place, len(data)))
 
     def _gap(self, start: int, end: int, near: int) -> None:
-        for operation, frame in pack_gap(self._known, self._new[start:end], near):
+        for operation, frame in pack_gap(self._known, self._new[start:end], near, self._sizes):
             self._add(operation, frame)
 
     def _is_elsewhere(self, part: Alone | Changed) -> bool:
@@ -221,6 +228,14 @@ class _Writer:
         new = self._new[part.new.start : part.new.end].view(kind.unsigned).reshape(rows, columns)
         pair = Pair(kind, base, new)
         best = fit(pair, part.base.start, effort)
+        # Pruned or moved weights repeat bytes and are far from every prediction.
+        as_bytes = share_as_bytes(self._base[part.base.start : part.base.end], self._new[part.start : part.end])
+        if as_bytes * 8 * (part.end - part.start) < best.bits:
+            found = list(pack_gap(self._known, self._new[part.start : part.end], part.base.start, self._sizes))
+            if sum(len(frame) for _, frame in found) < self._tried(best, pair):
+                for piece, frame in found:
+                    self._add(piece, frame)
+                return
         if kind.is_float and best.bits > _DOUBTFUL * 8 * (part.end - part.start):
             packed = list(pack_planes(kind, pair.new.reshape(-1)))
             if sum(len(frame) for _, frame in packed) * 8 < best.bits:
@@ -228,6 +243,13 @@ class _Writer:
                     self._add(operation, frame)
                 return
         self._predicted(best, pair)
+
+    def _tried(self, found: Fit, pair: Pair) -> int:
+        """How long a prediction really comes out; estimates say little of tensors in which much stays what it was."""
+        with tempfile.TemporaryFile() as spill:
+            trial = _Writer(self._base, self._new, spill)
+            trial._predicted(found, pair)
+            return trial._coder.bytes + sum(item[1] for item in trial._body if isinstance(item, tuple))
 
     def _predicted(self, found: Fit, pair: Pair) -> None:
         tensor, side = found.tensor, found.side
@@ -313,7 +335,7 @@ class _Writer:
             if isinstance(operation, Copy | Predicted)
         )
         ranges = []
-        place, room = 0, GLUE_DICTIONARY_BYTES_MAX
+        place, room = 0, self._dictionary_bytes_max
         for start, end in [*used, (self._base.size, self._base.size)]:
             length = min(start - place, room)
             if length > 0 and self._glue:

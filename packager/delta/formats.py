@@ -7,6 +7,7 @@ tensors, and the delta gets larger: it never fails.
 import mmap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,9 @@ ELEMENT_BYTES: Final[dict[str, int]] = {
 
 RANK_MAX: Final = 16
 """Dimensions of a tensor; more are no model's."""
+TENSORS_MAX: Final = 250_000
+"""Tensors that are looked at in a file, and items of each of its lists: each costs more here than the few bytes in the
+file that make one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def read_tensors(path: Path) -> tuple[Tensor, ...]:
         path: Any file.
 
     Returns:
-        None for a file of another format. Bytes that make no sense end the search.
+        None for a file of another format. Bytes that make no sense end the search, and so do more than `TENSORS_MAX`.
 
     Raises:
         OSError: When the file cannot be read.
@@ -92,13 +96,13 @@ def read_tensors(path: Path) -> tuple[Tensor, ...]:
     if reader is None:
         return ()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return apart(reader(data), len(data))
+        return apart(islice(reader(data), TENSORS_MAX), len(data))
 
 
 def read_external(onnx: Path) -> dict[str, tuple[Tensor, ...]]:
     """The tensors that an ONNX file keeps in other files, by the location that it names.
 
-    Whether they lie within that file is for the caller to see: `packager.delta.formats.apart` with its length.
+    At most `TENSORS_MAX` of them. Whether they lie within that file is for the caller to see: `packager.delta.formats.apart` with its length.
 
     Args:
         onnx: The ONNX file.
@@ -112,7 +116,7 @@ def read_external(onnx: Path) -> dict[str, tuple[Tensor, ...]]:
         return {}
     with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         found: dict[str, list[Tensor]] = {}
-        for location, tensor in onnx_external(data):
+        for location, tensor in islice(onnx_external(data), TENSORS_MAX):
             found.setdefault(location, []).append(tensor)
     return {location: tuple(sorted(items, key=_place)) for location, items in found.items()}
 

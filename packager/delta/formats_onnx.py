@@ -15,6 +15,10 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _VARINT_BYTES_MAX: Final = 10
 _DEPTH_MAX: Final = 64
 _NAME_BYTES_MAX: Final = 1_024
+_TEXT_BYTES_MAX: Final = 4_096
+_FIELDS_MAX: Final = 10_000_000
+"""Fields that are walked, of two bytes at least: those of the largest models are some hundred thousand."""
+_EXTERNAL: Final = 1
 _TYPES: Final = {
     1: "f32", 2: "u8", 3: "i8", 4: "u16", 5: "i16", 6: "i32", 7: "i64", 9: "bool", 10: "f16", 11: "f64", 12: "u32",
     13: "u64", 16: "bf16", 17: "f8e4m3", 19: "f8e5m2",
@@ -43,6 +47,7 @@ class _Found:
     shape: list[int] = field(default_factory=list)
     start: int = 0
     end: int = 0
+    is_outside: bool = False
     location: str = ""
     offset: int = 0
     length: int = -1
@@ -54,9 +59,9 @@ def onnx_tensors(data: mmap) -> Iterator[Tensor]:
     Args:
         data: The file.
     """
-    for found in _walk(data):
+    for found in _Walk(data).tensors():
         dtype = _TYPES.get(found.number)
-        if dtype is not None and not found.location and found.end > found.start:
+        if dtype is not None and not found.is_outside and found.end > found.start:
             yield Tensor(found.name, dtype, tuple(found.shape), found.start, found.end)
 
 
@@ -66,9 +71,9 @@ def onnx_external(data: mmap) -> Iterator[tuple[str, Tensor]]:
     Args:
         data: The ONNX file.
     """
-    for found in _walk(data):
+    for found in _Walk(data).tensors():
         dtype = _TYPES.get(found.number)
-        if dtype is None or not found.location or len(found.shape) > RANK_MAX:
+        if dtype is None or not found.is_outside or not found.location or len(found.shape) > RANK_MAX:
             continue
         size = ELEMENT_BYTES[dtype]
         for dimension in found.shape:
@@ -79,43 +84,93 @@ def onnx_external(data: mmap) -> Iterator[tuple[str, Tensor]]:
             yield found.location, Tensor(found.name, dtype, tuple(found.shape), found.offset, end)
 
 
-def _walk(data: mmap) -> Iterator[_Found]:
-    try:
-        yield from _message(data, "model", 0, len(data), 0)
-    except _DamagedError:
-        return
+class _Walk:
+    """One way through the tags of a file, of bounded length."""
 
+    def __init__(self, data: mmap) -> None:
+        self._data = data
+        self._left = _FIELDS_MAX
 
-def _message(data: mmap, kind: str, place: int, end: int, depth: int) -> Iterator[_Found]:
-    if depth > _DEPTH_MAX:
-        raise _DamagedError
-    into = _INTO[kind]
-    for number, start, stop, _ in _fields(data, place, end):
-        inner = into.get(number)
-        if inner == "tensor":
-            yield _tensor(data, start, stop)
-        elif inner is not None:
-            yield from _message(data, inner, start, stop, depth + 1)
+    def tensors(self) -> Iterator[_Found]:
+        """Every tensor before the first bytes that make no sense."""
+        try:
+            yield from self._message("model", 0, len(self._data), 0)
+        except _DamagedError:
+            return
 
-
-def _fields(data: mmap, place: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Fields of a message: number, where its bytes begin and end, and its value if it is a number (else -1)."""
-    while place < end:
-        tag, place = _varint(data, place, end)
-        number, wire = tag >> 3, tag & 7
-        if wire == _VARINT:
-            value, place = _varint(data, place, end)
-            yield number, place, place, value
-        elif wire == _BYTES:
-            length, place = _varint(data, place, end)
-            if length > end - place:
-                raise _DamagedError
-            yield number, place, place + length, -1
-            place += length
-        elif wire in (_FIXED32, _FIXED64):
-            place += 4 if wire == _FIXED32 else 8
-        else:
+    def _message(self, kind: str, place: int, end: int, depth: int) -> Iterator[_Found]:
+        if depth > _DEPTH_MAX:
             raise _DamagedError
+        into = _INTO[kind]
+        for number, start, stop, _ in self._fields(place, end):
+            inner = into.get(number)
+            if inner == "tensor":
+                yield self._tensor(start, stop)
+            elif inner is not None:
+                yield from self._message(inner, start, stop, depth + 1)
+
+    def _fields(self, place: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Fields of a message: number, where its bytes begin and end, and its value if it is a number (else -1)."""
+        while place < end:
+            self._left -= 1
+            if self._left < 0:
+                raise _DamagedError
+            tag, place = _varint(self._data, place, end)
+            number, wire = tag >> 3, tag & 7
+            if wire == _VARINT:
+                value, place = _varint(self._data, place, end)
+                yield number, place, place, value
+            elif wire == _BYTES:
+                length, place = _varint(self._data, place, end)
+                if length > end - place:
+                    raise _DamagedError
+                yield number, place, place + length, -1
+                place += length
+            elif wire in (_FIXED32, _FIXED64):
+                place += 4 if wire == _FIXED32 else 8
+            else:
+                raise _DamagedError
+
+    def _tensor(self, place: int, end: int) -> _Found:
+        found = _Found()
+        for number, start, stop, value in self._fields(place, end):
+            if number == 1 and value >= 0:
+                _add(found.shape, value)
+            elif number == 1:
+                while start < stop:
+                    value, start = _varint(self._data, start, stop)
+                    _add(found.shape, value)
+            elif number == 2 and value >= 0:
+                found.number = value
+            elif number == 8:
+                found.name = self._text(start, stop, _NAME_BYTES_MAX).decode("utf-8", "replace")
+            elif number in (4, 9, 10) and value < 0 and stop > start:
+                found.start, found.end = start, stop
+            elif number == 13 and value < 0:
+                self._external(start, stop, found)
+            elif number == 14 and value >= 0:
+                found.is_outside = value == _EXTERNAL
+        return found
+
+    def _external(self, place: int, end: int, found: _Found) -> None:
+        """One key and value of what an external tensor says of itself."""
+        texts = {
+            number: self._text(start, stop, _TEXT_BYTES_MAX) for number, start, stop, _ in self._fields(place, end)
+        }
+        key, value = texts.get(1, b""), texts.get(2, b"")
+        if key == b"location":
+            found.location = value.decode("utf-8", "replace")
+        elif key in (b"offset", b"length") and value.isdigit() and len(value) < 16:
+            setattr(found, key.decode(), int(value))
+
+    def _text(self, start: int, stop: int, bytes_max: int) -> bytes:
+        return bytes(self._data[start : min(stop, start + bytes_max)])
+
+
+def _add(shape: list[int], size: int) -> None:
+    """One dimension more, up to one more than a tensor can have."""
+    if len(shape) <= RANK_MAX:
+        shape.append(size)
 
 
 def _varint(data: mmap, place: int, end: int) -> tuple[int, int]:
@@ -126,35 +181,3 @@ def _varint(data: mmap, place: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, place + count + 1
     raise _DamagedError
-
-
-def _tensor(data: mmap, place: int, end: int) -> _Found:
-    found = _Found()
-    for number, start, stop, value in _fields(data, place, end):
-        if number == 1 and value >= 0:
-            found.shape.append(value)
-        elif number == 1:
-            while start < stop:
-                value, start = _varint(data, start, stop)
-                found.shape.append(value)
-        elif number == 2 and value >= 0:
-            found.number = value
-        elif number == 8:
-            found.name = bytes(data[start : min(stop, start + _NAME_BYTES_MAX)]).decode("utf-8", "replace")
-        elif number in (4, 9, 10) and value < 0 and stop > start:
-            found.start, found.end = start, stop
-        elif number == 13 and value < 0:
-            _external(data, start, stop, found)
-    return found
-
-
-def _external(data: mmap, place: int, end: int, found: _Found) -> None:
-    """One key and value of what an external tensor says of itself."""
-    texts = {
-        number: bytes(data[start : min(stop, start + 4096)]) for number, start, stop, _ in _fields(data, place, end)
-    }
-    key, value = texts.get(1, b""), texts.get(2, b"")
-    if key == b"location":
-        found.location = value.decode("utf-8", "replace")
-    elif key in (b"offset", b"length") and value.isdigit() and len(value) < 16:
-        setattr(found, key.decode(), int(value))

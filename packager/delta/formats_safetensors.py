@@ -7,7 +7,8 @@ from typing import Final
 
 from packager.delta.formats import Tensor
 
-_HEADER_BYTES_MAX: Final = 100 * 1024 * 1024
+_HEADER_BYTES_MAX: Final = 16 * 1024 * 1024
+"""The format allows 100 MB, which as Python objects may be some 2.5 GB. This is enough for 100,000 tensors."""
 _TYPES: Final = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "F8_E4M3": "f8e4m3", "F8_E5M2": "f8e5m2", "I64": "i64",
     "U64": "u64", "I32": "i32", "U32": "u32", "I16": "i16", "U16": "u16", "I8": "i8", "U8": "u8", "BOOL": "bool",
@@ -31,12 +32,18 @@ def safetensors_tensors(data: mmap) -> Iterator[Tensor]:
         if not isinstance(entry, dict):
             continue
         shape, offsets = _numbers(entry.get("shape")), _numbers(entry.get("data_offsets"))
-        dtype = _TYPES.get(str(entry.get("dtype")))
+        said = entry.get("dtype")
+        dtype = _TYPES.get(said) if isinstance(said, str) else None
         if dtype is None or shape is None or offsets is None:
             continue
         if len(offsets) == 2 and offsets[0] >= 0:
             start, end = (8 + length + offset for offset in offsets)
-            yield Tensor(str(name), dtype, tuple(shape), start, end)
+            yield Tensor(_printable(name), dtype, tuple(shape), start, end)
+
+
+def _printable(name: str) -> str:
+    """JSON can name half of a character, which could not be written anywhere."""
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _numbers(value: object) -> list[int] | None:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from mmap import mmap
 from typing import Final
 
-from packager.delta.formats import Tensor
+from packager.delta.formats import RANK_MAX, TENSORS_MAX, Tensor
 
-_ITEMS_MAX: Final = 1_000_000
 _NAME_BYTES_MAX: Final = 1_024
+_NAMES_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Of all names together, which may be one name many times. Tensors that come later have none."""
 _TYPES: Final = {
     0: "f32", 1: "f16", 2: "i32", 3: "u8", 4: "i64", 6: "bool", 7: "i16", 9: "i8", 10: "f64", 12: "u64", 15: "u32",
     16: "u16", 18: "bf16",
@@ -37,6 +38,7 @@ class _Reader:
 
     def __init__(self, data: mmap) -> None:
         self._data = data
+        self._names_left = _NAMES_BYTES_MAX
 
     def _number(self, form: str, place: int) -> int:
         if place < 0:
@@ -61,7 +63,7 @@ class _Reader:
 
     def _tables(self, table: int, number: int) -> Iterator[int]:
         start, count = self._vector(table, number)
-        for place in range(start, start + 4 * min(count, _ITEMS_MAX), 4):
+        for place in range(start, start + 4 * min(count, TENSORS_MAX), 4):
             yield place + self._number("<I", place)
 
     def _scalar(self, table: int, number: int, form: str) -> int:
@@ -72,7 +74,7 @@ class _Reader:
         model = self._number("<I", 0)
         buffers = [self._range(buffer) for buffer in self._tables(model, 4)]
         taken = set()
-        left = _ITEMS_MAX  # of all graphs together, which may be one graph a million times
+        left = TENSORS_MAX  # of all graphs together, which may be one graph many times
         for graph in self._tables(model, 2):
             for tensor in self._tables(graph, 0):
                 left -= 1
@@ -97,8 +99,10 @@ class _Reader:
 
     def _shape(self, tensor: int) -> tuple[int, ...]:
         start, count = self._vector(tensor, 0)
-        return tuple(self._number("<i", start + 4 * index) for index in range(min(count, 64)))
+        return tuple(self._number("<i", start + 4 * index) for index in range(min(count, RANK_MAX + 1)))
 
     def _name(self, tensor: int) -> str:
         start, count = self._vector(tensor, 3)
-        return bytes(self._data[start : start + min(count, _NAME_BYTES_MAX)]).decode("utf-8", "replace")
+        size = min(count, _NAME_BYTES_MAX, self._names_left)
+        self._names_left -= size
+        return bytes(self._data[start : start + size]).decode("utf-8", "replace")

@@ -14,6 +14,12 @@ _BLOCK: Final = 64
 _STRIDE: Final = 32
 _RUN_MIN: Final = 16_384
 """Equal bytes that are worth an operation of their own; zstd finds shorter ones."""
+_FAR_RUN_MIN: Final = 4_096
+"""Those that are, where they stand so far off that no dictionary has them."""
+_MOVED: Final = 0.9
+_LIKED_DICTIONARY_MIN: Final = 128 * 1024
+_LIKED_DICTIONARY: Final = 64
+"""How many times as long as a window a dictionary is of use; a long one takes zstd long to look through."""
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15 | 1)
 _PART: Final = 4 * 1024 * 1024
 _LOOK: Final = 1_024
@@ -62,13 +68,30 @@ class Known:
         return hits / len(looked) if looked else 0.0
 
 
-def pieces(known: Known, new: Array, near: int) -> list[Piece]:
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large windows and their dictionaries may be: a decoder holds them, beside whatever else it holds.
+
+    Attributes:
+        window: Bytes of output, at most `WINDOW_BYTES_MAX`.
+        dictionary: Bytes of the base, at most `DICTIONARY_BYTES_MAX`.
+    """
+
+    window: int = WINDOW_BYTES_MAX
+    dictionary: int = DICTIONARY_BYTES_MAX
+
+
+LARGEST: Final = Sizes()
+
+
+def pieces(known: Known, new: Array, near: int, sizes: Sizes = LARGEST) -> list[Piece]:
     """Cut some bytes into copies and windows.
 
     Args:
         known: All of the base.
         new: What is to be made, uint8.
         near: Where in the base similar bytes are likely, when nothing tells better.
+        sizes: Bounds of windows.
 
     Returns:
         Pieces that follow each other and cover `new`.
@@ -76,21 +99,23 @@ def pieces(known: Known, new: Array, near: int) -> list[Piece]:
     index, base = known.index if new.size >= _BLOCK else None, known.base
     result: list[Piece] = []
     place = 0
-    for start, length, where in [] if index is None else index.runs(new):
-        result += _windows(index, base.size, new, place, start, near)
+    for start, length, where in [] if index is None else index.runs(new, near, sizes.dictionary // 2):
+        result += _windows(index, base.size, new, place, start, near, sizes)
         result.append(Piece(start, length, where, 0, True))
         place, near = start + length, where + length
-    return result + _windows(index, base.size, new, place, new.size, near)
+    return result + _windows(index, base.size, new, place, new.size, near, sizes)
 
 
-def _windows(index: "_Index | None", base_bytes: int, new: Array, start: int, end: int, near: int) -> list[Piece]:
+def _windows(
+    index: "_Index | None", base_bytes: int, new: Array, start: int, end: int, near: int, sizes: Sizes
+) -> list[Piece]:
     result = []
-    for place in range(start, end, WINDOW_BYTES_MAX):
-        length = min(WINDOW_BYTES_MAX, end - place)
+    for place in range(start, end, sizes.window):
+        length = min(sizes.window, end - place)
         centre = None if index is None else index.likely(new[place : place + length])
         if centre is None:
             centre = near + (place - start) + length // 2
-        size = min(DICTIONARY_BYTES_MAX, base_bytes)
+        size = min(sizes.dictionary, base_bytes, max(_LIKED_DICTIONARY_MIN, _LIKED_DICTIONARY * length))
         begin = int(np.clip(centre - size // 2, 0, base_bytes - size))
         result.append(Piece(place, length, begin, size, False))
     return result
@@ -135,18 +160,38 @@ class _Index:
         _, where = self.find(new, _LOOK)
         return None if where.size < _HITS_MIN else int(np.median(where))
 
-    def runs(self, new: Array) -> list[tuple[int, int, int]]:
-        """Equal runs of `_RUN_MIN` bytes or more: start in `new`, length, start in the base; in order, apart."""
+    def runs(self, new: Array, near: int, far: int) -> list[tuple[int, int, int]]:
+        """Equal runs that are worth a copy: start in `new`, length, start in the base; in order, apart.
+
+        Args:
+            new: Some bytes.
+            near: Where in the base their beginning is likely to stand.
+            far: How far from where it is likely a run lies out of a dictionary's reach.
+        """
+        every = self._runs(new)
+        if sum(length for _, length, _ in every) >= _MOVED * new.size:
+            return every  # nothing but moved; dictionaries have nothing left to say
+        found: list[tuple[int, int, int]] = []
+        ahead = near
+        for place, length, at in every:
+            start = found[-1][0] + found[-1][1] if found else 0
+            if length >= _RUN_MIN or abs(at - (ahead + place - start)) > far:
+                found.append((place, length, at))
+                ahead = at + length
+        return found
+
+    def _runs(self, new: Array) -> list[tuple[int, int, int]]:
+        """All of `_FAR_RUN_MIN` bytes or more."""
         found: list[tuple[int, int, int]] = []
         end = 0
         for part in range(0, new.size, _PART):
-            places, where = self.find(new[part : part + _PART + _BLOCK], _RUN_MIN // 4)
+            places, where = self.find(new[part : part + _PART + _BLOCK], _FAR_RUN_MIN // 4)
             for place, at in zip((places + part).tolist(), where.tolist(), strict=True):
                 if place < end:
                     continue
                 back = self._equal_before(new, place, at, end)
                 length = back + self._equal(new, place, at)
-                if length >= _RUN_MIN:
+                if length >= _FAR_RUN_MIN:
                     found.append((place - back, length, at - back))
                     end = place - back + length
         return found

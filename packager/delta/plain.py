@@ -8,12 +8,16 @@ import numpy as np
 from edge_delta.elements import Array, Kind
 from edge_delta.limits import WINDOW_BYTES_MAX
 from edge_delta.wire import Copy, Packer, Planes, Window
-from packager.delta.opaque import Known, pieces
+from packager.delta.opaque import LARGEST, Known, Sizes, pieces
 
 _WINDOW_LOG: Final = 23
 _LEVEL: Final = 19
 _FAST_LEVEL: Final = 12
 _QUICK: Final = Packer(1, 20)
+_LOOKING: Final = Packer(5, 20)
+_LOOKS: Final = 6
+_LOOK_BYTES: Final = 32 * 1024
+_LOOK_AROUND: Final = 64 * 1024
 _PLANES_SHARE: Final = 2
 """Planes are taken apart and put together in memory several times over."""
 _WORTH: Final = 0.985
@@ -21,22 +25,39 @@ _FAST_BYTES: Final = 64 * 1024 * 1024
 """More bytes than these are packed at the faster level."""
 
 
-def pack_gap(known: Known, new: Array, near: int) -> Iterator[tuple[Copy | Window, bytes]]:
+def pack_gap(known: Known, new: Array, near: int, sizes: Sizes = LARGEST) -> Iterator[tuple[Copy | Window, bytes]]:
     """Operations for bytes without known structure, each with what it reads of the body.
 
     Args:
         known: All of the base.
         new: The bytes, uint8.
         near: Where in the base similar ones are likely.
+        sizes: Bounds of windows.
     """
     pack = Packer(_LEVEL if new.size <= _FAST_BYTES else _FAST_LEVEL, _WINDOW_LOG)
-    for piece in pieces(known, new, near):
+    for piece in pieces(known, new, near, sizes):
         if piece.is_equal:
             yield Copy(piece.base, piece.length), b""
             continue
         content = new[piece.start : piece.start + piece.length].tobytes()
         frame = pack(content, known.base[piece.base : piece.base + piece.dictionary].tobytes())
         yield Window(piece.base, piece.dictionary, piece.length, len(frame)), frame
+
+
+def share_as_bytes(base: Array, new: Array) -> float:
+    """About what share of some bytes zstd leaves with the base as its dictionary, from a few looks; 0 to 1.
+
+    Args:
+        base: Bytes that they may come from, of about the same length.
+        new: The bytes.
+    """
+    packed = length = 0
+    step = max(_LOOK_BYTES, new.size // _LOOKS)
+    for place in range(0, new.size, step):
+        some = new[place : place + _LOOK_BYTES].tobytes()
+        about = base[max(0, place - _LOOK_AROUND) : place + _LOOK_BYTES + _LOOK_AROUND].tobytes()
+        packed, length = packed + len(_LOOKING(some, about)), length + len(some)
+    return packed / max(1, length)
 
 
 def pack_planes(kind: Kind, new: Array) -> Iterator[tuple[Planes, bytes]]:

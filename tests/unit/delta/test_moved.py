@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from edge_contract.limits import DELTA_PEAK_BYTES_MAX
 from edge_delta.elements import Array
 from packager.delta.formats import Tensor
 from packager.delta.match import match
@@ -105,3 +106,103 @@ def test_weights_that_only_moved_are_copied(change: Callable[[list[Array]], Name
     assert decoded(pair.base, delta, len(pair.new)) == pair.new
     assert made.bytes <= 1.03 * by_zstd(pair) + 64
     assert made.bytes < 0.03 * len(pair.new)
+
+
+def _pruned(layer: Array, share: float) -> Array:
+    return np.where(np.random.default_rng(8).random(layer.shape) < share, np.float32(0), layer)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_weights_that_were_pruned_take_no_more_than_with_zstd(share: float, tmp_path: Path) -> None:
+    (layer,) = layers(4, 1)
+    large = np.tile(layer, (3, 3)) + np.random.default_rng(9).standard_normal((3 * SIDE, 3 * SIDE)).astype(np.float32)
+    pair = file_pair([("w", large)], [("w", _pruned(large, share))])
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.bytes <= 1.1 * by_zstd(pair)  # two parses of zstd differ by some per cent themselves
+
+
+def test_training_within_what_was_pruned_is_predicted(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    sparse = _pruned((random.standard_normal((600, 500)) * 0.05).astype(np.float32), 0.8)
+    new = (sparse * (1 + 1e-3 * random.standard_normal(sparse.shape))).astype(np.float32)
+    pair = file_pair([("w", sparse)], [("w", new)])
+    assert encoded(pair, tmp_path)[1].bytes < 0.8 * by_zstd(pair)
+
+
+def test_rows_that_moved_on_by_one_are_copied(tmp_path: Path) -> None:
+    table = np.cumsum(np.random.default_rng(3).standard_normal((2_000, 32)), axis=0).astype(np.float32)
+    pair = file_pair([("table", table)], [("table", np.vstack([table[1:], table[:1] + 1]))])
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.bytes < 2_000
+
+
+def test_what_stands_twice_in_the_new_file_travels_once(tmp_path: Path) -> None:
+    (layer,) = layers(6, 1)
+    new = trained(layer, 7)
+    once = encoded(file_pair([("a", layer)], [("a", new)]), tmp_path)[1]
+    pair = file_pair([("a", layer), ("b", layer)], [("a", new), ("b", new), ("c", new)])
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.kinds["again"] == 2 * new.nbytes
+    assert made.bytes < once.bytes + 200
+
+
+def test_blocks_of_a_file_of_no_format_in_another_order_are_copied(tmp_path: Path) -> None:
+    random = np.random.default_rng(10)
+    base = random.bytes(6 * 2**20)
+    blocks = [base[place : place + 8_192] for place in range(0, len(base), 8_192)]
+    pair = FilePair(base, b"".join(blocks[number] for number in random.permutation(len(blocks))))
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.bytes < 20_000
+
+
+def test_large_tables_beside_weights_keep_the_decoder_within_its_memory(tmp_path: Path) -> None:
+    random = np.random.default_rng(12)
+    base, new = random.integers(0, 2**40, (2, 300_000))
+    new = np.where(np.arange(new.size) % 37 == 0, new, base)
+    (layer,) = layers(6, 1)
+    sides = []
+    for weights, table in ((layer, base), (trained(layer, 1), new)):
+        data = weights.tobytes() + table.tobytes()
+        of_table = Tensor("t", "i64", table.shape, weights.nbytes, len(data))
+        sides.append((data, (Tensor("w", "f32", weights.shape, 0, weights.nbytes), of_table)))
+    pair = FilePair(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.kinds.keys() >= {"window", "predicted"}
+    assert made.peak_bytes <= DELTA_PEAK_BYTES_MAX
+
+
+@pytest.mark.parametrize("strange", [-0.0, 1e-42, np.nan, np.inf])
+def test_a_grid_keeps_strange_numbers_where_nothing_moved(strange: float, tmp_path: Path) -> None:
+    (layer,) = layers(6, 1)
+    layer[SIDE - 1, 5] = layer[2, 7] = strange
+    steps = np.zeros(layer.shape)
+    steps[:40] = 2.0**-12 * np.random.default_rng(1).integers(-3, 4, (40, SIDE))
+    steps[2, 7] = 0
+    new = np.where(steps == 0, layer, (layer.astype(np.float64) + steps).astype(np.float32))
+    pair = file_pair([("w", layer)], [("w", new)])
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.bytes < 0.04 * len(pair.new)
+
+
+@pytest.mark.parametrize("strange", [-0.0, 1e-42])
+def test_another_zero_in_a_row_that_did_not_move_is_no_grid(strange: float, tmp_path: Path) -> None:
+    (layer,) = layers(6, 1)
+    layer[SIDE - 1, 5] = 0.0
+    new = layer + np.float32(2.0**-12)
+    new[SIDE - 1] = layer[SIDE - 1]
+    new[SIDE - 1, 5] = strange
+    pair = file_pair([("w", layer)], [("w", new)])
+    assert decoded(pair.base, encoded(pair, tmp_path)[0], len(pair.new)) == pair.new
+
+
+def test_large_scales_travel_within_their_numbers(tmp_path: Path) -> None:
+    (layer,) = layers(6, 1)
+    scale = 7.5 * (1 + 0.01 * np.random.default_rng(2).standard_normal((SIDE, 1)))
+    pair = file_pair([("w", layer)], [("w", (layer * scale).astype(np.float32))])
+    assert encoded(pair, tmp_path)[1].bytes < 0.03 * len(pair.new)
