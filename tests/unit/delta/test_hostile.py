@@ -15,6 +15,7 @@ from edge_delta.decode import DeltaError, decode, inspect
 from edge_delta.elements import F32, I8
 from edge_delta.limits import RANGES_MAX, UNIT_BYTES, UNIT_DIGEST_BYTES
 from edge_delta.wire import (
+    Again,
     Copy,
     Flag,
     Glue,
@@ -98,9 +99,11 @@ def test_well_formed_deltas_with_other_operations_end_in_one_error(seed: int, tm
         return int(random.integers(0, high)) if random.random() < 0.7 else int(2 ** random.integers(0, 40))
 
     def operation() -> Operation:
-        kind = random.integers(5)
+        kind = random.integers(6)
         if kind == 0:
             return Glue(some(64) or 1)
+        if kind == 5:
+            return Again(some(4_000), some(4_000) or 1)
         if kind == 1:
             return Copy(some(4_000), some(4_000) or 1)
         if kind == 2:
@@ -141,6 +144,8 @@ def test_sizes_are_refused_before_anything_is_allocated(tmp_path: Path) -> None:
         Window(0, 2**30, 100, 10),
         Window(0, 0, 2**30, 10),
         Copy(2**39, 2**39),
+        Again(0, 2**39),
+        Again(2**39, 1),
         Glue(2**30),
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -193,6 +198,18 @@ def test_elements_of_odd_widths_have_no_sign_to_move(width: int) -> None:
     head = Head(0, 2 * width, bytes(16), bytes(16), np.zeros(0, np.uint32), (), 0, 0, (planes,), ())
     with pytest.raises(DeltaError, match="is possible"):
         decoded(b"", write_head(head, Packer()) + bytes(2 * width), 2 * width)
+
+
+def test_output_is_read_where_there_is_some_and_nowhere_else(tmp_path: Path) -> None:
+    pair = KINDS["i8"]()
+    delta, _ = encoded(pair, tmp_path)
+    held = read_head(io.BytesIO(delta))
+    length = len(pair.new)
+    twice = rewritten(delta, (*held.operations, Again(length - 100, 100)), new_bytes=length + 100)
+    assert decoded(pair.base, twice, length + 100) == pair.new + pair.new[-100:]
+    for operations in ((*held.operations, Again(length - 99, 100)), (Again(0, 100), *held.operations)):
+        with pytest.raises(DeltaError, match="where there is none yet"):
+            decoded(pair.base, rewritten(delta, operations, new_bytes=length + 100), length + 100)
 
 
 def test_numbers_that_are_too_long_or_out_of_bounds_are_refused() -> None:

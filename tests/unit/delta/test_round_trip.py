@@ -8,6 +8,7 @@ import pytest
 
 from edge_delta import decode as decoding
 from edge_delta.decode import DeltaError, inspect
+from packager.delta.formats import Tensor
 from tests.unit.delta.pairs import KINDS, FilePair, checkpoints, decoded, encoded, one_tensor, weights
 
 
@@ -56,6 +57,23 @@ def test_decoding_goes_on_from_every_checkpoint(kind: str, tmp_path: Path) -> No
         # What a run wrote behind its last checkpoint before the power failed is garbage.
         left = io.BytesIO(pair.new[: point.output_bytes] + b"garbage")
         assert decoded(pair.base, delta, len(pair.new), left, point.data) == pair.new
+
+
+@pytest.mark.usefixtures("frequent_checkpoints")
+def test_decoding_goes_on_within_what_stands_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "READ_BYTES", 4_096)
+    pair = KINDS["row scale"]()
+    (base,), (tensor,) = pair.base_tensors, pair.new_tensors
+    length = tensor.end - tensor.start
+    again = Tensor("again", tensor.dtype, tensor.shape, len(pair.new), len(pair.new) + length)
+    twice = FilePair(pair.base, pair.new + pair.new[tensor.start : tensor.end], (base,), (tensor, again))
+    delta, made = encoded(twice, tmp_path)
+    assert made.kinds["again"] == length
+    _, found = checkpoints(twice.base, delta, len(twice.new))
+    assert sum(point.output_bytes > len(pair.new) for point in found) > 2
+    for point in found[:-1]:
+        left = io.BytesIO(twice.new[: point.output_bytes] + b"garbage")
+        assert decoded(twice.base, delta, len(twice.new), left, point.data) == twice.new
 
 
 @pytest.mark.usefixtures("frequent_checkpoints")
@@ -141,8 +159,6 @@ def test_tensors_are_found_by_shape_when_their_names_changed(tmp_path: Path) -> 
 def test_a_base_in_reverse_order_is_still_a_base(tmp_path: Path) -> None:
     one, two = weights(seed=20), weights(40, 50, seed=21)
     change = np.float32(1e-4)
-    from packager.delta.formats import Tensor
-
     base_tensors = (
         Tensor("a", "f32", one.shape, 0, one.nbytes),
         Tensor("b", "f32", two.shape, one.nbytes, one.nbytes + two.nbytes),
