@@ -206,7 +206,7 @@ class _Writer:
         self._body.append((place, len(data)))
 
     def _gap(self, start: int, end: int, near: int) -> None:
-        for operation, frame in pack_gap(self._known, self._new[start:end], near, self._sizes):
+        for operation, frame in pack_gap(self._known, self._new[start:end], start, near, self._sizes):
             self._add(operation, frame)
 
     def _is_elsewhere(self, part: Alone | Changed) -> bool:
@@ -231,7 +231,9 @@ class _Writer:
         # Pruned or moved weights repeat bytes and are far from every prediction.
         as_bytes = share_as_bytes(self._base[part.base.start : part.base.end], self._new[part.start : part.end])
         if as_bytes * 8 * (part.end - part.start) < best.bits:
-            found = list(pack_gap(self._known, self._new[part.start : part.end], part.base.start, self._sizes))
+            found = list(
+                pack_gap(self._known, self._new[part.start : part.end], part.start, part.base.start, self._sizes)
+            )
             if sum(len(frame) for _, frame in found) < self._tried(best, pair):
                 for piece, frame in found:
                     self._add(piece, frame)

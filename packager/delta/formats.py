@@ -102,7 +102,7 @@ def read_tensors(path: Path) -> tuple[Tensor, ...]:
 def read_external(onnx: Path) -> dict[str, tuple[Tensor, ...]]:
     """The tensors that an ONNX file keeps in other files, by the location that it names.
 
-    At most `TENSORS_MAX` of them. Whether they lie within that file is for the caller to see: `packager.delta.formats.apart` with its length.
+    At most `TENSORS_MAX` of them. Whether they lie within that file is for the caller to see: `apart` with its length.
 
     Args:
         onnx: The ONNX file.

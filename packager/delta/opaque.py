@@ -37,6 +37,7 @@ class Piece:
         base: Where in the base equal bytes begin (`is_equal`), or where the dictionary does.
         dictionary: Length of the dictionary; 0 for a copy.
         is_equal: Whether it is a copy.
+        is_again: Whether it is a copy of the new bytes themselves, from where `base` says, beyond any window's reach.
     """
 
     start: int
@@ -44,6 +45,7 @@ class Piece:
     base: int
     dictionary: int
     is_equal: bool
+    is_again: bool = False
 
 
 class Known:
@@ -98,12 +100,54 @@ def pieces(known: Known, new: Array, near: int, sizes: Sizes = LARGEST) -> list[
     """
     index, base = known.index if new.size >= _BLOCK else None, known.base
     result: list[Piece] = []
-    place = 0
+    place, again = 0, _repeats(new, sizes.window)
     for start, length, where in [] if index is None else index.runs(new, near, sizes.dictionary // 2):
-        result += _windows(index, base.size, new, place, start, near, sizes)
+        result += _between(index, base.size, new, place, start, near, sizes, again)
         result.append(Piece(start, length, where, 0, True))
         place, near = start + length, where + length
-    return result + _windows(index, base.size, new, place, new.size, near, sizes)
+    return result + _between(index, base.size, new, place, new.size, near, sizes, again)
+
+
+def _between(
+    index: "_Index | None",
+    base_bytes: int,
+    new: Array,
+    start: int,
+    end: int,
+    near: int,
+    sizes: Sizes,
+    again: list[tuple[int, int, int]],
+) -> list[Piece]:
+    """What is no copy of the base: windows, and copies of what stands in the new bytes before."""
+    result: list[Piece] = []
+    place = start
+    for begin, length, where in again:
+        first, last = max(begin, place), min(begin + length, end)
+        if last - first >= _RUN_MIN:
+            result += _windows(index, base_bytes, new, place, first, near + place - start, sizes)
+            result.append(Piece(first, last - first, where + first - begin, 0, True, True))
+            place = last
+    return result + _windows(index, base_bytes, new, place, end, near + place - start, sizes)
+
+
+def _repeats(new: Array, window: int) -> list[tuple[int, int, int]]:
+    """Long runs that stand in the bytes before, further off than a window is long: start, length, first start."""
+    if new.size <= window:
+        return []
+    index = _Index(new)
+    found: list[tuple[int, int, int]] = []
+    end = 0
+    for part in range(0, new.size, _PART):
+        places, where = index.find(new[part : part + _PART + _BLOCK], _RUN_MIN // 4)
+        for place, at in zip((places + part).tolist(), where.tolist(), strict=True):
+            if place < end or place - at <= window:
+                continue
+            back = index.equal_before(new, place, at, end)
+            length = min(back + index.equal(new, place, at), place - at)
+            if length >= _RUN_MIN:
+                found.append((place - back, length, at - back))
+                end = place - back + length
+    return found
 
 
 def _windows(
@@ -189,19 +233,21 @@ class _Index:
             for place, at in zip((places + part).tolist(), where.tolist(), strict=True):
                 if place < end:
                     continue
-                back = self._equal_before(new, place, at, end)
-                length = back + self._equal(new, place, at)
+                back = self.equal_before(new, place, at, end)
+                length = back + self.equal(new, place, at)
                 if length >= _FAR_RUN_MIN:
                     found.append((place - back, length, at - back))
                     end = place - back + length
         return found
 
-    def _equal_before(self, new: Array, place: int, at: int, end: int) -> int:
+    def equal_before(self, new: Array, place: int, at: int, end: int) -> int:
+        """How many bytes before both places are the same, back to `end` in the new ones."""
         count = min(place - end, at, _RUN_MIN)
         differs = np.flatnonzero(new[place - count : place] != self._base[at - count : at])
         return count - 1 - int(differs[-1]) if differs.size else count
 
-    def _equal(self, new: Array, place: int, at: int) -> int:
+    def equal(self, new: Array, place: int, at: int) -> int:
+        """How many bytes from both places on are the same."""
         total = 0
         size = _BLOCK * 4
         while True:

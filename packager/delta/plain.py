@@ -7,7 +7,7 @@ import numpy as np
 
 from edge_delta.elements import Array, Kind
 from edge_delta.limits import WINDOW_BYTES_MAX
-from edge_delta.wire import Copy, Packer, Planes, Window
+from edge_delta.wire import Again, Copy, Packer, Planes, Window
 from packager.delta.opaque import LARGEST, Known, Sizes, pieces
 
 _WINDOW_LOG: Final = 23
@@ -25,17 +25,23 @@ _FAST_BYTES: Final = 64 * 1024 * 1024
 """More bytes than these are packed at the faster level."""
 
 
-def pack_gap(known: Known, new: Array, near: int, sizes: Sizes = LARGEST) -> Iterator[tuple[Copy | Window, bytes]]:
+def pack_gap(
+    known: Known, new: Array, place: int, near: int, sizes: Sizes = LARGEST
+) -> Iterator[tuple[Copy | Window | Again, bytes]]:
     """Operations for bytes without known structure, each with what it reads of the body.
 
     Args:
         known: All of the base.
         new: The bytes, uint8.
+        place: Where they begin in the new file.
         near: Where in the base similar ones are likely.
         sizes: Bounds of windows.
     """
     pack = Packer(_LEVEL if new.size <= _FAST_BYTES else _FAST_LEVEL, _WINDOW_LOG)
     for piece in pieces(known, new, near, sizes):
+        if piece.is_again:
+            yield Again(place + piece.base, piece.length), b""
+            continue
         if piece.is_equal:
             yield Copy(piece.base, piece.length), b""
             continue

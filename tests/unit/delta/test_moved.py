@@ -159,6 +159,16 @@ def test_blocks_of_a_file_of_no_format_in_another_order_are_copied(tmp_path: Pat
     assert made.bytes < 20_000
 
 
+def test_bytes_of_no_format_that_stand_twice_far_apart_travel_once(tmp_path: Path) -> None:
+    random = np.random.default_rng(13)
+    base, once = random.bytes(200_000), random.bytes(2_400_000)
+    pair = FilePair(base, base[:90_000] + once + base[90_000:] + once[1_000:] + b"end")
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.kinds["again"] == len(once) - 1_000
+    assert made.bytes < len(once) + 2_000
+
+
 def test_large_tables_beside_weights_keep_the_decoder_within_its_memory(tmp_path: Path) -> None:
     random = np.random.default_rng(12)
     base, new = random.integers(0, 2**40, (2, 300_000))
