@@ -134,12 +134,8 @@ class _Walk:
     def _tensor(self, place: int, end: int) -> _Found:
         found = _Found()
         for number, start, stop, value in self._fields(place, end):
-            if number == 1 and value >= 0:
-                _add(found.shape, value)
-            elif number == 1:
-                while start < stop:
-                    value, start = _varint(self._data, start, stop)
-                    _add(found.shape, value)
+            if number == 1:
+                self._dimensions(start, stop, value, found.shape)
             elif number == 2 and value >= 0:
                 found.number = value
             elif number == 8:
@@ -151,6 +147,14 @@ class _Walk:
             elif number == 14 and value >= 0:
                 found.is_outside = value == _EXTERNAL
         return found
+
+    def _dimensions(self, place: int, end: int, value: int, shape: list[int]) -> None:
+        """One more, or as many as are packed together; up to one more than a tensor can have."""
+        if value >= 0 and len(shape) <= RANK_MAX:
+            shape.append(value)
+        while place < end and len(shape) <= RANK_MAX:
+            value, place = _varint(self._data, place, end)
+            shape.append(value)
 
     def _external(self, place: int, end: int, found: _Found) -> None:
         """One key and value of what an external tensor says of itself."""
@@ -165,12 +169,6 @@ class _Walk:
 
     def _text(self, start: int, stop: int, bytes_max: int) -> bytes:
         return bytes(self._data[start : min(stop, start + bytes_max)])
-
-
-def _add(shape: list[int], size: int) -> None:
-    """One dimension more, up to one more than a tensor can have."""
-    if len(shape) <= RANK_MAX:
-        shape.append(size)
 
 
 def _varint(data: mmap, place: int, end: int) -> tuple[int, int]:
