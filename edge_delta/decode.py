@@ -43,7 +43,6 @@ _EXPECTED: Final = (
     RecursionError,
     struct.error,
     zlib.error,
-    MemoryError,
 )
 
 
@@ -129,16 +128,26 @@ def decode(
         `output` but neither flushed nor synced.
 
     Raises:
-        DeltaError: For a delta that is damaged or does not fit; nothing else, but for the files' own OSError.
+        DeltaError: For a delta that is damaged or does not fit.
+        MemoryError: When there is less memory than the delta says.
+        OSError: Of the files.
     """
-    try:
-        with np.errstate(all="ignore"):
-            decoder = _Decoder(base, delta, output, base_bytes, new_bytes, between)
-            if resume is not None:
-                decoder.restore(resume)
-            yield from decoder.run()
-    except _EXPECTED as error:
-        raise DeltaError(f"the delta cannot be decoded: {error}") from error
+    steps: Iterator[Checkpoint] | None = None
+    while True:
+        # Step by step, so that numpy's warnings stay as they were for whoever is told of a checkpoint.
+        try:
+            with np.errstate(all="ignore"):
+                if steps is None:
+                    decoder = _Decoder(base, delta, output, base_bytes, new_bytes, between)
+                    if resume is not None:
+                        decoder.restore(resume)
+                    steps = decoder.run()
+                point = next(steps, None)
+        except _EXPECTED as error:
+            raise DeltaError(f"the delta cannot be decoded: {error}") from error
+        if point is None:
+            return
+        yield point
 
 
 class _Decoder:
@@ -231,6 +240,8 @@ class _Decoder:
         return data
 
     def _window(self, operation: Window) -> bytes:
+        if operation.packed == operation.length:
+            return self._body.take(operation.length)
         dictionary = self._read_base(operation.offset, operation.dictionary)
         return unpack_frame(self._body.take(operation.packed), operation.length, "a window", dictionary)
 
@@ -313,8 +324,7 @@ class _Decoder:
         lanes = self._lanes
         arrays = [] if lanes is None else [("states", lanes.states), *lanes.tables.save()]
         record = {
-            "new": self._head.new.hex(),
-            "base": self._head.base.hex(),
+            "delta": self._head.digest,
             "operation": self._operation,
             "place": self._place,
             "output": self._output.count,
@@ -339,7 +349,7 @@ class _Decoder:
         plain = zlib.decompressobj().decompress(packed, CHECKPOINT_STATE_BYTES_MAX)
         (length,) = struct.unpack_from("<I", plain)
         record, place = json.loads(plain[4 : 4 + length]), 4 + length
-        if (record["new"], record["base"]) != (self._head.new.hex(), self._head.base.hex()):
+        if record["delta"] != self._head.digest:
             raise DeltaError("the checkpoint is of another delta")
         arrays = {}
         for name, kind, count in record["arrays"]:

@@ -11,10 +11,10 @@ LANES_MAX: Final = 1_024
 HEAD_BYTES_MAX: Final = 4 * 1024 * 1024
 """Length of the head once decompressed: the operations, and the ranges of the glue's dictionary."""
 
-OPERATIONS_MAX: Final = 262_144
+OPERATIONS_MAX: Final = 32_768
 """Operations of one delta."""
 
-RANGES_MAX: Final = 65_536
+RANGES_MAX: Final = 16_384
 """Ranges of the base that make the glue's dictionary."""
 
 GLUE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -29,6 +29,10 @@ GLUE_WINDOW_LOG_MAX: Final = 20
 DICTIONARY_BYTES_MAX: Final = 4 * 1024 * 1024
 """Raw content that a window may refer to."""
 
+SHORT_DICTIONARY_BYTES: Final = 128 * 1024
+DICTIONARY_TIMES_MAX: Final = 64
+"""How many times as long as its window a dictionary may be, above that: reading one is work, whatever comes of it."""
+
 WINDOW_BYTES_MAX: Final = 2 * 1024 * 1024
 """Output of one window of bytes without known structure."""
 
@@ -37,6 +41,9 @@ ZSTD_WINDOW_LOG_MAX: Final = 23
 
 SIDE_BYTES_MAX: Final = 768 * 1024
 """Side information of one tensor: classes, scales and factors."""
+
+TENSOR_BYTES_MIN: Final = 256
+"""Length of a predicted tensor, at least: each costs the work of a chunk."""
 
 RANK_MAX: Final = 64
 """Rank of a low-rank prediction."""
@@ -58,6 +65,9 @@ CHECKPOINT_BYTES: Final = 4 * 1024 * 1024
 
 CHECKPOINT_STATE_BYTES_MAX: Final = 1024 * 1024
 """Length of a checkpoint."""
+
+PEAK_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Memory of decoding beside Python, numpy and zstandard."""
 
 READ_BYTES: Final = 256 * 1024
 """How much is copied or read at a time."""

@@ -8,6 +8,7 @@ that make the glue's dictionary, and the operations in the order of the output. 
 operation reads: a tensor's side information, then for each chunk its rANS words and its raw bits.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
@@ -20,16 +21,20 @@ from edge_delta.elements import BY_NUMBER, Array, Kind
 from edge_delta.errors import DeltaError
 from edge_delta.limits import (
     DICTIONARY_BYTES_MAX,
+    DICTIONARY_TIMES_MAX,
     GLUE_BYTES_MAX,
     GLUE_DICTIONARY_BYTES_MAX,
     GLUE_WINDOW_LOG_MAX,
     HEAD_BYTES_MAX,
     LANES_MAX,
     OPERATIONS_MAX,
+    PEAK_BYTES_MAX,
     RANGES_MAX,
     RANK_MAX,
     SHIFT_MAX,
+    SHORT_DICTIONARY_BYTES,
     SIDE_BYTES_MAX,
+    TENSOR_BYTES_MIN,
     UNIT_BYTES,
     UNIT_DIGEST_BYTES,
     WINDOW_BYTES_MAX,
@@ -46,6 +51,9 @@ _TURNED_WIDTHS: Final = (1, 2, 4, 8)
 _LEAST: Final = 2 * 1024 * 1024
 _CHUNK_PEAK: Final = 4 * 1024 * 1024
 _LOOKUP_PEAK: Final = 4 * 1024 * 1024
+_OPERATION_PEAK: Final = 250
+_RANGE_PEAK: Final = 140
+_UNIT_PEAK: Final = 64
 
 
 class Flag(IntFlag):
@@ -180,6 +188,7 @@ class Head:
         operations: In the order of the output.
         units: First `UNIT_DIGEST_BYTES` of the sha256 of every whole `UNIT_BYTES` of output.
         glue_offset: Where the glue's frame begins; set by `read_head`.
+        digest: Of everything before, which tells this delta from others of the same two files; set by `read_head`.
     """
 
     base_bytes: int
@@ -193,6 +202,7 @@ class Head:
     operations: tuple[Operation, ...]
     units: tuple[bytes, ...]
     glue_offset: int = 0
+    digest: str = ""
 
     @property
     def body_offset(self) -> int:
@@ -285,7 +295,7 @@ def unpack_frame(frame: bytes | memoryview, length: int, what: str, dictionary: 
         content = zstandard.ZstdDecompressor(
             dict_data=_dictionary(dictionary), format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=0
         ).decompress(bytes(frame), max_output_size=length)
-    except (zstandard.ZstdError, MemoryError, ValueError) as error:
+    except (zstandard.ZstdError, ValueError) as error:
         raise DeltaError(f"{what} cannot be decompressed: {error}") from None
     if len(content) != length:
         raise DeltaError(f"{what} has {len(content)} bytes instead of {length}")
@@ -336,9 +346,11 @@ def read_head(delta: BinaryIO) -> Head:
     head.finish()
     made = sum(operation.length for operation in operations)
     glue = sum(operation.length for operation in operations if isinstance(operation, Glue))
+    delta.seek(0)
+    digest = hashlib.sha256(delta.read(glue_offset)).hexdigest()[: 2 * DIGEST_BYTES]
     if made != new_bytes or glue != glue_bytes:
         raise DeltaError(f"the operations make {made} bytes, {glue} of glue, instead of {new_bytes} and {glue_bytes}")
-    return Head(
+    found = Head(
         base_bytes,
         new_bytes,
         base,
@@ -350,7 +362,11 @@ def read_head(delta: BinaryIO) -> Head:
         operations,
         tuple(digests[place : place + UNIT_DIGEST_BYTES] for place in range(0, len(digests), UNIT_DIGEST_BYTES)),
         glue_offset,
+        digest,
     )
+    if peak_bytes(found) > PEAK_BYTES_MAX:
+        raise DeltaError(f"the delta takes {peak_bytes(found)} bytes of memory, more than {PEAK_BYTES_MAX}")
+    return found
 
 
 def _read_states(head: Numbers) -> Array:
@@ -404,6 +420,8 @@ def _read_copy(head: Numbers, _size: int) -> Operation:
 def _read_window(head: Numbers, size: int) -> Operation:
     offset, dictionary = head.take(_OUTPUT_BYTES_MAX), head.take(DICTIONARY_BYTES_MAX)
     length = head.take(WINDOW_BYTES_MAX, 1)
+    if dictionary > max(SHORT_DICTIONARY_BYTES, DICTIONARY_TIMES_MAX * length):
+        raise DeltaError(f"a window of {length} bytes has a dictionary of {dictionary}")
     return Window(offset, dictionary, length, head.take(min(size, length), 1))
 
 
@@ -427,6 +445,8 @@ def _read_predicted(head: Numbers, size: int) -> Operation:
     bare = Predicted(BY_NUMBER[number], flags, offset, rows, columns, center, rank, shift, scale_bits)
     if bare.length > _OUTPUT_BYTES_MAX or bare.side_bytes > SIDE_BYTES_MAX:
         raise DeltaError("a tensor's side information is larger than it may be")
+    if bare.length < TENSOR_BYTES_MIN:
+        raise DeltaError(f"a tensor of {bare.length} bytes is not worth a prediction")
     if not bare.side_bytes:
         return bare
     packed = head.take(min(size, bare.side_bytes), 1)
@@ -458,7 +478,8 @@ def peak_bytes(head: Head) -> int:
                 part = max(part, 6 * operation.length)
             case Predicted():
                 part = max(part, _CHUNK_PEAK + 5 * operation.side_bytes)
-    return _LEAST + glue + lookup + part
+    lists = _OPERATION_PEAK * len(head.operations) + _RANGE_PEAK * len(head.ranges) + _UNIT_PEAK * len(head.units)
+    return _LEAST + glue + lookup + part + lists
 
 
 def write_head(head: Head, pack: "Packer") -> bytes:

@@ -7,6 +7,7 @@ record that names them. So power may fail at any instant: the next start finds a
 import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -27,13 +28,21 @@ from edge_contract.manifest import Descriptor
 
 _LOG: Final = logging.getLogger(__name__)
 _LIBRARIES: Final = ("numpy", "zstandard", "edge_delta")
+_ZSTANDARD_MIN: Final = (0, 24)
+"""Earlier ones cannot read the header of a frame without zstd's magic number."""
 _OF_THE_DISK: Final = frozenset({"device.disk-full", "device.disk-error", "device.disk-corrupt", "artifact.not-found"})
 """What ends a decoding and says nothing about the delta."""
 
 
 def can_decode() -> bool:
     """Whether this device has what decoding takes; looked up and not imported."""
-    return all(importlib.util.find_spec(name) is not None for name in _LIBRARIES)
+    if any(importlib.util.find_spec(name) is None for name in _LIBRARIES):
+        return False
+    try:
+        found = tuple(int(part) for part in importlib.metadata.version("zstandard").split(".")[:2])
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return False
+    return found >= _ZSTANDARD_MIN
 
 
 class FileDeltaMaker:

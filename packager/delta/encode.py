@@ -6,8 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -17,9 +16,9 @@ import numpy as np
 from edge_contract.errors import EdgeError
 from edge_delta.blocks import block_at
 from edge_delta.elements import BY_NAME, I32, Array, ordered, wrapped, zigzag
+from edge_delta.errors import DeltaError
 from edge_delta.limits import (
     GLUE_BYTES_MAX,
-    GLUE_DICTIONARY_BYTES_MAX,
     GLUE_WINDOW_LOG_MAX,
     READ_BYTES,
     UNIT_BYTES,
@@ -45,9 +44,10 @@ from edge_delta.wire import (
 from packager.delta.coder import Coded, Coder
 from packager.delta.fit import Fit, Pair, fit, grid_numbers
 from packager.delta.formats import Tensor, read_tensors
-from packager.delta.opaque import Known, Sizes
+from packager.delta.opaque import LARGEST, Known, Sizes
 from packager.delta.plain import pack_gap, pack_planes, share_as_bytes
 from packager.delta.plan import Alone, Changed, Gap, Part, Repeat, Same, make_plan
+from packager.files import disk_errors, sync_folder
 
 _GLUE_PART_MAX: Final = 65_536
 """Longer gaps are windows of their own, so that the glue stays small enough to hold."""
@@ -57,10 +57,16 @@ _POOR: Final = 0.9
 """Share of the new file from which on a delta is no good."""
 _ELSEWHERE: Final = 0.2
 """Share of a tensor that stands in the base as it is, from which on it is copied from there instead of predicted."""
+_SEARCHED_MAX: Final = 128 * 1024 * 1024
+"""Length of a base in which even tensors are looked for that are like theirs: rows may have changed places."""
+_REPEATING: Final = 0.7
+_DOUBT: Final = 1.5
+"""Where zstd finds so much, an estimate has to be so much better to be believed untried, and of floats none is."""
 _ELSEWHERE_BYTES_MIN: Final = 16_384
-_SIZES_BESIDE_TENSORS: Final = Sizes(window=1024 * 1024, dictionary=2 * 1024 * 1024)
+_BESIDE_TENSORS: Final = Sizes(window=1024 * 1024, dictionary=2 * 1024 * 1024)
 """Where a decoder holds its tables for tensors too, so that all of it is within the bound."""
-_GLUE_DICTIONARY_BESIDE_TENSORS: Final = 256 * 1024
+_THRIFTY: Final = Sizes(window=1024 * 1024, dictionary=1024 * 1024)
+_GLUE_DICTIONARY: Final = 256 * 1024
 _FEW: Final = 4
 _OPAQUE_BYTES: Final = 64 * 1024 * 1024
 """Files up to this length are tried as plain bytes too, where the delta is no good."""
@@ -112,35 +118,46 @@ def encode(
     """
     began = time.process_time()
     base_bytes, new_bytes = _mapped(base), _mapped(new)
+    with disk_errors(base):
+        known = read_tensors(base) if base_tensors is None else tuple(base_tensors)
+    with disk_errors(new):
+        wanted = read_tensors(new) if new_tensors is None else tuple(new_tensors)
+    with disk_errors(out), tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".delta-") as name:
+        folder = Path(name)
+        plan = make_plan(base_bytes, new_bytes, known, wanted).parts
+        # What breaks a bound of the decoder's is made anew in less memory, then in fewer pieces.
+        made = _attempt(base_bytes, new_bytes, plan, effort, folder / "best")
+        made = made or _attempt(base_bytes, new_bytes, plan, effort, folder / "best", _THRIFTY)
+        size = new_bytes.size + 1 if made is None else made.bytes
+        is_poor = size > _POOR * new_bytes.size or new_bytes.size < _GLUE_PART_MAX
+        if made is None or (is_poor and known and wanted and new_bytes.size <= _OPAQUE_BYTES):
+            plan = make_plan(base_bytes, new_bytes, (), ()).parts
+            sizes = _THRIFTY if made is None else LARGEST
+            plain = _attempt(base_bytes, new_bytes, plan, effort, folder / "plain", sizes)
+            if plain is not None and (made is None or plain.bytes < made.bytes):
+                os.replace(folder / "plain", folder / "best")
+                made = plain
+        if made is None:
+            raise EdgeError("internal.bug", f"no delta from {base} to {new} keeps within the bounds of a decoder")
+        os.replace(folder / "best", out)
+        sync_folder(out.absolute().parent)
+    return replace(made, seconds=time.process_time() - began)
+
+
+def _attempt(
+    base: Array, new: Array, plan: Sequence[Part], effort: int, out: Path, sizes: Sizes = LARGEST
+) -> Encoded | None:
+    """Make a delta by a plan, synced; none when a decoder would refuse it."""
+    with tempfile.TemporaryFile(dir=out.parent) as spill, np.errstate(all="ignore"):
+        writer = _Writer(base, new, spill, sizes)
+        writer.write(plan, effort)
+        writer.finish(out)
     try:
-        folder = out.absolute().parent
-        with tempfile.TemporaryFile(dir=folder) as spill, np.errstate(all="ignore"):
-            known = read_tensors(base) if base_tensors is None else tuple(base_tensors)
-            wanted = read_tensors(new) if new_tensors is None else tuple(new_tensors)
-            writer = _Writer(base_bytes, new_bytes, spill)
-            writer.write(make_plan(base_bytes, new_bytes, known, wanted).parts, effort)
-            best = writer.finish(folder)
-            is_poor = best.stat().st_size > _POOR * new_bytes.size or new_bytes.size < _GLUE_PART_MAX
-            if is_poor and known and wanted and new_bytes.size <= _OPAQUE_BYTES:
-                with tempfile.TemporaryFile(dir=folder) as other:
-                    plain = _Writer(base_bytes, new_bytes, other)
-                    plain.write(make_plan(base_bytes, new_bytes, (), ()).parts, effort)
-                    second = plain.finish(folder)
-                if second.stat().st_size < best.stat().st_size:
-                    best, second, writer = second, best, plain
-                second.unlink()
-            size = best.stat().st_size
-            with best.open("rb") as file:
-                peak = peak_bytes(read_head(file))
-            os.replace(best, out)
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    except OSError as error:
-        raise EdgeError("device.disk-error", f"writing {out}: {error.strerror}") from error
-    return Encoded(size, new_bytes.size, peak, time.process_time() - began, dict(writer.kinds))
+        with out.open("rb") as file:
+            peak = peak_bytes(read_head(file))
+    except DeltaError:
+        return None
+    return Encoded(out.stat().st_size, new.size, peak, 0.0, dict(writer.kinds))
 
 
 def _mapped(path: Path) -> Array:
@@ -155,7 +172,7 @@ def _mapped(path: Path) -> Array:
 class _Writer:
     """Collects operations and what each reads of the body."""
 
-    def __init__(self, base: Array, new: Array, spill: BinaryIO) -> None:
+    def __init__(self, base: Array, new: Array, spill: BinaryIO, sizes: Sizes) -> None:
         self._base = base
         self._known = Known(base)
         self._new = new
@@ -164,14 +181,13 @@ class _Writer:
         self._operations: list[Operation] = []
         self._body: list[tuple[int, int] | int] = []  # a range of the spill, or a chunk's number
         self._glue = bytearray()
-        self._sizes = Sizes()
-        self._dictionary_bytes_max = GLUE_DICTIONARY_BYTES_MAX
+        self._sizes = sizes
         self.kinds: Counter[str] = Counter()
 
     def write(self, parts: Sequence[Part], effort: int) -> None:
         """Take every part in order."""
         if any(isinstance(part, Changed) for part in parts):
-            self._sizes, self._dictionary_bytes_max = _SIZES_BESIDE_TENSORS, _GLUE_DICTIONARY_BESIDE_TENSORS
+            self._sizes = Sizes(*map(min, astuple(self._sizes), astuple(_BESIDE_TENSORS)))
         for part in parts:
             match part:
                 case Same(start, end, base):
@@ -230,7 +246,9 @@ class _Writer:
         best = fit(pair, part.base.start, effort)
         # Pruned or moved weights repeat bytes and are far from every prediction.
         as_bytes = share_as_bytes(self._base[part.base.start : part.base.end], self._new[part.start : part.end])
-        if as_bytes * 8 * (part.end - part.start) < best.bits:
+        estimate = best.bits / 8 / (part.end - part.start)
+        is_repeating = as_bytes < _REPEATING and (kind.is_float or as_bytes < _DOUBT * estimate)
+        if as_bytes < estimate or is_repeating or (self._base.size <= _SEARCHED_MAX and self._is_elsewhere(part)):
             found = list(
                 pack_gap(self._known, self._new[part.start : part.end], part.start, part.base.start, self._sizes)
             )
@@ -249,7 +267,7 @@ class _Writer:
     def _tried(self, found: Fit, pair: Pair) -> int:
         """How long a prediction really comes out; estimates say little of tensors in which much stays what it was."""
         with tempfile.TemporaryFile() as spill:
-            trial = _Writer(self._base, self._new, spill)
+            trial = _Writer(self._base, self._new, spill, self._sizes)
             trial._predicted(found, pair)
             return trial._coder.bytes + sum(item[1] for item in trial._body if isinstance(item, tuple))
 
@@ -286,8 +304,8 @@ class _Writer:
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def finish(self, folder: Path) -> Path:
-        """Write the delta into a temporary file of a folder, synced; the caller names or removes it."""
+    def finish(self, out: Path) -> None:
+        """Write the delta, synced."""
         states, coded = self._coder.finish()
         ranges, dictionary = self._dictionary()
         glue = Packer(19, GLUE_WINDOW_LOG_MAX)(bytes(self._glue), dictionary) if self._glue else b""
@@ -308,20 +326,13 @@ class _Writer:
                 for number in range(units_of(self._new.size))
             ),
         )
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".delta-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(write_head(head, Packer(19, 22)))
-                file.write(glue)
-                for item in self._body:
-                    self._copy(coded, item, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-        return Path(name)
+        with out.open("wb") as file:
+            file.write(write_head(head, Packer(19, 22)))
+            file.write(glue)
+            for item in self._body:
+                self._copy(coded, item, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _copy(self, coded: list[Coded], item: tuple[int, int] | int, file: BinaryIO) -> None:
         for place, length in (coded[item].words, coded[item].raw) if isinstance(item, int) else (item,):
@@ -337,7 +348,7 @@ class _Writer:
             if isinstance(operation, Copy | Predicted)
         )
         ranges = []
-        place, room = 0, self._dictionary_bytes_max
+        place, room = 0, _GLUE_DICTIONARY
         for start, end in [*used, (self._base.size, self._base.size)]:
             length = min(start - place, room)
             if length > 0 and self._glue:

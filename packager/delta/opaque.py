@@ -7,19 +7,24 @@ from typing import Final
 import numpy as np
 
 from edge_delta.elements import Array
-from edge_delta.limits import DICTIONARY_BYTES_MAX, WINDOW_BYTES_MAX
+from edge_delta.limits import (
+    DICTIONARY_TIMES_MAX,
+    SHORT_DICTIONARY_BYTES,
+    WINDOW_BYTES_MAX,
+)
 
 _BLOCK: Final = 64
 """Bytes that have to be equal for a place in the base to be found."""
 _STRIDE: Final = 32
 _RUN_MIN: Final = 16_384
 """Equal bytes that are worth an operation of their own; zstd finds shorter ones."""
-_FAR_RUN_MIN: Final = 4_096
-"""Those that are, where they stand so far off that no dictionary has them."""
+_FAR_RUN_MIN: Final = 512
+_FAR_RUN_MIN_OF_LARGE: Final = 4_096
+"""Those that are, where they stand too far off for a dictionary; large files take long to search."""
+_LARGE: Final = 64 * 1024 * 1024
+_RUNS_MAX: Final = 24_576
+"""Copies of one gap: each takes a decoder memory."""
 _MOVED: Final = 0.9
-_LIKED_DICTIONARY_MIN: Final = 128 * 1024
-_LIKED_DICTIONARY: Final = 64
-"""How many times as long as a window a dictionary is of use; a long one takes zstd long to look through."""
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15 | 1)
 _PART: Final = 4 * 1024 * 1024
 _LOOK: Final = 1_024
@@ -76,14 +81,15 @@ class Sizes:
 
     Attributes:
         window: Bytes of output, at most `WINDOW_BYTES_MAX`.
-        dictionary: Bytes of the base, at most `DICTIONARY_BYTES_MAX`.
+        dictionary: Bytes of the base.
     """
 
-    window: int = WINDOW_BYTES_MAX
-    dictionary: int = DICTIONARY_BYTES_MAX
+    window: int
+    dictionary: int
 
 
-LARGEST: Final = Sizes()
+LARGEST: Final = Sizes(WINDOW_BYTES_MAX, 3 * 1024 * 1024)
+"""With which a decoder keeps within its memory, where it decodes nothing else."""
 
 
 def pieces(known: Known, new: Array, near: int, sizes: Sizes = LARGEST) -> list[Piece]:
@@ -159,7 +165,7 @@ def _windows(
         centre = None if index is None else index.likely(new[place : place + length])
         if centre is None:
             centre = near + (place - start) + length // 2
-        size = min(sizes.dictionary, base_bytes, max(_LIKED_DICTIONARY_MIN, _LIKED_DICTIONARY * length))
+        size = min(sizes.dictionary, base_bytes, max(SHORT_DICTIONARY_BYTES, DICTIONARY_TIMES_MAX * length))
         begin = int(np.clip(centre - size // 2, 0, base_bytes - size))
         result.append(Piece(place, length, begin, size, False))
     return result
@@ -212,7 +218,10 @@ class _Index:
             near: Where in the base their beginning is likely to stand.
             far: How far from where it is likely a run lies out of a dictionary's reach.
         """
-        every = self._runs(new)
+        every = self._runs(new, _FAR_RUN_MIN if new.size <= _LARGE else _FAR_RUN_MIN_OF_LARGE)
+        if len(every) > _RUNS_MAX:
+            longest = sorted(range(len(every)), key=lambda number: -every[number][1])[:_RUNS_MAX]
+            every = [every[number] for number in sorted(longest)]
         if sum(length for _, length, _ in every) >= _MOVED * new.size:
             return every  # nothing but moved; dictionaries have nothing left to say
         found: list[tuple[int, int, int]] = []
@@ -224,18 +233,18 @@ class _Index:
                 ahead = at + length
         return found
 
-    def _runs(self, new: Array) -> list[tuple[int, int, int]]:
-        """All of `_FAR_RUN_MIN` bytes or more."""
+    def _runs(self, new: Array, shortest: int) -> list[tuple[int, int, int]]:
+        """All of so many bytes or more."""
         found: list[tuple[int, int, int]] = []
         end = 0
         for part in range(0, new.size, _PART):
-            places, where = self.find(new[part : part + _PART + _BLOCK], _FAR_RUN_MIN // 4)
+            places, where = self.find(new[part : part + _PART + _BLOCK], shortest // 4)
             for place, at in zip((places + part).tolist(), where.tolist(), strict=True):
                 if place < end:
                     continue
                 back = self.equal_before(new, place, at, end)
                 length = back + self.equal(new, place, at)
-                if length >= _FAR_RUN_MIN:
+                if length >= shortest:
                     found.append((place - back, length, at - back))
                     end = place - back + length
         return found

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-import numpy as np
-
 from edge_delta.elements import BY_NAME, Array
 from packager.delta.formats import Tensor
 from packager.delta.match import Match, match
@@ -186,15 +184,25 @@ def _widened(base: Array, new: Array, parts: Sequence[Part]) -> list[Part]:
 
 
 def _common(base: Array, at: int, new: Array, start: int, end: int) -> int:
+    """How many bytes from both places on are the same."""
     count = min(end - start, base.size - at)
-    differs = np.flatnonzero(base[at : at + count] != new[start : start + count])
-    return int(differs[0]) if differs.size else count
+    for done in range(0, count, _EQUAL_PART):
+        part = min(_EQUAL_PART, count - done)
+        differs = base[at + done : at + done + part] != new[start + done : start + done + part]
+        if differs.any():
+            return done + int(differs.argmax())
+    return count
 
 
 def _common_back(base: Array, at: int, new: Array, start: int, end: int) -> int:
+    """How many bytes before both places are the same."""
     count = min(end - start, at)
-    differs = np.flatnonzero(base[at - count : at] != new[end - count : end])
-    return count - 1 - int(differs[-1]) if differs.size else count
+    for done in range(0, count, _EQUAL_PART):
+        part = min(_EQUAL_PART, count - done)
+        differs = base[at - done - part : at - done] != new[end - done - part : end - done]
+        if differs.any():
+            return done + int(differs[::-1].argmax())
+    return count
 
 
 def _spare(base_bytes: int, parts: Sequence[Part]) -> tuple[tuple[int, int], ...]:

@@ -239,6 +239,14 @@ def test_a_device_without_the_libraries_makes_nothing(bench: Bench, monkeypatch:
     assert not bench.maker.can_make(bench.delta())
 
 
+@pytest.mark.parametrize(("version", "can"), [("0.23.0", False), ("0.24.0", True), ("1.0", True), ("unknown", False)])
+def test_a_device_with_an_old_zstandard_makes_nothing(
+    monkeypatch: pytest.MonkeyPatch, version: str, *, can: bool
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
+    assert module.can_decode() is can
+
+
 def test_garbage_collection_keeps_what_is_being_made_and_no_longer(bench: Bench) -> None:
     delta = bench.delta()
     bench.cut_power(delta, 2)

@@ -13,7 +13,7 @@ import pytest
 
 from edge_delta.decode import DeltaError, decode, inspect
 from edge_delta.elements import F32, I8
-from edge_delta.limits import RANGES_MAX, UNIT_BYTES, UNIT_DIGEST_BYTES
+from edge_delta.limits import OPERATIONS_MAX, RANGES_MAX, SHORT_DICTIONARY_BYTES, UNIT_BYTES, UNIT_DIGEST_BYTES
 from edge_delta.wire import (
     Again,
     Copy,
@@ -210,6 +210,35 @@ def test_output_is_read_where_there_is_some_and_nowhere_else(tmp_path: Path) -> 
     for operations in ((*held.operations, Again(length - 99, 100)), (Again(0, 100), *held.operations)):
         with pytest.raises(DeltaError, match="where there is none yet"):
             decoded(pair.base, rewritten(delta, operations, new_bytes=length + 100), length + 100)
+
+
+def test_heads_that_would_take_much_memory_or_work_for_little_are_refused(tmp_path: Path) -> None:
+    pair = KINDS["i8"]()
+    delta, _ = encoded(pair, tmp_path)
+    many = (
+        ((Copy(0, 1),) * OPERATIONS_MAX, ()),
+        ((Predicted(I8, Flag(0), 0, 1, 255, 0),), ()),
+        ((Window(0, SHORT_DICTIONARY_BYTES + 1, 1, 1),), ()),
+        ((Copy(0, 1),) * (OPERATIONS_MAX // 2), tuple((2 * n, 1) for n in range(RANGES_MAX))),
+    )
+    bases = 10 * 2**20
+    for operations, ranges in many:
+        made = sum(item.length for item in operations)
+        fields = {"new_bytes": made, "base_bytes": bases, "glue_bytes": 0, "units": (), "ranges": ranges}
+        forged = rewritten(delta, operations, glue_packed=0, **fields)
+        if len(operations) < 2:
+            with pytest.raises(DeltaError, match=r"not worth|has a dictionary"):
+                inspect(io.BytesIO(forged))
+        else:
+            assert inspect(io.BytesIO(forged)).peak_bytes >= 4 * 2**20, "lists of them count"
+    with pytest.raises(DeltaError, match="is possible"):
+        inspect(io.BytesIO(rewritten(delta, (Copy(0, 1),) * (OPERATIONS_MAX + 1), new_bytes=OPERATIONS_MAX + 1)))
+    large = (*((Copy(0, 1),) * OPERATIONS_MAX), Predicted(I8, Flag.ROW_SCALE, 0, 190_000, 40, 0, packed=1))[1:]
+    made = sum(item.length for item in large)
+    fields = {"new_bytes": made, "base_bytes": bases, "glue_bytes": 0, "units": (bytes(8),) * units_of(made)}
+    forged = rewritten(delta, large, **fields)
+    with pytest.raises(DeltaError, match="of memory"):
+        inspect(io.BytesIO(forged))
 
 
 def test_numbers_that_are_too_long_or_out_of_bounds_are_refused() -> None:

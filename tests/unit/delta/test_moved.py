@@ -138,6 +138,39 @@ def test_rows_that_moved_on_by_one_are_copied(tmp_path: Path) -> None:
     assert made.bytes < 2_000
 
 
+@pytest.mark.parametrize("offset", [0.0, 2.0])
+def test_rows_in_another_order_are_copied(offset: float, tmp_path: Path) -> None:
+    """With an offset a column, whatever row is compared with whatever row, they correlate."""
+    random = np.random.default_rng(14)
+    table = (random.standard_normal((2_000, 256)) + offset * random.standard_normal(256)).astype(np.float32)
+    pair = file_pair([("table", table)], [("table", table[random.permutation(len(table))])])
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.bytes <= by_zstd(pair)
+
+
+def test_elements_that_were_replaced_take_no_more_than_with_zstd(tmp_path: Path) -> None:
+    random = np.random.default_rng(15)
+    old, other = (random.standard_normal((2, 400, 500)) * 0.05).astype(np.float32)
+    pair = file_pair([("w", old)], [("w", np.where(random.random(old.shape) < 0.3, other, old))])
+    assert encoded(pair, tmp_path)[1].bytes <= 1.05 * by_zstd(pair)
+
+
+def test_more_tensors_than_a_delta_may_have_operations(tmp_path: Path) -> None:
+    count, random = 40_000, np.random.default_rng(16)
+    data = random.integers(0, 256, (count, 260), dtype=np.uint8)
+    order = random.permutation(count)
+    sides = []
+    for rows in (range(count), order):
+        held = tuple(Tensor(f"t{row}", "u8", (256,), 260 * n, 260 * n + 256) for n, row in enumerate(rows))
+        sides.append((data[list(rows)].tobytes(), held))
+    pair = FilePair(sides[0][0], sides[1][0], sides[0][1], sides[1][1])
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.peak_bytes <= DELTA_PEAK_BYTES_MAX
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "delta", "new"]
+
+
 def test_what_stands_twice_in_the_new_file_travels_once(tmp_path: Path) -> None:
     (layer,) = layers(6, 1)
     new = trained(layer, 7)

@@ -8,6 +8,7 @@ import pytest
 
 from edge_delta import decode as decoding
 from edge_delta.decode import DeltaError, inspect
+from packager.delta.encode import encode
 from packager.delta.formats import Tensor
 from tests.unit.delta.pairs import KINDS, FilePair, checkpoints, decoded, encoded, one_tensor, weights
 
@@ -91,6 +92,49 @@ def test_a_checkpoint_of_another_delta_or_a_damaged_one_is_refused(tmp_path: Pat
             decoded(pair.base, delta, len(pair.new), io.BytesIO(pair.new), bytes(bad))
     with pytest.raises(DeltaError, match="shorter than the checkpoint"):
         decoded(pair.base, delta, len(pair.new), io.BytesIO(pair.new[:100]), point.data)
+
+
+@pytest.mark.usefixtures("frequent_checkpoints")
+def test_a_checkpoint_of_another_delta_between_the_same_files_is_refused(tmp_path: Path) -> None:
+    pair = KINDS["low rank"]()
+    delta, _ = encoded(pair, tmp_path)
+    paths = (tmp_path / "base", tmp_path / "new", tmp_path / "other")
+    encode(*paths, base_tensors=pair.base_tensors, new_tensors=pair.new_tensors, effort=0)
+    other = paths[2].read_bytes()
+    assert other != delta
+    point = checkpoints(pair.base, delta, len(pair.new))[1][0]
+    left = io.BytesIO(pair.new[: point.output_bytes])
+    with pytest.raises(DeltaError, match="another delta"):
+        decoded(pair.base, other, len(pair.new), left, point.data)
+
+
+@pytest.mark.usefixtures("frequent_checkpoints")
+def test_between_checkpoints_numpy_warns_as_it_did(tmp_path: Path) -> None:
+    pair = KINDS["row scale"]()
+    delta, _ = encoded(pair, tmp_path)
+    base, new_bytes = pair.base, len(pair.new)
+    with np.errstate(all="raise"):
+        before = np.geterr()
+        two = [
+            decoding.decode(
+                io.BytesIO(base), io.BytesIO(delta), io.BytesIO(), base_bytes=len(base), new_bytes=new_bytes
+            )
+            for _ in range(2)
+        ]
+        for _ in zip(*two, strict=True):
+            assert np.geterr() == before
+
+
+def test_too_little_memory_says_nothing_of_the_delta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = KINDS["i8"]()
+    delta, _ = encoded(pair, tmp_path)
+
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "Lanes", short)
+    with pytest.raises(MemoryError):
+        decoded(pair.base, delta, len(pair.new))
 
 
 @pytest.mark.usefixtures("frequent_checkpoints")
