@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import re
 import struct
 import time
@@ -77,6 +78,24 @@ ONNX_TYPES = {
 }  # fmt: skip
 
 
+def field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + leb(len(content)) + content
+
+
+def leb(number: int) -> bytes:
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+HEAD = b"\x08\x0a\x12\x00"
+"""The beginning of a ModelProto: its IR version, and a producer without a name."""
+BYTE = field(5, b"\x08\x01\x10\x02" + field(8, b"w") + field(9, b"x"))
+"""An initializer of one byte."""
+
+
 def onnx_tensor(name: str, type_name: str, shape: tuple[int, ...]) -> Any:
     number = getattr(onnx.TensorProto, type_name)
     size = int(np.prod(shape)) * ELEMENT_BYTES[ONNX_TYPES[type_name]]
@@ -120,16 +139,37 @@ def test_numbers_in_packed_fields_lie_there_as_they_are(tmp_path: Path) -> None:
     assert numbers(data, found["d"]) == double.tobytes()
 
 
-def test_tensors_of_nodes_and_of_graphs_within_nodes_are_found(tmp_path: Path) -> None:
+def test_tensors_wherever_a_model_may_keep_them_are_found(tmp_path: Path) -> None:
     constant = onnx.helper.make_node("Constant", [], ["c"], value=onnx_tensor("value", "FLOAT", (9,)))
     inner = onnx.helper.make_graph([constant], "inner", [], [], [onnx_tensor("deep", "INT8", (70,))])
     branch = onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
-    function = onnx.helper.make_function("d", "f", [], ["c"], [constant], [onnx.helper.make_opsetid("", 20)])
-    model = onnx_model(onnx_tensor("top", "FLOAT16", (4,)), nodes=(branch,))
-    model.functions.append(function)
+    several = onnx.helper.make_node("Custom", ["x"], ["y"], domain="d")
+    held = several.attribute.add(name="tensors", type=onnx.AttributeProto.TENSORS)
+    held.tensors.extend([onnx_tensor("one", "INT16", (2,)), onnx_tensor("two", "INT16", (3,))])
+    graphs = several.attribute.add(name="graphs", type=onnx.AttributeProto.GRAPHS)
+    graphs.graphs.append(onnx.helper.make_graph([], "g", [], [], [onnx_tensor("listed", "INT8", (5,))]))
+    model = onnx_model(onnx_tensor("top", "FLOAT16", (4,)), nodes=(branch, several))
+    model.functions.append(
+        onnx.helper.make_function("d", "f", [], ["c"], [constant], [onnx.helper.make_opsetid("", 20)])
+    )
+    training = model.training_info.add()
+    training.initialization.initializer.append(onnx_tensor("begin", "INT32", (2,)))
+    training.algorithm.initializer.append(onnx_tensor("step", "INT32", (2,)))
     path = tmp_path / "model.onnx"
     onnx.save_model(model, str(path))
-    assert sorted(tensor.name for tensor in read_tensors(path)) == ["deep", "deep", "top", "value", "value", "value"]
+    assert sorted(tensor.name for tensor in read_tensors(path)) == [
+        "begin", "deep", "deep", "listed", "one", "step", "top", "two", "value", "value", "value",
+    ]  # fmt: skip
+
+
+def test_fields_that_are_not_known_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    strange = b"\x79" + b"\xff" * 8 + b"\x7d" + b"\xff" * 4 + b"\x78" + leb(2**64 - 1) + b"\x7a\x03abc"
+    tensor = b"\x08\x01\x10\x02" + strange + field(8, b"w" * 5_000) + field(9, b"x")
+    path.write_bytes(HEAD + strange + field(7, strange + field(5, tensor)))
+    (found,) = read_tensors(path)
+    assert numbers(path.read_bytes(), found) == b"x"
+    assert found.name == "w" * 1_024
 
 
 def test_tensors_in_other_files_are_found_by_their_location(tmp_path: Path) -> None:
@@ -192,6 +232,28 @@ def test_a_location_that_a_tensor_no_longer_uses_is_not_looked_at(tmp_path: Path
     assert read_external(path) == {}
 
 
+def test_numbers_in_a_file_that_keeps_them_elsewhere_are_not_its_own(tmp_path: Path) -> None:
+    content = RANDOM.bytes(24)
+    (tmp_path / "w.bin").write_bytes(content)
+    tensor = outside("w", "w.bin")
+    tensor.raw_data = bytes(24)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_model(tensor).SerializeToString())
+    (held,) = onnx.load(str(path)).graph.initializer
+    assert held.raw_data == content
+    assert read_tensors(path) == ()
+    (found,) = read_external(path)["w.bin"]
+    assert_same(content, found, onnx.numpy_helper.to_array(held))
+
+
+def test_external_tensors_without_a_location_or_without_numbers_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    empty = outside("empty", "w.bin")
+    empty.dims[:] = [0, 3]
+    path.write_bytes(onnx_model(outside("nowhere", ""), empty).SerializeToString())
+    assert read_external(path) == {}
+
+
 @pytest.mark.parametrize("text", ["-8", "1e3", "0x10", " 8", "", "٣", "9" * 16, "8\n"])
 def test_offsets_that_are_no_plain_numbers_are_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
@@ -219,24 +281,6 @@ def test_other_files_have_no_other_files(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(b"no model at all")
     assert read_external(path) == {}
-
-
-def field(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + leb(len(content)) + content
-
-
-def leb(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-HEAD = b"\x08\x0a\x12\x00"
-"""The beginning of a ModelProto: its IR version, and a producer without a name."""
-BYTE = field(5, b"\x08\x01\x10\x02" + field(8, b"w") + field(9, b"x"))
-"""An initializer of one byte."""
 
 
 def test_a_tensor_of_a_million_dimensions_takes_no_time_and_no_memory(tmp_path: Path) -> None:
@@ -275,8 +319,9 @@ def test_a_shape_that_has_not_as_many_bytes_is_no_tensor(dimensions: list[int], 
     [
         b"\x3a" + leb(2**64 - 1),  # longer than any file
         b"\x3a" + leb(2**63),
-        b"\x3a" + leb(2**70 - 1),  # a number of eleven bytes
+        b"\x3a" + leb(2**70 - 1),
         b"\x3a" + b"\xff" * 40,  # a number without an end
+        b"\x10" + b"\x80" * 10 + b"\x00" + field(7, BYTE),  # one of eleven bytes that is small
         b"\x3a\x7f",
         b"\x3b",  # the beginning of a group
         b"\x3e",  # a kind of field that there is none of
@@ -517,22 +562,70 @@ def test_the_constant_of_a_model_that_runs_is_found(tmp_path: Path) -> None:
     assert_same(path.read_bytes(), tensor, np.array([12.5], np.float32))
 
 
-@pytest.mark.parametrize("shape", [[-4, -6], [2**31 - 1] * 16, [1] * 100 + [4, 6], [0], [4, 7], [4]])
+@pytest.mark.parametrize(
+    "shape", [[-4, -6], [2**31 - 1] * 16, [1] * 100 + [4, 6], [4, 6] + [1] * 15, [0], [4, 7], [4]], ids=len
+)
 def test_a_shape_that_does_not_fit_its_buffer_is_no_tensor(shape: list[int], tmp_path: Path) -> None:
     model = lite_model()
     model.subgraphs[0].tensors[0].shape = shape
+    model.subgraphs[0].tensors[1].shape = [4, 6] + [1] * 14
     path = tmp_path / "model.tflite"
     path.write_bytes(lite_bytes(model))
     assert {tensor.name for tensor in read_tensors(path)} == LITE_TYPES.keys() - {"FLOAT32"}
 
 
+def test_one_long_shape_of_many_tensors_takes_no_time(tmp_path: Path) -> None:
+    """Like a graph that is met many times: what is shared costs nothing in the file."""
+    require_litert()
+    import flatbuffers
+
+    builder = flatbuffers.Builder(0)
+    content, shape = builder.CreateNumpyVector(np.zeros(8, np.uint8)), builder.CreateNumpyVector(np.ones(200_000, "i4"))
+
+    def table(fields: dict[int, int], number: int = 0) -> int:
+        builder.StartObject(5)
+        for slot, offset in fields.items():
+            builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
+        if number:
+            builder.PrependInt8Slot(1, 3, 0)
+            builder.PrependUint32Slot(2, number, 0)
+        return int(builder.EndObject())
+
+    def vector(items: list[int]) -> int:
+        builder.StartVector(4, len(items), 4)
+        for item in reversed(items):
+            builder.PrependUOffsetTRelative(item)
+        return int(builder.EndVector())
+
+    buffers = vector([table({0: content})] * 1_001)
+    tensors = vector([table({0: shape}, number) for number in range(1, 1_001)])
+    builder.Finish(table({2: vector([table({0: tensors})]), 4: buffers}), b"TFL3")
+    path = tmp_path / "model.tflite"
+    path.write_bytes(bytes(builder.Output()))
+    with bounded():
+        assert read_tensors(path) == ()
+
+
 def test_buffers_that_lie_elsewhere_than_in_the_file_are_no_tensors(tmp_path: Path) -> None:
     model = lite_model()
-    for number, (offset, size) in enumerate([(2**64 - 1, 96), (2**64 - 96, 96), (8, 2**64 - 1), (1, 96), (0, 96)], 1):
-        model.buffers[number].data, model.buffers[number].offset, model.buffers[number].size = None, offset, size
+    for buffer, offset, dtype in zip(
+        model.buffers[1:], [2**64 - 1, 2**64 - 96, 2**63, 0, 1], LITE_TYPES.values(), strict=False
+    ):
+        buffer.data, buffer.offset, buffer.size = None, offset, 24 * ELEMENT_BYTES[dtype]
+    model.buffers[6].data, model.buffers[6].offset, model.buffers[6].size = None, 8, 2**64 - 1
     path = tmp_path / "model.tflite"
     path.write_bytes(lite_bytes(model))
-    assert {tensor.name for tensor in read_tensors(path)} == set(list(LITE_TYPES)[5:])
+    assert {tensor.name for tensor in read_tensors(path)} == set(list(LITE_TYPES)[6:])
+
+
+def test_a_table_whose_layout_lies_before_the_file_ends_the_search(tmp_path: Path) -> None:
+    data = lite_bytes(lite_model())
+    (root,) = struct.unpack_from("<I", data, 0)
+    (back,) = struct.unpack_from("<i", data, root)
+    # As far before the beginning as it lay before the end, where an index below zero would find it.
+    look_like = data[:root] + struct.pack("<i", back + len(data)) + data[root + 4 :]
+    assert len(look(tmp_path / "model", data)) == len(LITE_TYPES)
+    assert look(tmp_path / "model", look_like) == ()
 
 
 @pytest.mark.parametrize("value", [2**32 - 1, 2**31, 2**31 - 1, 0x00FFFFFF])
@@ -553,6 +646,16 @@ def test_numbers_behind_the_flatbuffer_are_found(tmp_path: Path) -> None:
     path.write_bytes(lite_bytes(model) + content)
     found = {tensor.name: tensor for tensor in read_tensors(path)}
     assert numbers(path.read_bytes(), found["FLOAT32"]) == content
+
+
+def test_numbers_behind_the_first_four_gigabytes_are_found(tmp_path: Path) -> None:
+    model, place = lite_model(), 2**32 + 64
+    model.buffers[1].data, model.buffers[1].offset, model.buffers[1].size = None, place, 96
+    path = tmp_path / "model.tflite"
+    path.write_bytes(lite_bytes(model))
+    os.truncate(path, place + 96)  # a hole, which takes no room
+    found = {tensor.name: tensor for tensor in read_tensors(path)}
+    assert (found["FLOAT32"].start, found["FLOAT32"].end) == (place, place + 96)
 
 
 def test_one_graph_many_times_over_is_left_at_some_point(tmp_path: Path) -> None:
@@ -577,6 +680,13 @@ def test_one_graph_many_times_over_is_left_at_some_point(tmp_path: Path) -> None
     path.write_bytes(b"".join(parts))
     with bounded(64 * len(path.read_bytes())):
         assert read_tensors(path) == ()
+
+
+def test_no_more_buffers_are_looked_at_than_tensors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(lite_bytes(lite_model()))
+    monkeypatch.setattr(formats_tflite, "TENSORS_MAX", 3)  # the first buffer is empty
+    assert {tensor.name for tensor in read_tensors(path)} == set(list(LITE_TYPES)[:2])
 
 
 def test_names_are_kept_up_to_a_size_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -765,3 +875,5 @@ def test_tensors_over_each_other_are_told_once() -> None:
     over = [Tensor("a", "u8", (8,), 0, 8), Tensor("b", "u8", (8,), 4, 12), Tensor("c", "u8", (4,), 8, 12)]
     assert [tensor.name for tensor in apart(reversed(over), 12)] == ["a", "c"]
     assert [tensor.name for tensor in apart(over, 11)] == ["a"]
+    same = [Tensor("long", "u8", (8,), 0, 8), Tensor("short", "u8", (4,), 0, 4)]
+    assert [tensor.name for tensor in apart(same, 8)] == ["short"]
