@@ -149,7 +149,7 @@ def _attempt(
 ) -> Encoded | None:
     """Make a delta by a plan, synced; none when a decoder would refuse it."""
     with tempfile.TemporaryFile(dir=out.parent) as spill, np.errstate(all="ignore"):
-        writer = _Writer(base, new, spill, sizes)
+        writer = _Writer(base, new, spill, sizes, out.parent)
         writer.write(plan, effort)
         writer.finish(out)
     try:
@@ -172,7 +172,7 @@ def _mapped(path: Path) -> Array:
 class _Writer:
     """Collects operations and what each reads of the body."""
 
-    def __init__(self, base: Array, new: Array, spill: BinaryIO, sizes: Sizes) -> None:
+    def __init__(self, base: Array, new: Array, spill: BinaryIO, sizes: Sizes, folder: Path) -> None:
         self._base = base
         self._known = Known(base)
         self._new = new
@@ -182,6 +182,7 @@ class _Writer:
         self._body: list[tuple[int, int] | int] = []  # a range of the spill, or a chunk's number
         self._glue = bytearray()
         self._sizes = sizes
+        self._folder = folder
         self.kinds: Counter[str] = Counter()
 
     def write(self, parts: Sequence[Part], effort: int) -> None:
@@ -266,8 +267,8 @@ class _Writer:
 
     def _tried(self, found: Fit, pair: Pair) -> int:
         """How long a prediction really comes out; estimates say little of tensors in which much stays what it was."""
-        with tempfile.TemporaryFile() as spill:
-            trial = _Writer(self._base, self._new, spill, self._sizes)
+        with tempfile.TemporaryFile(dir=self._folder) as spill:
+            trial = _Writer(self._base, self._new, spill, self._sizes, self._folder)
             trial._predicted(found, pair)
             return trial._coder.bytes + sum(item[1] for item in trial._body if isinstance(item, tuple))
 
