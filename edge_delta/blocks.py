@@ -1,6 +1,6 @@
 """How a matrix is cut into the blocks that are coded together."""
 
-from edge_delta.wire import Predicted
+from edge_delta.operations import Predicted
 
 
 def block_at(tensor: Predicted, element: int, elements_max: int) -> tuple[slice, slice]:

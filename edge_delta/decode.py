@@ -26,11 +26,13 @@ from edge_delta.limits import (
     CHUNK_ELEMENTS,
     READ_BYTES,
 )
+from edge_delta.moves import MOVE_BYTES, read_runs
+from edge_delta.operations import Again, Copy, Flag, Glue, Moves, Planes, Predicted, Window
 from edge_delta.predict import Prediction, read_side
 from edge_delta.rans import Lanes
 from edge_delta.streams import Body, GlueReader, Output
-from edge_delta.symbols import ESCAPE, Places, numbers_of, places, raw_widths, to_symbols
-from edge_delta.wire import Again, Copy, Flag, Glue, Planes, Predicted, Window, peak_bytes, read_head, unpack_frame
+from edge_delta.symbols import ESCAPE, Places, numbers_of, places, raw_widths, to_symbols, zero_numbers
+from edge_delta.wire import peak_bytes, read_head, unpack_frame
 
 _SEAL: Final = 16
 _EXPECTED: Final = (
@@ -201,6 +203,9 @@ class _Decoder:
                 case Window():
                     self._between()
                     self._output.write(self._window(operation))
+                case Moves():
+                    self._between()
+                    self._output.write(self._moves(operation))
                 case Planes():
                     self._between()
                     self._output.write(self._planes(operation))
@@ -240,10 +245,35 @@ class _Decoder:
         return data
 
     def _window(self, operation: Window) -> bytes:
-        if operation.packed == operation.length:
-            return self._body.take(operation.length)
+        return self._unpacked(operation, operation.packed, operation.length)
+
+    def _unpacked(self, operation: Window | Moves, packed: int, length: int) -> bytes:
+        if packed == length:
+            return self._body.take(length)
         dictionary = self._read_base(operation.offset, operation.dictionary)
-        return unpack_frame(self._body.take(operation.packed), operation.length, "a window", dictionary)
+        return unpack_frame(self._body.take(packed), length, "a window", dictionary)
+
+    def _moves(self, operation: Moves) -> bytes:
+        table, between = operation.packed
+        data = unpack_frame(self._body.take(table), MOVE_BYTES * operation.count, "a table of runs")
+        runs = read_runs(
+            data,
+            operation.count,
+            literals=operation.literals,
+            length=operation.length,
+            base_bytes=self._head.base_bytes,
+        )
+        literals = self._unpacked(operation, between, operation.literals)
+        made = bytearray()
+        used = 0
+        for literal, length, offset in zip(
+            runs.literals.tolist(), runs.lengths.tolist(), runs.offsets.tolist(), strict=True
+        ):
+            made += literals[used : used + literal]
+            made += self._read_base(offset, length)
+            used += literal
+        made += literals[used:]
+        return bytes(made)
 
     def _planes(self, operation: Planes) -> bytes:
         planes = [
@@ -281,35 +311,37 @@ class _Decoder:
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         data = self._read_base(tensor.offset + self._place, shape[0] * shape[1] * kind.bytes)
         bits = np.frombuffer(data, kind.unsigned).reshape(shape)
-        row_classes, column_classes = prediction.classes(rows, columns)
+        classes = prediction.classes(rows, columns)
         is_fine = Flag.FINE in tensor.flags
         if Flag.GRID in tensor.flags:
             number, exact = prediction.steps_of(bits, rows, columns)
-            found = places(I32, number.view(np.uint32), exact if is_fine else None, row_classes, column_classes)
-            number = number + self._differences(I32, found, lanes)
-            new = prediction.on_grid(bits, rows, number)
+            found = places(I32, number.view(np.uint32), exact if is_fine else None, *classes)
+            new = prediction.on_grid(bits, rows, number + self._differences(I32, found, lanes))
         else:
+            is_pruned = Flag.ZEROS in tensor.flags
             guess, exact = prediction.block(bits, rows, columns)
-            found = places(kind, guess, exact if is_fine else None, row_classes, column_classes)
-            new = unordered(kind, ordered(kind, guess) + wrapped(kind, self._differences(kind, found, lanes)))
+            found = places(kind, guess, exact if is_fine else None, *classes, is_pruned=is_pruned)
+            is_signed = Flag.SIGNED_ZEROS in tensor.flags
+            zeros = zero_numbers(kind, guess, bits, found, is_signed=is_signed) if is_pruned else None
+            new = unordered(kind, ordered(kind, guess) + wrapped(kind, self._differences(kind, found, lanes, zeros)))
         self._output.write(new.tobytes())
         self._place += len(data)
 
-    def _differences(self, kind: Kind, found: Places, lanes: Lanes) -> Array:
+    def _differences(self, kind: Kind, found: Places, lanes: Lanes, zeros: Array | None = None) -> Array:
         """What the predictions of a chunk miss by, in its shape."""
-        difference = self._residuals(kind, found.contexts.ravel(), lanes).reshape(found.contexts.shape)
+        difference = self._residuals(kind, found.contexts.ravel(), lanes, zeros).reshape(found.contexts.shape)
         return difference if found.is_turned is None else np.where(found.is_turned, -difference, difference)
 
-    def _residuals(self, kind: Kind, contexts: Array, lanes: Lanes) -> Array:
+    def _residuals(self, kind: Kind, contexts: Array, lanes: Lanes, zeros: Array | None) -> Array:
         words = np.frombuffer(self._body.peek(2 * contexts.size), "<u2")
         symbols, used = lanes.decode(contexts, words)
         self._body.skip(2 * used)
         widths = raw_widths(kind, symbols)
         raw = unpack(self._body.take(packed_bytes(widths)), widths)
         escaped = np.flatnonzero(symbols == ESCAPE)
-        numbers = numbers_of(symbols, raw)
+        numbers = numbers_of(symbols, raw, zeros)
         if escaped.size:
-            symbols[escaped] = to_symbols(numbers[escaped])
+            symbols[escaped] = to_symbols(numbers[escaped], None if zeros is None else zeros[escaped])
         lanes.learn(contexts, symbols)
         return unzigzag(numbers)
 

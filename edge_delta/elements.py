@@ -117,6 +117,12 @@ def unordered(kind: Kind, order: Array) -> Array:
     return found
 
 
+def signed_zero(kind: Kind, bits: Array) -> Array:
+    """Zeros with the signs of some floats; of integers, zeros. Same type and shape."""
+    sign = kind.unsigned.type(2 ** (kind.bits - 1) if kind.is_float else 0)
+    return np.asarray(bits & sign)
+
+
 def exponents(kind: Kind, bits: Array) -> Array:
     """Biased exponents of floats, at least 1.
 

@@ -36,6 +36,12 @@ DICTIONARY_TIMES_MAX: Final = 64
 WINDOW_BYTES_MAX: Final = 2 * 1024 * 1024
 """Output of one window of bytes without known structure."""
 
+MOVES_MAX: Final = 16_384
+"""Runs of the base that one operation gathers."""
+
+MOVE_BYTES_MIN: Final = 16
+"""Length of such a run, at least: each is a read."""
+
 ZSTD_WINDOW_LOG_MAX: Final = 23
 """Memory of a zstd frame, as a power of two: 8 MiB."""
 

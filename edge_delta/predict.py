@@ -8,8 +8,8 @@ import numpy as np
 from edge_delta.elements import Array, rounded, values
 from edge_delta.errors import DeltaError
 from edge_delta.limits import FACTOR_BITS_MAX
+from edge_delta.operations import Flag, Predicted
 from edge_delta.symbols import UNCHANGED_CLASS
-from edge_delta.wire import Flag, Predicted
 
 _STILL: Final = -128
 _NUMBERS_MAX: Final = 2.0**30

@@ -1,7 +1,8 @@
 """Residuals as symbols of a small alphabet with raw low bits, and the context that each is coded in.
 
 A residual's zigzag number below 16 is a symbol of its own; a larger one is (bit length, next three bits) and the bits
-below raw, because those are noise. `ESCAPE` stands for a symbol that the tables have no room for; all its bits are raw.
+below raw, because those are noise. `ZERO` stands for the residual that makes the new number zero, whatever it is.
+`ESCAPE` stands for a symbol that the tables have no room for; all its bits are raw.
 
 The context says how large the residual is expected to be: the size of its row and of its column against the distance
 between neighbouring numbers at the prediction, in half octaves. Where that is small, what decides is whether the
@@ -14,14 +15,26 @@ from typing import Final
 
 import numpy as np
 
-from edge_delta.elements import Array, Kind, exponents, inverse_ulp, values
+from edge_delta.elements import (
+    Array,
+    Kind,
+    exponents,
+    inverse_ulp,
+    ordered,
+    signed_zero,
+    values,
+    wrapped,
+    zigzag,
+)
+from edge_delta.errors import DeltaError
 
 DIRECT: Final = 16
 MANTISSA_BITS: Final = 3
 _FIRST_BITS: Final = 5
 """Bit length of the first number that is no symbol of its own."""
 _LONGEST: Final = 32
-ESCAPE: Final = DIRECT + (_LONGEST - _FIRST_BITS + 1) * 2**MANTISSA_BITS
+ZERO: Final = DIRECT + (_LONGEST - _FIRST_BITS + 1) * 2**MANTISSA_BITS
+ESCAPE: Final = ZERO + 1
 SYMBOLS: Final = ESCAPE + 1
 
 LEVELS_PER_OCTAVE: Final = 2
@@ -47,12 +60,12 @@ _INVERSE_SIGMA: Final = np.array(
     ]
 )
 _RAW_BITS: Final = np.array(
-    [0] * DIRECT + [1 + (number - DIRECT) // 8 for number in range(DIRECT, ESCAPE)] + [0], dtype=np.uint8
+    [0] * DIRECT + [1 + (number - DIRECT) // 8 for number in range(DIRECT, ZERO)] + [0, 0], dtype=np.uint8
 )
 _BASE: Final = np.array(
     list(range(DIRECT))
-    + [(8 + (number - DIRECT) % 8) << (1 + (number - DIRECT) // 8) for number in range(DIRECT, ESCAPE)]
-    + [0],
+    + [(8 + (number - DIRECT) % 8) << (1 + (number - DIRECT) // 8) for number in range(DIRECT, ZERO)]
+    + [0, 0],
     dtype=np.uint64,
 ).astype(np.uint32)
 
@@ -70,7 +83,9 @@ class Places:
     is_turned: Array | None
 
 
-def places(kind: Kind, bits: Array, exact: Array | None, rows: Array, columns: Array) -> Places:
+def places(
+    kind: Kind, bits: Array, exact: Array | None, rows: Array, columns: Array, *, is_pruned: bool = False
+) -> Places:
     """Contexts of the elements of a chunk.
 
     Args:
@@ -79,8 +94,11 @@ def places(kind: Kind, bits: Array, exact: Array | None, rows: Array, columns: A
         exact: The predictions before rounding, float64, same shape; none when they were not rounded.
         rows: int32, shape (rows, 1): class of each row, or `UNCHANGED_CLASS`. Classes are levels against 1.0.
         columns: int32, shape (1, columns); likewise.
+        is_pruned: Whether small numbers may have become zero: contexts then tell how small they are.
     """
     level = rows + columns
+    if is_pruned:
+        level = level - _smallness(kind, bits)
     exponent = exponents(kind, bits) if kind.is_float else None
     if exponent is not None:
         bias = 2 ** (kind.exponent - 1) - 1 + kind.mantissa
@@ -107,6 +125,34 @@ def places(kind: Kind, bits: Array, exact: Array | None, rows: Array, columns: A
     return Places(contexts.astype(np.uint16), turned)
 
 
+def _smallness(kind: Kind, bits: Array) -> Array:
+    """What `places` does not ask of a number otherwise: the lower half of an octave, or an integer's length; int32."""
+    if kind.is_float:
+        return (bits >> kind.unsigned.type(kind.mantissa - 1)).astype(np.int32) & np.int32(1)
+    length = np.frexp(np.abs(values(kind, bits)))[1].astype(np.int32)
+    return length * np.int32(LEVELS_PER_OCTAVE)
+
+
+def zero_numbers(kind: Kind, guess: Array, base: Array, found: Places, *, is_signed: bool) -> Array:
+    """The zigzag numbers by which predictions become zero.
+
+    Args:
+        kind: Type of the elements.
+        guess: Predictions, `kind.unsigned`.
+        base: What they were made from, same shape; its signs are kept if `is_signed`.
+        found: Places of these elements.
+        is_signed: Whether a negative number becomes -0.0.
+
+    Returns:
+        uint32, one dimension; 0 where a prediction is zero already, which needs no symbol of its own.
+    """
+    target = signed_zero(kind, base) if is_signed else np.zeros_like(base)
+    difference = wrapped(kind, ordered(kind, target) - ordered(kind, guess))
+    if found.is_turned is not None:
+        difference = wrapped(kind, np.where(found.is_turned, -difference, difference))
+    return zigzag(difference).ravel()
+
+
 def raw_widths(kind: Kind, symbols: Array) -> Array:
     """How many raw bits follow each symbol; uint8 of the same shape."""
     widths = _RAW_BITS[symbols]
@@ -116,16 +162,32 @@ def raw_widths(kind: Kind, symbols: Array) -> Array:
     return widths
 
 
-def numbers_of(symbols: Array, raw: Array) -> Array:
-    """The zigzag numbers that symbols and raw bits stand for; uint32."""
-    return np.asarray(_BASE[symbols] + raw)
+def numbers_of(symbols: Array, raw: Array, zeros: Array | None = None) -> Array:
+    """The zigzag numbers that symbols and raw bits stand for; uint32.
+
+    Args:
+        symbols: uint8.
+        raw: uint32, the raw bits of each.
+        zeros: What `ZERO` stands for, `zero_numbers`; none where it cannot occur.
+
+    Raises:
+        DeltaError: When it occurs there.
+    """
+    numbers = np.asarray(_BASE[symbols] + raw)
+    is_zero = symbols == ZERO
+    if not is_zero.any():
+        return numbers
+    if zeros is None:
+        raise DeltaError("a tensor has the symbol of pruned weights and is not pruned")
+    return np.where(is_zero, zeros, numbers)
 
 
-def to_symbols(numbers: Array) -> Array:
+def to_symbols(numbers: Array, zeros: Array | None = None) -> Array:
     """The symbol of each zigzag number.
 
     Args:
         numbers: uint32.
+        zeros: `zero_numbers` of the same elements, in pruned tensors.
 
     Returns:
         uint8, never `ESCAPE`.
@@ -134,4 +196,5 @@ def to_symbols(numbers: Array) -> Array:
     length = np.frexp(numbers.astype(np.float64))[1].astype(np.int32)
     shift = np.maximum(length - np.int32(1 + MANTISSA_BITS), 0).astype(np.uint32)
     large = DIRECT + (length - np.int32(_FIRST_BITS)) * 8 + ((numbers >> shift) & np.uint32(7)).astype(np.int32)
-    return np.where(numbers < DIRECT, numbers.astype(np.int32), large).astype(np.uint8)
+    symbols = np.where(numbers < DIRECT, numbers.astype(np.int32), large).astype(np.uint8)
+    return symbols if zeros is None else np.where((numbers == zeros) & (zeros > 0), np.uint8(ZERO), symbols)

@@ -22,6 +22,7 @@ from edge_delta.symbols import (
     NEARNESS,
     SYMBOLS,
     UNCHANGED,
+    ZERO,
 )
 
 PROBABILITY_BITS: Final = 12
@@ -192,9 +193,9 @@ def _guess(level: int) -> Array:
         row[2 * k - 1] = row[2 * k] = (tails[k] - tails[k + 1]) // 2
     row[DIRECT - 1] = (tails[DIRECT // 2] - _tail(DIRECT + 1, level)) // 2
     # zigzag number n is the magnitude n / 2; `_tail` wants twice the magnitude.
-    starts = [(8 + (n - DIRECT) % 8) << (1 + (n - DIRECT) // 8) for n in range(DIRECT, ESCAPE + 1)]
+    starts = [(8 + (n - DIRECT) % 8) << (1 + (n - DIRECT) // 8) for n in range(DIRECT, ZERO + 1)]
     beyond = [_tail(start, level) for start in starts]
-    row[DIRECT:ESCAPE] = [this - following for this, following in pairwise(beyond)]
+    row[DIRECT:ZERO] = [this - following for this, following in pairwise(beyond)]
     weights = [max(value, 0) * _GUESS * _COUNT_SCALE // _FIXED for value in row]
     return np.array(weights, np.int64)
 

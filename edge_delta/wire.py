@@ -11,13 +11,12 @@ operation reads: a tensor's side information, then for each chunk its rANS words
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntFlag
 from typing import BinaryIO, Final
 
 import numpy as np
 import zstandard
 
-from edge_delta.elements import BY_NUMBER, Array, Kind
+from edge_delta.elements import BY_NUMBER, Array
 from edge_delta.errors import DeltaError
 from edge_delta.limits import (
     DICTIONARY_BYTES_MAX,
@@ -27,6 +26,8 @@ from edge_delta.limits import (
     GLUE_WINDOW_LOG_MAX,
     HEAD_BYTES_MAX,
     LANES_MAX,
+    MOVE_BYTES_MIN,
+    MOVES_MAX,
     OPERATIONS_MAX,
     PEAK_BYTES_MAX,
     RANGES_MAX,
@@ -40,6 +41,8 @@ from edge_delta.limits import (
     WINDOW_BYTES_MAX,
     ZSTD_WINDOW_LOG_MAX,
 )
+from edge_delta.moves import MOVE_BYTES
+from edge_delta.operations import Again, Copy, Flag, Glue, Moves, Operation, Planes, Predicted, Window
 
 MAGIC: Final = b"LMD1"
 DIGEST_BYTES: Final = 16
@@ -51,125 +54,10 @@ _TURNED_WIDTHS: Final = (1, 2, 4, 8)
 _LEAST: Final = 2 * 1024 * 1024
 _CHUNK_PEAK: Final = 4 * 1024 * 1024
 _LOOKUP_PEAK: Final = 4 * 1024 * 1024
+_MOVE_PEAK: Final = 120
 _OPERATION_PEAK: Final = 250
 _RANGE_PEAK: Final = 140
 _UNIT_PEAK: Final = 64
-
-
-class Flag(IntFlag):
-    """What a tensor's prediction is made of."""
-
-    ROW_SCALE = 1
-    COLUMN_SCALE = 2
-    LOW_RANK = 4
-    FINE = 8  # contexts ask how near the prediction lies to the middle
-    GRID = 16  # new = base + step of the row x number, rounded; what is predicted is the number
-    ROW_CLASSES = 32
-    COLUMN_CLASSES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Glue:
-    """Bytes from the glue."""
-
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Bytes of the base."""
-
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Bytes of one zstd frame, with a range of the base as its dictionary; stored when `packed` is `length`."""
-
-    offset: int
-    dictionary: int
-    length: int
-    packed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Planes:
-    """Elements without a base: their first bytes, then their second ones, ..., each plane a zstd frame or stored.
-
-    Attributes:
-        width: Bytes of an element, `1..8`.
-        count: Elements.
-        is_turned: The sign was moved behind the lowest bit, so that the exponent fills the highest byte.
-        packed: Length of each plane in the body.
-    """
-
-    width: int
-    count: int
-    is_turned: bool
-    packed: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        """Bytes of output."""
-        return self.width * self.count
-
-
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """A tensor made from a range of the base.
-
-    Attributes:
-        kind: Type of its elements.
-        flags: What the prediction is made of.
-        offset: Where the base tensor begins.
-        rows: Rows of the matrix it is seen as.
-        columns: Its columns.
-        center: Class that row classes are counted from.
-        rank: Of the low-rank part; 0 without.
-        shift: The product of the factors is divided by 2 ** shift.
-        scale_bits: A scale is 1 + number / 2 ** scale_bits.
-        packed: Length of the side information in the body.
-    """
-
-    kind: Kind
-    flags: Flag
-    offset: int
-    rows: int
-    columns: int
-    center: int
-    rank: int = 0
-    shift: int = 0
-    scale_bits: int = 0
-    packed: int = 0
-
-    @property
-    def length(self) -> int:
-        """Bytes of output."""
-        return self.rows * self.columns * self.kind.bytes
-
-    @property
-    def side_bytes(self) -> int:
-        """Length of the side information; computed, not believed."""
-        scales = (self.rows if Flag.ROW_SCALE in self.flags else 0) + (
-            self.columns if Flag.COLUMN_SCALE in self.flags else 0
-        )
-        classes = (self.rows if Flag.ROW_CLASSES in self.flags else 0) + (
-            self.columns if Flag.COLUMN_CLASSES in self.flags else 0
-        )
-        steps = self.rows if Flag.GRID in self.flags else 0
-        return classes + steps + 4 * scales + 4 * self.rank * (self.rows + self.columns)
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """Bytes of the output, from before."""
-
-    offset: int
-    length: int
-
-
-Operation = Glue | Copy | Window | Planes | Predicted | Again
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +282,7 @@ def _read_operations(head: Numbers, base_bytes: int, size: int) -> tuple[Operati
         operation = _READERS[head.take(len(_READERS) - 1)](head, size)
         if isinstance(operation, Copy):
             begin, length = operation.offset, operation.length
-        elif isinstance(operation, Window):
+        elif isinstance(operation, Window | Moves):
             begin, length = operation.offset, operation.dictionary
         elif isinstance(operation, Predicted):
             begin, length = operation.offset, operation.length
@@ -418,11 +306,28 @@ def _read_copy(head: Numbers, _size: int) -> Operation:
 
 
 def _read_window(head: Numbers, size: int) -> Operation:
+    offset, dictionary, length = _read_dictionary(head, 1)
+    return Window(offset, dictionary, length, head.take(min(size, length), 1))
+
+
+def _read_dictionary(head: Numbers, shortest: int) -> tuple[int, int, int]:
+    """Offset and length of a dictionary, and how many bytes refer to it."""
     offset, dictionary = head.take(_OUTPUT_BYTES_MAX), head.take(DICTIONARY_BYTES_MAX)
-    length = head.take(WINDOW_BYTES_MAX, 1)
+    length = head.take(WINDOW_BYTES_MAX, shortest)
     if dictionary > max(SHORT_DICTIONARY_BYTES, DICTIONARY_TIMES_MAX * length):
         raise DeltaError(f"a window of {length} bytes has a dictionary of {dictionary}")
-    return Window(offset, dictionary, length, head.take(min(size, length), 1))
+    return offset, dictionary, length
+
+
+def _read_moves(head: Numbers, size: int) -> Operation:
+    count = head.take(MOVES_MAX, 1)
+    length = head.take(WINDOW_BYTES_MAX, MOVE_BYTES_MIN * count)
+    offset, dictionary, literals = _read_dictionary(head, 0)
+    if literals > length - MOVE_BYTES_MIN * count:
+        raise DeltaError(f"{literals} bytes between {count} runs are more than {length} bytes have room for")
+    table = head.take(min(size, MOVE_BYTES * count), 1)
+    between = head.take(min(size, literals), 1) if literals else 0
+    return Moves(count, length, offset, dictionary, literals, (table, between))
 
 
 def _read_planes(head: Numbers, size: int) -> Operation:
@@ -445,6 +350,8 @@ def _read_predicted(head: Numbers, size: int) -> Operation:
     bare = Predicted(BY_NUMBER[number], flags, offset, rows, columns, center, rank, shift, scale_bits)
     if bare.length > _OUTPUT_BYTES_MAX or bare.side_bytes > SIDE_BYTES_MAX:
         raise DeltaError("a tensor's side information is larger than it may be")
+    if Flag.GRID in flags and (Flag.ZEROS | Flag.SIGNED_ZEROS) & flags:
+        raise DeltaError("a tensor on a grid has no symbol for zeros")
     if bare.length < TENSOR_BYTES_MIN:
         raise DeltaError(f"a tensor of {bare.length} bytes is not worth a prediction")
     if not bare.side_bytes:
@@ -457,7 +364,7 @@ def _read_again(head: Numbers, _size: int) -> Operation:
     return Again(head.take(_OUTPUT_BYTES_MAX), head.take(_OUTPUT_BYTES_MAX, 1))
 
 
-_READERS: Final = (_read_glue, _read_copy, _read_window, _read_planes, _read_predicted, _read_again)
+_READERS: Final = (_read_glue, _read_copy, _read_window, _read_planes, _read_predicted, _read_again, _read_moves)
 
 
 def peak_bytes(head: Head) -> int:
@@ -474,6 +381,9 @@ def peak_bytes(head: Head) -> int:
         match operation:
             case Window():
                 part = max(part, 2 * operation.dictionary + 2 * operation.length + operation.packed)
+            case Moves():
+                held = 2 * (operation.dictionary + operation.literals) + operation.length + sum(operation.packed)
+                part = max(part, held + _MOVE_PEAK * operation.count)
             case Planes():
                 part = max(part, 6 * operation.length)
             case Predicted():
@@ -533,6 +443,9 @@ def _written(operation: Operation) -> bytes:
             numbers += [tensor.packed] if tensor.side_bytes else []
         case Again(offset, length):
             numbers = (5, offset, length)
+        case Moves(count, length, offset, dictionary, literals, (table, between)):
+            numbers = (6, count, length, offset, dictionary, literals, table)
+            numbers += (between,) if literals else ()
     return b"".join(varint(number) for number in numbers)
 
 

@@ -64,18 +64,19 @@ class Coder:
         """How many elements the next chunk may have."""
         return self._tables.chunk_elements(CHUNK_ELEMENTS)
 
-    def add(self, kind: Kind, contexts: Array, numbers: Array) -> int:
+    def add(self, kind: Kind, contexts: Array, numbers: Array, zeros: Array | None = None) -> int:
         """Take the next chunk.
 
         Args:
             kind: Type of its elements.
             contexts: uint16, one for each element.
             numbers: uint32 zigzag numbers.
+            zeros: `zero_numbers` of the same elements, in pruned tensors.
 
         Returns:
             The chunk's number, from 0.
         """
-        meant = to_symbols(numbers)
+        meant = to_symbols(numbers, zeros)
         symbols = np.where(self._tables.frequencies[contexts, meant] == 0, np.uint8(ESCAPE), meant)
         widths = raw_widths(kind, symbols)
         # The top bits of a large number are its symbol; all of an escaped one are raw.

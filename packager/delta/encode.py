@@ -24,29 +24,17 @@ from edge_delta.limits import (
     UNIT_BYTES,
     UNIT_DIGEST_BYTES,
 )
+from edge_delta.operations import Again, Copy, Flag, Glue, Operation, Predicted
 from edge_delta.predict import Prediction
-from edge_delta.symbols import places
-from edge_delta.wire import (
-    DIGEST_BYTES,
-    Again,
-    Copy,
-    Flag,
-    Glue,
-    Head,
-    Operation,
-    Packer,
-    Predicted,
-    peak_bytes,
-    read_head,
-    units_of,
-    write_head,
-)
+from edge_delta.symbols import places, zero_numbers
+from edge_delta.wire import DIGEST_BYTES, Head, Packer, peak_bytes, read_head, units_of, write_head
 from packager.delta.coder import Coded, Coder
 from packager.delta.fit import Fit, Pair, fit, grid_numbers
 from packager.delta.formats import Tensor, read_tensors
 from packager.delta.opaque import LARGEST, Known, Sizes
 from packager.delta.plain import pack_gap, pack_planes, share_as_bytes
 from packager.delta.plan import Alone, Changed, Gap, Part, Repeat, Same, make_plan
+from packager.delta.pruned import fit_pruned
 from packager.files import disk_errors, sync_folder
 
 _GLUE_PART_MAX: Final = 65_536
@@ -244,7 +232,7 @@ class _Writer:
         base = self._base[part.base.start : part.base.end].view(kind.unsigned).reshape(rows, columns)
         new = self._new[part.new.start : part.new.end].view(kind.unsigned).reshape(rows, columns)
         pair = Pair(kind, base, new)
-        best = fit(pair, part.base.start, effort)
+        best = fit_pruned(pair, part.base.start, effort) or fit(pair, part.base.start, effort)
         # Pruned or moved weights repeat bytes and are far from every prediction.
         as_bytes = share_as_bytes(self._base[part.base.start : part.base.end], self._new[part.start : part.end])
         estimate = best.bits / 8 / (part.end - part.start)
@@ -286,20 +274,23 @@ class _Writer:
             rows, columns = block_at(tensor, element, self._coder.chunk_elements())
             base, new = pair.base[rows, columns], pair.new[rows, columns]
             classes = prediction.classes(rows, columns)
-            is_fine = Flag.FINE in tensor.flags
+            is_fine, zeros = Flag.FINE in tensor.flags, None
             if Flag.GRID in tensor.flags:
                 kind = I32
                 number, exact = prediction.steps_of(base, rows, columns)
                 found_places = places(kind, number.view(np.uint32), exact if is_fine else None, *classes)
                 difference = grid_numbers(pair, side, rows)[:, columns] - number
             else:
-                kind = pair.kind
+                kind, is_pruned = pair.kind, Flag.ZEROS in tensor.flags
                 guess, exact = prediction.block(base, rows, columns)
-                found_places = places(kind, guess, exact if is_fine else None, *classes)
+                found_places = places(kind, guess, exact if is_fine else None, *classes, is_pruned=is_pruned)
                 difference = wrapped(kind, ordered(kind, new) - ordered(kind, guess))
+                if is_pruned:
+                    is_signed = Flag.SIGNED_ZEROS in tensor.flags
+                    zeros = zero_numbers(kind, guess, base, found_places, is_signed=is_signed)
             if found_places.is_turned is not None:
                 difference = wrapped(kind, np.where(found_places.is_turned, -difference, difference))
-            chunk = self._coder.add(kind, found_places.contexts.ravel(), zigzag(difference).ravel())
+            chunk = self._coder.add(kind, found_places.contexts.ravel(), zigzag(difference).ravel(), zeros)
             self._body.append(chunk)
             element += base.size
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from edge_delta.elements import Array, Kind, exponents, ordered, values, wrapped
 from edge_delta.limits import SIDE_BYTES_MAX
+from edge_delta.operations import Flag, Predicted
 from edge_delta.predict import Prediction, Side
 from edge_delta.symbols import LEVELS_PER_OCTAVE
-from edge_delta.wire import Flag, Predicted
 from packager.delta.factors import ROUND_SEEN, Factors, find_factors, hidden, residual_bits
 
 _SAMPLE: Final = 2**18
@@ -71,17 +71,18 @@ class Fit:
     bits: float
 
 
-def fit(pair: Pair, offset: int, effort: int = 1) -> Fit:
+def fit(pair: Pair, offset: int, effort: int = 1, *, has_grid: bool = True) -> Fit:
     """The best prediction that is found.
 
     Args:
         pair: The tensors.
         offset: Where the base tensor begins in the base.
         effort: 0 tries scales alone, 1 a low-rank part too, 2 looks longer.
+        has_grid: Whether to look for a grid.
     """
     rows, columns = pair.shape
     bare = Predicted(pair.kind, Flag(0), offset, rows, columns, 0)
-    steps = _find_grid(pair) if pair.kind.is_float else None
+    steps = _find_grid(pair) if has_grid and pair.kind.is_float else None
     estimate = _Estimate(pair, steps)
     best, best_bits = (Flag(0), Side(), 0), estimate.bits(estimate.base)
     for flag, count in ((Flag.ROW_SCALE, rows), (Flag.COLUMN_SCALE, columns)):

@@ -7,7 +7,8 @@ import numpy as np
 
 from edge_delta.elements import Array, Kind
 from edge_delta.limits import WINDOW_BYTES_MAX
-from edge_delta.wire import Again, Copy, Packer, Planes, Window
+from edge_delta.operations import Again, Copy, Planes, Window
+from edge_delta.wire import Packer
 from packager.delta.opaque import LARGEST, Known, Sizes, pieces
 
 _WINDOW_LOG: Final = 23

@@ -17,8 +17,8 @@ import numpy as np
 from edge_contract.errors import EdgeError
 from edge_contract.jsonio import JsonObject
 from edge_delta.elements import BY_NAME, Array, Kind, values
+from edge_delta.operations import Flag, Predicted
 from edge_delta.predict import Prediction, Side
-from edge_delta.wire import Flag, Predicted
 from packager.delta.formats import Tensor, read_tensors
 from packager.delta.match import match
 from packager.files import disk_errors, sync_folder
