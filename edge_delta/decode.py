@@ -253,7 +253,7 @@ class _Decoder:
         dictionary = self._read_base(operation.offset, operation.dictionary)
         return unpack_frame(self._body.take(packed), length, "a window", dictionary)
 
-    def _moves(self, operation: Moves) -> bytes:
+    def _moves(self, operation: Moves) -> bytearray:
         table, between = operation.packed
         data = unpack_frame(self._body.take(table), MOVE_BYTES * operation.count, "a table of runs")
         runs = read_runs(
@@ -264,16 +264,17 @@ class _Decoder:
             base_bytes=self._head.base_bytes,
         )
         literals = self._unpacked(operation, between, operation.literals)
-        made = bytearray()
-        used = 0
+        made = bytearray(operation.length)
+        used = place = 0
         for literal, length, offset in zip(
             runs.literals.tolist(), runs.lengths.tolist(), runs.offsets.tolist(), strict=True
         ):
-            made += literals[used : used + literal]
-            made += self._read_base(offset, length)
-            used += literal
-        made += literals[used:]
-        return bytes(made)
+            made[place : place + literal] = literals[used : used + literal]
+            used, place = used + literal, place + literal
+            made[place : place + length] = self._read_base(offset, length)
+            place += length
+        made[place:] = literals[used:]
+        return made
 
     def _planes(self, operation: Planes) -> bytes:
         planes = [

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_delta.elements import Array
 from edge_delta.errors import DeltaError
-from edge_delta.symbols import CONTEXTS
+from edge_delta.symbols import CONTEXTS, PRUNED
 from edge_delta.tables import PROBABILITY_BITS, TOTAL, Tables, fill
 
 LOWEST: Final = 2**16
@@ -42,15 +42,16 @@ class Lanes:
             raise DeltaError("a rANS state is below its lowest value")
         self.states = states.astype(np.uint32)
         self.tables = Tables()
-        # Rows are filled when their context first comes up: most files use few, and the others take no memory.
-        self._lookup = np.empty((CONTEXTS, TOTAL), np.uint32)
+        # Rows are filled when their context first comes up: most files use few, and the others take no memory. One
+        # table for each kind of tensors: numpy asks for huge pages from 4 MiB on, which are memory at once.
+        self._lookups: dict[int, Array] = {}
         self._is_filled = np.zeros(CONTEXTS, bool)
 
     def decode(self, contexts: Array, words: Array) -> tuple[Array, int]:
         """Decode a chunk.
 
         Args:
-            contexts: uint16, of each element.
+            contexts: uint16, of each element; all of them below `symbols.PRUNED`, or none.
             words: uint16, what follows in the file; it may be more than is needed.
 
         Returns:
@@ -62,12 +63,16 @@ class Lanes:
         count, lanes = contexts.size, self.states.size
         if not lanes:
             raise DeltaError("tensors without a rANS state")
+        first = PRUNED if contexts[0] >= PRUNED else 0
+        if first not in self._lookups:
+            self._lookups[first] = np.empty((PRUNED, TOTAL), np.uint32)
+        lookup = self._lookups[first]
         wanted = np.flatnonzero((np.bincount(contexts, minlength=CONTEXTS) > 0) & ~self._is_filled)
         if wanted.size:
-            fill(self._lookup, wanted, self.tables.frequencies)
+            fill(lookup, wanted, self.tables.frequencies, first)
             self._is_filled[wanted] = True
-        starts = contexts.astype(np.uint32) << _BITS
-        table, entries = self._lookup.ravel(), np.empty(count, np.uint32)
+        starts = (contexts - np.uint16(first)).astype(np.uint32) << _BITS
+        table, entries = lookup.ravel(), np.empty(count, np.uint32)
         used = 0
         for start in range(0, count, lanes):
             place = starts[start : start + lanes]

@@ -187,7 +187,7 @@ class Output:
         self.count = 0
         self.verified = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         """Append.
 
         Raises:
@@ -226,7 +226,7 @@ class Output:
         self._file.seek(count)
         self._file.truncate(count)
 
-    def _digest(self, data: bytes) -> None:
+    def _digest(self, data: bytes | bytearray) -> None:
         view = memoryview(data)
         while view:
             room = UNIT_BYTES - self.count % UNIT_BYTES

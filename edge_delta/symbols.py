@@ -46,7 +46,9 @@ FINE_LEVELS: Final = 26
 NEARNESS: Final = 6
 UNCHANGED: Final = FINE_LEVELS * NEARNESS + LEVELS
 """Context of rows and columns in which nothing changed."""
-CONTEXTS: Final = UNCHANGED + 1
+PRUNED: Final = UNCHANGED + 1
+"""From here on the same contexts again, of tensors in which `ZERO` occurs."""
+CONTEXTS: Final = 2 * PRUNED
 
 UNCHANGED_CLASS: Final = -32768
 """The class of such a row or column."""
@@ -122,13 +124,15 @@ def places(
     is_still = (rows == UNCHANGED_CLASS) | (columns == UNCHANGED_CLASS)
     if is_still.any():
         contexts = np.where(is_still, np.int32(UNCHANGED), contexts)
+    if is_pruned:
+        contexts = contexts + np.int32(PRUNED)
     return Places(contexts.astype(np.uint16), turned)
 
 
 def _smallness(kind: Kind, bits: Array) -> Array:
     """What `places` does not ask of a number otherwise: the lower half of an octave, or an integer's length; int32."""
     if kind.is_float:
-        return (bits >> kind.unsigned.type(kind.mantissa - 1)).astype(np.int32) & np.int32(1)
+        return np.asarray((bits >> kind.unsigned.type(kind.mantissa - 1)).astype(np.int32) & np.int32(1))
     length = np.frexp(np.abs(values(kind, bits)))[1].astype(np.int32)
     return length * np.int32(LEVELS_PER_OCTAVE)
 

@@ -20,6 +20,7 @@ from edge_delta.symbols import (
     LEVEL_LOW,
     LEVELS,
     NEARNESS,
+    PRUNED,
     SYMBOLS,
     UNCHANGED,
     ZERO,
@@ -35,6 +36,7 @@ _LIMIT: Final = 2**19
 _FIRST_UPDATE: Final = 2_048
 _LAST_UPDATE: Final = 2**17
 _FILL: Final = 16
+_PART: Final = 64
 _FIXED: Final = 2**40
 _ROOT_HALF: Final = 1_518_500_250
 """The square root of one half, times 2**31."""
@@ -49,11 +51,11 @@ class Tables:
 
     def __init__(self) -> None:
         """Begin with the first guess."""
-        self.counts = np.zeros((CONTEXTS, SYMBOLS), np.int64)
-        self._new = np.zeros(CONTEXTS * SYMBOLS, np.int64)
+        self.counts = np.zeros((CONTEXTS, SYMBOLS), np.int32)
+        self._new = np.zeros(CONTEXTS * SYMBOLS, np.int32)
         self._pending = 0
         self._seen = 0
-        self.frequencies = _frequencies(self.counts, np.arange(CONTEXTS))
+        self.frequencies = _all_frequencies(self.counts)
 
     @property
     def pending(self) -> int:
@@ -75,7 +77,7 @@ class Tables:
             The contexts whose frequencies changed, or none when none did yet.
         """
         mixed = contexts.astype(np.int32) * np.int32(SYMBOLS) + symbols
-        self._new += np.bincount(mixed, minlength=CONTEXTS * SYMBOLS)
+        self._new += np.bincount(mixed, minlength=CONTEXTS * SYMBOLS).astype(np.int32)
         self._pending += symbols.size
         if self._pending < min(max(_FIRST_UPDATE, self._seen // 8), _LAST_UPDATE):
             return None
@@ -103,23 +105,32 @@ class Tables:
 
     def load(self, counts: Array, new: Array, seen: Array) -> None:
         """Go on where `save` was called."""
-        self.counts = counts.astype(np.int64).reshape(CONTEXTS, SYMBOLS)
-        self._new = new.astype(np.int64)
+        self.counts = counts.astype(np.int32).reshape(CONTEXTS, SYMBOLS)
+        self._new = new.astype(np.int32)
         self._pending, self._seen = int(seen[0]), int(seen[1])
-        self.frequencies = _frequencies(self.counts, np.arange(CONTEXTS))
+        self.frequencies = _all_frequencies(self.counts)
+
+
+def _all_frequencies(counts: Array) -> Array:
+    """`_frequencies` of every context, a part at a time, so that it takes little memory."""
+    found = np.empty((CONTEXTS, SYMBOLS), np.int32)
+    for start in range(0, CONTEXTS, _PART):
+        some = np.arange(start, min(start + _PART, CONTEXTS))
+        found[some] = _frequencies(counts[some], some)
+    return found
 
 
 def _frequencies(counts: Array, contexts: Array) -> Array:
     """Counts as frequencies that sum to `TOTAL`; symbols that are too rare get none and are escaped.
 
     Args:
-        counts: int64, shape (n, SYMBOLS).
+        counts: int32, shape (n, SYMBOLS).
         contexts: Which contexts they are, for the first guess.
 
     Returns:
         int32, same shape; `ESCAPE` has 1 at least.
     """
-    weights = counts * _COUNT_SCALE + _guesses()[contexts]
+    weights = counts.astype(np.int64) * _COUNT_SCALE + _guesses()[contexts]
     total = weights.sum(axis=1, keepdims=True)
     found = (weights * (2 * TOTAL) + total) // (2 * total)
     rare = np.where(found == 0, weights, 0).sum(axis=1)
@@ -135,17 +146,18 @@ def _frequencies(counts: Array, contexts: Array) -> Array:
     return result
 
 
-def fill(table: Array, contexts: Array, frequencies: Array) -> None:
+def fill(table: Array, contexts: Array, frequencies: Array, first: int = 0) -> None:
     """Write `lookup` of some contexts into a table of all, a few at a time, so that it takes little memory.
 
     Args:
-        table: uint32, shape (CONTEXTS, TOTAL).
-        contexts: Which.
+        table: uint32, shape (n, TOTAL).
+        contexts: Which, from `first` to below `first + n`.
         frequencies: int32, shape (CONTEXTS, SYMBOLS).
+        first: The context of the table's first row.
     """
     for start in range(0, len(contexts), _FILL):
         some = contexts[start : start + _FILL]
-        table[some] = lookup(frequencies[some])
+        table[some - first] = lookup(frequencies[some])
 
 
 def lookup(frequencies: Array) -> Array:
@@ -169,8 +181,8 @@ def lookup(frequencies: Array) -> Array:
 
 @cache
 def _guesses() -> Array:
-    """First weights of every context: int64, shape (CONTEXTS, SYMBOLS), in units of 1 / `_COUNT_SCALE` symbols."""
-    result = np.zeros((CONTEXTS, SYMBOLS), np.int64)
+    """First weights of every context: int32, shape (CONTEXTS, SYMBOLS), in units of 1 / `_COUNT_SCALE` symbols."""
+    result = np.zeros((CONTEXTS, SYMBOLS), np.int32)
     for level in range(LEVELS):
         row = _guess(level + LEVEL_LOW)
         result[FINE_LEVELS * NEARNESS + level] = row
@@ -180,6 +192,8 @@ def _guesses() -> Array:
                 fine[_UP] += _GUESS * _COUNT_SCALE * share // 1000
                 result[level * NEARNESS + near] = fine
     result[UNCHANGED, 0] = _GUESS * _COUNT_SCALE * 64
+    result[PRUNED:] = result[:PRUNED] // 2
+    result[PRUNED:, ZERO] = _GUESS * _COUNT_SCALE // 2
     return result
 
 
@@ -197,7 +211,7 @@ def _guess(level: int) -> Array:
     beyond = [_tail(start, level) for start in starts]
     row[DIRECT:ZERO] = [this - following for this, following in pairwise(beyond)]
     weights = [max(value, 0) * _GUESS * _COUNT_SCALE // _FIXED for value in row]
-    return np.array(weights, np.int64)
+    return np.array(weights, np.int32)
 
 
 def _tail(twice: int, level: int) -> int:

@@ -1,7 +1,7 @@
 """The encoder's half of entropy coding: takes chunks in order, and codes them backwards once all are there.
 
 rANS is last in, first out. What each chunk needs waits in a temporary file, so that memory does not grow with the
-model; the tables of every update are kept, because the decoder learns forwards.
+model; what every update replaced in the tables is kept, because the decoder learns forwards.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Coder:
         """Keep what waits in `spill`, a temporary file."""
         self._spill = spill
         self._tables = Tables()
-        self._epochs = [self._tables.frequencies.astype(np.uint16)]
+        self._replaced: list[tuple[Array, Array]] = []  # by each update: contexts, and their frequencies before
         self._chunks: list[_Chunk] = []
         self._bits = 0.0
         self._elements = 0
@@ -86,11 +86,13 @@ class Coder:
         self._spill.write(contexts.astype("<u2").tobytes())
         self._spill.write(symbols.tobytes())
         self._spill.write(raw)
-        self._chunks.append(_Chunk(place, contexts.size, len(raw), len(self._epochs) - 1))
+        self._chunks.append(_Chunk(place, contexts.size, len(raw), len(self._replaced)))
         self._elements += contexts.size
         self._bits -= float(np.log2(self._tables.frequencies[contexts, symbols] / TOTAL).sum())
-        if self._tables.take(contexts, meant) is not None:
-            self._epochs.append(self._tables.frequencies.astype(np.uint16))
+        before = self._tables.frequencies.astype(np.uint16)
+        changed = self._tables.take(contexts, meant)
+        if changed is not None:
+            self._replaced.append((changed, before[changed]))
         return len(self._chunks) - 1
 
     def finish(self) -> tuple[Array, list[Coded]]:
@@ -102,15 +104,20 @@ class Coder:
         liked = min(_LANES_LIKED, 1 + self._elements // _LANE_SYMBOLS)
         lanes = min(LANES_MAX, max(int(self._bits / 8) // _LANE_BYTES, liked)) if self._elements else 0
         states = np.full(lanes, LOWEST, np.uint32)
-        coded = [self._code(chunk, states) for chunk in reversed(self._chunks)]
+        table = self._tables.frequencies.astype(np.uint16)
+        starts = _starts(table)
+        coded = []
+        for chunk in reversed(self._chunks):
+            while len(self._replaced) > chunk.epoch:
+                contexts, frequencies = self._replaced.pop()
+                table[contexts], starts[contexts] = frequencies, _starts(frequencies)
+            coded.append(self._code(chunk, states, table, starts))
         return states, coded[::-1]
 
-    def _code(self, chunk: _Chunk, states: Array) -> Coded:
+    def _code(self, chunk: _Chunk, states: Array, table: Array, starts: Array) -> Coded:
         self._spill.seek(chunk.place)
         contexts = np.frombuffer(self._spill.read(2 * chunk.elements), "<u2")
         symbols = np.frombuffer(self._spill.read(chunk.elements), np.uint8)
-        table = self._epochs[chunk.epoch]
-        starts = (np.cumsum(table, axis=1, dtype=np.uint32) - table).astype(np.uint16)
         flat = contexts.astype(np.int32) * np.int32(SYMBOLS) + symbols
         frequency, start = table.ravel()[flat].astype(np.uint32), starts.ravel()[flat].astype(np.uint32)
         emitted = []
@@ -128,3 +135,8 @@ class Coder:
         self._spill.write(words)
         raw_place = chunk.place + 3 * chunk.elements
         return Coded((place, len(words)), (raw_place, chunk.raw_bytes))
+
+
+def _starts(table: Array) -> Array:
+    """Where the slots of each symbol begin; uint16, as `table`."""
+    return np.asarray((np.cumsum(table, axis=1, dtype=np.uint32) - table).astype(np.uint16))

@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -32,13 +32,20 @@ from packager.delta.coder import Coded, Coder
 from packager.delta.fit import Fit, Pair, fit, grid_numbers
 from packager.delta.formats import Tensor, read_tensors
 from packager.delta.opaque import LARGEST, Known, Sizes
-from packager.delta.plain import pack_gap, pack_planes, share_as_bytes
+from packager.delta.plain import Plain, bytes_of, pack_gap, pack_planes, share_as_bytes
 from packager.delta.plan import Alone, Changed, Gap, Part, Repeat, Same, make_plan
 from packager.delta.pruned import fit_pruned
 from packager.files import disk_errors, sync_folder
 
 _GLUE_PART_MAX: Final = 65_536
 """Longer gaps are windows of their own, so that the glue stays small enough to hold."""
+_LOOKED_FROM: Final = 0.7
+"""Share of the new file from which on a look tells whether a delta of bytes would be shorter."""
+_LOOKS: Final = 2
+_LOOK_BYTES: Final = 128 * 1024
+_LOOK_AROUND: Final = 1024 * 1024
+_MUCH_AS_BYTES: Final = 0.3
+"""Share of a delta that is tensors taken as bytes, from which on taking all of it so may be shorter."""
 _DOUBTFUL: Final = 0.8
 """Estimated share of a tensor from which on its planes are packed too, and the smaller one is taken."""
 _POOR: Final = 0.9
@@ -112,32 +119,41 @@ def encode(
         wanted = read_tensors(new) if new_tensors is None else tuple(new_tensors)
     with disk_errors(out), tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".delta-") as name:
         folder = Path(name)
+        found, best = Known(base_bytes), folder / "best"
         plan = make_plan(base_bytes, new_bytes, known, wanted).parts
         # What breaks a bound of the decoder's is made anew in less memory, then in fewer pieces.
-        made = _attempt(base_bytes, new_bytes, plan, effort, folder / "best")
-        made = made or _attempt(base_bytes, new_bytes, plan, effort, folder / "best", _THRIFTY)
-        size = new_bytes.size + 1 if made is None else made.bytes
-        is_poor = size > _POOR * new_bytes.size or new_bytes.size < _GLUE_PART_MAX
-        if made is None or (is_poor and known and wanted and new_bytes.size <= _OPAQUE_BYTES):
+        attempt = _attempt(found, new_bytes, plan, effort, best)
+        attempt = attempt or _attempt(found, new_bytes, plan, effort, best, _THRIFTY)
+        is_doubtful = attempt is not None and known and wanted and new_bytes.size <= _OPAQUE_BYTES
+        if attempt is None or (is_doubtful and _is_poor(attempt, base_bytes, new_bytes)):
             plan = make_plan(base_bytes, new_bytes, (), ()).parts
-            sizes = _THRIFTY if made is None else LARGEST
-            plain = _attempt(base_bytes, new_bytes, plan, effort, folder / "plain", sizes)
-            if plain is not None and (made is None or plain.bytes < made.bytes):
-                os.replace(folder / "plain", folder / "best")
-                made = plain
+            sizes = _THRIFTY if attempt is None else LARGEST
+            plain = _attempt(found, new_bytes, plan, effort, folder / "plain", sizes)
+            if plain is not None and (attempt is None or plain.made.bytes < attempt.made.bytes):
+                os.replace(folder / "plain", best)
+                attempt = plain
+        made = None if attempt is None else attempt.made
         if made is None:
             raise EdgeError("internal.bug", f"no delta from {base} to {new} keeps within the bounds of a decoder")
-        os.replace(folder / "best", out)
+        os.replace(best, out)
         sync_folder(out.absolute().parent)
     return replace(made, seconds=time.process_time() - began)
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A delta, and how much of it is tensors that were taken as bytes."""
+
+    made: Encoded
+    as_bytes: int
+
+
 def _attempt(
-    base: Array, new: Array, plan: Sequence[Part], effort: int, out: Path, sizes: Sizes = LARGEST
-) -> Encoded | None:
+    known: Known, new: Array, plan: Sequence[Part], effort: int, out: Path, sizes: Sizes = LARGEST
+) -> _Attempt | None:
     """Make a delta by a plan, synced; none when a decoder would refuse it."""
     with tempfile.TemporaryFile(dir=out.parent) as spill, np.errstate(all="ignore"):
-        writer = _Writer(base, new, spill, sizes, out.parent)
+        writer = _Writer(known, new, spill, sizes, out.parent)
         writer.write(plan, effort)
         writer.finish(out)
     try:
@@ -145,7 +161,24 @@ def _attempt(
             peak = peak_bytes(read_head(file))
     except DeltaError:
         return None
-    return Encoded(out.stat().st_size, new.size, peak, 0.0, dict(writer.kinds))
+    return _Attempt(Encoded(out.stat().st_size, new.size, peak, 0.0, dict(writer.kinds)), writer.as_bytes)
+
+
+def _is_poor(attempt: _Attempt, base: Array, new: Array) -> bool:
+    """Whether the whole file taken as bytes may make a shorter delta."""
+    size = attempt.made.bytes
+    if new.size < _GLUE_PART_MAX or size > _POOR * new.size or attempt.as_bytes > _MUCH_AS_BYTES * size:
+        return True
+    if size < _LOOKED_FROM * new.size:
+        return False
+    packed = length = 0
+    pack = Packer(19, 22)
+    for number in range(_LOOKS):
+        place = (2 * number + 1) * new.size // (2 * _LOOKS)
+        some = new[place : place + _LOOK_BYTES].tobytes()
+        around = base[max(0, place - _LOOK_AROUND) : place + _LOOK_BYTES + _LOOK_AROUND].tobytes()
+        packed, length = packed + len(pack(some, around)), length + len(some)
+    return packed * new.size < size * length
 
 
 def _mapped(path: Path) -> Array:
@@ -157,12 +190,24 @@ def _mapped(path: Path) -> Array:
         raise EdgeError("config.file-missing", f"{path} cannot be read: {error.strerror}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class _AsBytes:
+    """A tensor taken as bytes, where in the base similar ones are likely, and what that came to."""
+
+    start: int
+    end: int
+    near: int
+    found: tuple[tuple[Plain, bytes], ...]
+
+
 class _Writer:
     """Collects operations and what each reads of the body."""
 
-    def __init__(self, base: Array, new: Array, spill: BinaryIO, sizes: Sizes, folder: Path) -> None:
-        self._base = base
-        self._known = Known(base)
+    def __init__(self, known: Known, new: Array, spill: BinaryIO, sizes: Sizes, folder: Path) -> None:
+        self._base = known.base
+        self._known = known
+        self.as_bytes = 0
+        self._waiting: list[_AsBytes] = []
         self._new = new
         self._spill = spill
         self._coder = Coder(spill)
@@ -184,18 +229,20 @@ class _Writer:
                 case Repeat(start, end, first):
                     self._add(Again(first, end - start))
                 case Gap(start, end) if end - start <= _GLUE_PART_MAX and len(self._glue) < GLUE_BYTES_MAX // 2:
-                    self._glue += self._new[start:end].tobytes()
                     self._add(Glue(end - start))
+                    self._glue += self._new[start:end].tobytes()
                 case Gap(start, end, near):
                     self._gap(start, end, near)
                 case Alone() | Changed(is_alike=False) if self._is_elsewhere(part):
-                    self._gap(part.start, part.end, part.start)
+                    self._as_bytes(part.start, part.end, part.start)
                 case Alone(start, end, tensor):
                     self._alone(tensor)
                 case Changed() as changed:
                     self._changed(changed, effort)
 
     def _add(self, operation: Operation, frame: bytes = b"") -> None:
+        if self._waiting:
+            self._settle()
         self.kinds[type(operation).__name__.lower()] += operation.length
         last = self._operations[-1] if self._operations else None
         if isinstance(operation, Glue) and isinstance(last, Glue):
@@ -211,7 +258,27 @@ class _Writer:
         self._body.append((place, len(data)))
 
     def _gap(self, start: int, end: int, near: int) -> None:
-        for operation, frame in pack_gap(self._known, self._new[start:end], start, near, self._sizes):
+        for operation, frame in self._packed(start, end, near):
+            self._add(operation, frame)
+
+    def _packed(self, start: int, end: int, near: int) -> Iterator[tuple[Plain, bytes]]:
+        return pack_gap(self._known, self._new[start:end], start, near, self._sizes)
+
+    def _as_bytes(self, start: int, end: int, near: int, found: Sequence[tuple[Plain, bytes]] = ()) -> None:
+        """Take a tensor as bytes; those that follow each other wait, to be tried as one."""
+        if self._waiting and self._waiting[-1].end != start:
+            self._settle()
+        self._waiting.append(_AsBytes(start, end, near, tuple(found or self._packed(start, end, near))))
+
+    def _settle(self) -> None:
+        """Write what waits."""
+        waiting, self._waiting = self._waiting, []
+        found = [item for part in waiting for item in part.found]
+        if len(waiting) > 1:
+            joint = list(self._packed(waiting[0].start, waiting[-1].end, waiting[0].near))
+            found = min(joint, found, key=bytes_of)
+        self.as_bytes += bytes_of(found)
+        for operation, frame in found:
             self._add(operation, frame)
 
     def _is_elsewhere(self, part: Alone | Changed) -> bool:
@@ -241,9 +308,8 @@ class _Writer:
             found = list(
                 pack_gap(self._known, self._new[part.start : part.end], part.start, part.base.start, self._sizes)
             )
-            if sum(len(frame) for _, frame in found) < self._tried(best, pair):
-                for piece, frame in found:
-                    self._add(piece, frame)
+            if bytes_of(found) < self._tried(best, pair):
+                self._as_bytes(part.start, part.end, part.base.start, found)
                 return
         if kind.is_float and best.bits > _DOUBTFUL * 8 * (part.end - part.start):
             packed = list(pack_planes(kind, pair.new.reshape(-1)))
@@ -256,7 +322,7 @@ class _Writer:
     def _tried(self, found: Fit, pair: Pair) -> int:
         """How long a prediction really comes out; estimates say little of tensors in which much stays what it was."""
         with tempfile.TemporaryFile(dir=self._folder) as spill:
-            trial = _Writer(self._base, self._new, spill, self._sizes, self._folder)
+            trial = _Writer(self._known, self._new, spill, self._sizes, self._folder)
             trial._predicted(found, pair)
             return trial._coder.bytes + sum(item[1] for item in trial._body if isinstance(item, tuple))
 
@@ -298,6 +364,7 @@ class _Writer:
 
     def finish(self, out: Path) -> None:
         """Write the delta, synced."""
+        self._settle()
         states, coded = self._coder.finish()
         ranges, dictionary = self._dictionary()
         glue = Packer(19, GLUE_WINDOW_LOG_MAX)(bytes(self._glue), dictionary) if self._glue else b""

@@ -136,7 +136,7 @@ class _Estimate:
         axis = 1 if flag is Flag.ROW_SCALE else 0
         squares = (self.base * self.base).sum(axis=axis)
         scale = np.divide((self.base * self.new).sum(axis=axis), squares, out=np.ones_like(squares), where=squares > 0)
-        scale = np.clip(scale, 0.125, 8.0)
+        scale = np.copysign(np.clip(np.abs(scale), 0.125, 8.0), scale)
         # Numbers travel as int32.
         room = 30 - int(np.frexp(np.abs(scale - 1.0).max(initial=0.0))[1])
         bits_each = min(self._scale_bits(scale, axis), room)

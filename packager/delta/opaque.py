@@ -16,6 +16,12 @@ from edge_delta.limits import (
 _BLOCK: Final = 64
 """Bytes that have to be equal for a place in the base to be found."""
 _STRIDE: Final = 32
+_SHORT_BLOCK: Final = 32
+_SHORT_STRIDE: Final = 16
+_SHORT_SHARE_MIN: Final = 0.02
+_FILTER_SHARE: Final = 3
+"""Bits by which the filter of an index is larger than what it holds: one wrong answer in eight."""
+_FILTER_BITS_MAX: Final = 27
 _RUN_MIN: Final = 16_384
 """Equal bytes that are worth an operation of their own; zstd finds shorter ones."""
 _FAR_RUN_MIN: Final = 512
@@ -62,16 +68,28 @@ class Known:
 
     @cached_property
     def index(self) -> "_Index | None":
-        """None for a base that is too short to look in."""
-        return _Index(self.base) if self.base.size >= _BLOCK else None
+        """None for a base that is too short to look in; of a long one it knows longer runs only."""
+        if self.base.size < _BLOCK:
+            return None
+        return _Index(self.base, _SHORT_BLOCK, _SHORT_STRIDE) if self.base.size <= _LARGE else _Index(self.base)
+
+    def short_runs(self, new: Array) -> list[tuple[int, int, int]]:
+        """Runs that one of many moves may be: start in `new`, length, start in the base; in order, apart.
+
+        None are looked for where little of `new` stands in the base.
+        """
+        if self.index is None or self.share(new) < _SHORT_SHARE_MIN:
+            return []
+        return self.index.all_runs(new, self.index.shortest + 1)
 
     def share(self, new: Array) -> float:
         """The share of some bytes that stands in the base somewhere, looked at in a few hundred places; 0 to 1."""
         if self.index is None or new.size < _BLOCK:
             return 0.0
-        every = max(_STRIDE, new.size // _SHARE_SAMPLES)
-        looked = range(0, new.size - _STRIDE - _BLOCK + 2, every)
-        hits = sum(self.index.has(new[place : place + _STRIDE + _BLOCK - 1]) for place in looked)
+        length = self.index.shortest
+        every = max(length // 2, new.size // _SHARE_SAMPLES)
+        looked = range(0, new.size - length + 1, every)
+        hits = sum(self.index.has(new[place : place + length]) for place in looked)
         return hits / len(looked) if looked else 0.0
 
 
@@ -174,36 +192,48 @@ def _windows(
 class _Index:
     """Places of the base by the hash of what stands there."""
 
-    def __init__(self, base: Array) -> None:
+    def __init__(self, base: Array, block: int = _BLOCK, stride: int = _STRIDE) -> None:
         self._base = base
-        hashes = [
-            _hashes(base[start : start + _PART + _BLOCK - 1])[::_STRIDE][: _PART // _STRIDE]
-            for start in range(0, base.size - _BLOCK + 1, _PART)
-        ]
-        self._hashes = np.concatenate(hashes)
-        self._order = np.argsort(self._hashes, kind="stable")
-        self._sorted = self._hashes[self._order]
+        self._block, self._stride = block, stride
+        hashes = np.concatenate(
+            [
+                _hashes(base[start : start + _PART + block - 1], block)[::stride][: _PART // stride]
+                for start in range(0, base.size - block + 1, _PART)
+            ]
+        )
+        self._order = np.argsort(hashes, kind="stable")
+        self._sorted = hashes[self._order]
+        bits = min(hashes.size.bit_length() + _FILTER_SHARE, _FILTER_BITS_MAX)
+        self._shift = np.uint64(64 - bits)
+        self._filter = np.zeros(2**bits, bool)
+        self._filter[hashes >> self._shift] = True
+
+    @property
+    def shortest(self) -> int:
+        """Length of equal runs that are surely found."""
+        return self._block + self._stride - 1
 
     def find(self, new: Array, every: int) -> tuple[Array, Array]:
         """Places of `new` that stand in the base: where in `new`, and where in the base.
 
         Args:
             new: Some bytes.
-            every: Of so many places the first `_STRIDE` are looked up, one of which the index knows in an equal run.
+            every: Of so many places the first few, a stride, are looked up, one of which the index knows in an equal
+                run.
         """
-        if new.size < _BLOCK:
+        if new.size < self._block:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        hashes = _hashes(new)
-        places = np.arange(hashes.size)
-        places = places[places % every < _STRIDE]
+        hashes = _hashes(new, self._block)
+        places = np.flatnonzero(self._filter[hashes >> self._shift])
+        places = places[places % every < self._stride]
         wanted = hashes[places]
         at = np.minimum(np.searchsorted(self._sorted, wanted), self._sorted.size - 1)
         hit = np.flatnonzero(self._sorted[at] == wanted)
-        return places[hit], self._order[at[hit]].astype(np.int64) * _STRIDE
+        return places[hit], self._order[at[hit]].astype(np.int64) * self._stride
 
     def has(self, new: Array) -> bool:
-        """Whether one of the first `_STRIDE` places of `new` stands in the base."""
-        return bool(self.find(new, _STRIDE)[0].size)
+        """Whether one of the first places of `new`, a stride of them, stands in the base."""
+        return bool(self.find(new, self._stride)[0].size)
 
     def likely(self, new: Array) -> int | None:
         """The middle of the part of the base that most of these bytes come from, or none."""
@@ -218,7 +248,7 @@ class _Index:
             near: Where in the base their beginning is likely to stand.
             far: How far from where it is likely a run lies out of a dictionary's reach.
         """
-        every = self._runs(new, _FAR_RUN_MIN if new.size <= _LARGE else _FAR_RUN_MIN_OF_LARGE)
+        every = self.all_runs(new, _FAR_RUN_MIN if new.size <= _LARGE else _FAR_RUN_MIN_OF_LARGE)
         if len(every) > _RUNS_MAX:
             longest = sorted(range(len(every)), key=lambda number: -every[number][1])[:_RUNS_MAX]
             every = [every[number] for number in sorted(longest)]
@@ -233,20 +263,23 @@ class _Index:
                 ahead = at + length
         return found
 
-    def _runs(self, new: Array, shortest: int) -> list[tuple[int, int, int]]:
-        """All of so many bytes or more."""
+    def all_runs(self, new: Array, shortest: int) -> list[tuple[int, int, int]]:
+        """All of so many bytes or more: start in `new`, length, start in the base; in order, apart."""
         found: list[tuple[int, int, int]] = []
-        end = 0
+        end = looked = 0
+        every = max(self._stride, shortest // 4)
         for part in range(0, new.size, _PART):
-            places, where = self.find(new[part : part + _PART + _BLOCK], shortest // 4)
+            places, where = self.find(new[part : part + _PART + self._block], every)
             for place, at in zip((places + part).tolist(), where.tolist(), strict=True):
-                if place < end:
+                if place < looked:
                     continue
                 back = self.equal_before(new, place, at, end)
                 length = back + self.equal(new, place, at)
                 if length >= shortest:
                     found.append((place - back, length, at - back))
-                    end = place - back + length
+                    end = looked = place - back + length
+                else:
+                    looked = place - back + length - self._block + 1  # the same run again
         return found
 
     def equal_before(self, new: Array, place: int, at: int, end: int) -> int:
@@ -272,13 +305,13 @@ class _Index:
             size = min(size * 4, 2**22)
 
 
-def _hashes(data: Array) -> Array:
-    """A rolling hash of every `_BLOCK` bytes: uint64, `len(data) - _BLOCK + 1` of them, modulo 2**64."""
+def _hashes(data: Array, block: int) -> Array:
+    """A rolling hash of every `block` bytes, a power of two: uint64, `len(data) - block + 1` of them, modulo 2**64."""
     hashes = data.astype(np.uint64)
     width = 1
     power = _BASE
     # Doubling: hash(2w) at i = hash(w) at i * base**w + hash(w) at i + w.
-    while width < _BLOCK:
+    while width < block:
         hashes = hashes[:-width] * power + hashes[width:]
         power = power * power
         width *= 2

@@ -1,15 +1,18 @@
 """Packs bytes that no tensor of the base predicts: windows of zstd, and planes of floats."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
 
 from edge_delta.elements import Array, Kind
 from edge_delta.limits import WINDOW_BYTES_MAX
-from edge_delta.operations import Again, Copy, Planes, Window
+from edge_delta.operations import Again, Copy, Moves, Planes, Window
 from edge_delta.wire import Packer
-from packager.delta.opaque import LARGEST, Known, Sizes, pieces
+from packager.delta.gather import gather
+from packager.delta.opaque import LARGEST, Known, Piece, Sizes, pieces
+
+Plain = Copy | Window | Again | Moves
 
 _WINDOW_LOG: Final = 23
 _LEVEL: Final = 19
@@ -21,14 +24,15 @@ _LOOK_BYTES: Final = 32 * 1024
 _LOOK_AROUND: Final = 64 * 1024
 _PLANES_SHARE: Final = 2
 """Planes are taken apart and put together in memory several times over."""
+_HEAD_BYTES: Final = 6
+_FEW: Final = 0.002
+"""Share of some bytes below which what is left of them is not looked at again."""
 _WORTH: Final = 0.985
 _FAST_BYTES: Final = 64 * 1024 * 1024
 """More bytes than these are packed at the faster level."""
 
 
-def pack_gap(
-    known: Known, new: Array, place: int, near: int, sizes: Sizes = LARGEST
-) -> Iterator[tuple[Copy | Window | Again, bytes]]:
+def pack_gap(known: Known, new: Array, place: int, near: int, sizes: Sizes = LARGEST) -> Iterator[tuple[Plain, bytes]]:
     """Operations for bytes without known structure, each with what it reads of the body.
 
     Args:
@@ -39,16 +43,43 @@ def pack_gap(
         sizes: Bounds of windows.
     """
     pack = Packer(_LEVEL if new.size <= _FAST_BYTES else _FAST_LEVEL, _WINDOW_LOG)
-    for piece in pieces(known, new, near, sizes):
-        if piece.is_again:
-            yield Again(place + piece.base, piece.length), b""
+    runs = known.short_runs(new)
+    for group in _groups(pieces(known, new, near, sizes), sizes.window):
+        start, end = group[0].start, group[-1].start + group[-1].length
+        is_again = any(piece.is_again for piece in group)
+        moves = [] if is_again else gather(known.base, new, runs, start, end, group[0].base, pack)
+        if moves and bytes_of(moves) < _FEW * (end - start):
+            yield from moves  # zstd takes long over what repeats, for nothing
             continue
-        if piece.is_equal:
-            yield Copy(piece.base, piece.length), b""
-            continue
-        content = new[piece.start : piece.start + piece.length].tobytes()
-        frame = pack(content, known.base[piece.base : piece.base + piece.dictionary].tobytes())
-        yield Window(piece.base, piece.dictionary, piece.length, len(frame)), frame
+        found = [_packed_piece(known, new, piece, place, pack) for piece in group]
+        yield from moves if moves and bytes_of(moves) < bytes_of(found) else found
+
+
+def bytes_of(found: Iterable[tuple[Plain, bytes]]) -> int:
+    """About how long some operations come out, with their place in the head."""
+    return sum(len(frame) + _HEAD_BYTES for _, frame in found)
+
+
+def _groups(found: Iterable[Piece], longest: int) -> Iterator[list[Piece]]:
+    """Pieces that one operation could make instead; long copies stand alone."""
+    group: list[Piece] = []
+    for piece in found:
+        if group and (piece.start + piece.length - group[0].start > longest or piece.length > longest // 2):
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
+
+
+def _packed_piece(known: Known, new: Array, piece: Piece, place: int, pack: Packer) -> tuple[Plain, bytes]:
+    if piece.is_again:
+        return Again(place + piece.base, piece.length), b""
+    if piece.is_equal:
+        return Copy(piece.base, piece.length), b""
+    content = new[piece.start : piece.start + piece.length].tobytes()
+    frame = pack(content, known.base[piece.base : piece.base + piece.dictionary].tobytes())
+    return Window(piece.base, piece.dictionary, piece.length, len(frame)), frame
 
 
 def share_as_bytes(base: Array, new: Array) -> float:

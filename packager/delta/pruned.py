@@ -60,7 +60,7 @@ def _center(pair: Pair) -> int:
         return 0
     bias = 2 ** (pair.kind.exponent - 1) - 1 + pair.kind.mantissa
     largest = int(np.percentile(exponents(pair.kind, pair.base), 99.9)) - bias
-    return LEVELS_PER_OCTAVE * largest + LEVEL_LOW + _FIRST_LEVEL
+    return int(LEVELS_PER_OCTAVE * largest + LEVEL_LOW + _FIRST_LEVEL)
 
 
 def _without_still(classes: Array | None) -> Array | None:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,35 @@ def _nothing_alike() -> FilePair:
     return FilePair(random.bytes(5_000), random.bytes(7_000))
 
 
+def _pruned() -> FilePair:
+    base = weights()
+    return one_tensor("f32", base, np.where(np.abs(base) < 0.03, np.float32(0), base))
+
+
+def _pruned_by_a_mask() -> FilePair:
+    """Negative weights become -0.0, and what stays was trained on."""
+    base, change = weights(), 1e-4 * np.random.default_rng(18).standard_normal((ROWS, COLUMNS))
+    return one_tensor("f32", base, ((base + change) * (np.abs(base) > 0.04)).astype(np.float32))
+
+
+def _pruned_integers() -> FilePair:
+    pair = _i8()
+    (tensor,) = pair.new_tensors
+    new = np.frombuffer(pair.new, np.int8, tensor.end - tensor.start, tensor.start)
+    kept = np.where(np.abs(new.astype(np.int32)) < 20, np.int8(0), new)
+    return replace(pair, new=pair.new[: tensor.start] + kept.tobytes() + pair.new[tensor.end :])
+
+
+def _moved_rows() -> FilePair:
+    """Two tables of one file whose rows changed places, with a few new ones; and in three places not a whole row."""
+    base, random = weights(1_500, 40), np.random.default_rng(19)
+    new = np.vstack([base[random.permutation(1_500)], weights(9, 40, seed=20)])
+    data = bytearray(new.tobytes())
+    for place in (70_001, 100_000, 180_003):
+        del data[place : place + 50]
+    return FilePair(base.tobytes(), bytes(data))
+
+
 def _same() -> FilePair:
     return one_tensor("f32", weights(), weights())
 
@@ -165,6 +194,10 @@ KINDS: dict[str, Callable[[], FilePair]] = {
     "opaque": _opaque,
     "nothing alike": _nothing_alike,
     "same": _same,
+    "pruned": _pruned,
+    "pruned by a mask": _pruned_by_a_mask,
+    "pruned integers": _pruned_integers,
+    "moved rows": _moved_rows,
 }
 
 

@@ -14,25 +14,13 @@ import pytest
 from edge_delta.decode import DeltaError, decode, inspect
 from edge_delta.elements import F32, I8
 from edge_delta.limits import OPERATIONS_MAX, RANGES_MAX, SHORT_DICTIONARY_BYTES, UNIT_BYTES, UNIT_DIGEST_BYTES
-from edge_delta.wire import (
-    Again,
-    Copy,
-    Flag,
-    Glue,
-    Head,
-    Operation,
-    Packer,
-    Planes,
-    Predicted,
-    Window,
-    read_head,
-    units_of,
-    varint,
-    write_head,
-)
+from edge_delta.moves import MOVE_BYTES, Runs, read_runs, write_runs
+from edge_delta.operations import Again, Copy, Flag, Glue, Moves, Operation, Planes, Predicted, Window
+from edge_delta.symbols import ZERO, numbers_of
+from edge_delta.wire import Head, Packer, read_head, units_of, varint, write_head
 from tests.unit.delta.pairs import KINDS, decoded, encoded
 
-CASES = ("low rank", "i8", "grid", "opaque", "unrelated", "sparse", "f16")
+CASES = ("low rank", "i8", "grid", "opaque", "unrelated", "sparse", "f16", "pruned by a mask", "moved rows")
 EACH = 120
 
 
@@ -99,9 +87,12 @@ def test_well_formed_deltas_with_other_operations_end_in_one_error(seed: int, tm
         return int(random.integers(0, high)) if random.random() < 0.7 else int(2 ** random.integers(0, 40))
 
     def operation() -> Operation:
-        kind = random.integers(6)
+        kind = random.integers(7)
         if kind == 0:
             return Glue(some(64) or 1)
+        if kind == 6:
+            packed = (some(200) or 1, some(500))
+            return Moves(some(20) or 1, some(4_000) or 1, some(4_000), some(4_000), some(2_000), packed)
         if kind == 5:
             return Again(some(4_000), some(4_000) or 1)
         if kind == 1:
@@ -212,6 +203,72 @@ def test_output_is_read_where_there_is_some_and_nowhere_else(tmp_path: Path) -> 
             decoded(pair.base, rewritten(delta, operations, new_bytes=length + 100), length + 100)
 
 
+def _of_runs(runs: Runs, literals: bytes, base: bytes, length: int) -> bytes:
+    """What a delta of one operation makes of a base."""
+    table = write_runs(runs)
+    operation = Moves(len(runs.lengths), length, 0, 0, len(literals), (len(table), len(literals)))
+    head = Head(len(base), length, bytes(16), bytes(16), np.zeros(0, np.uint32), (), 0, 0, (operation,), ())
+    return decoded(base, write_head(head, Packer()) + table + literals, length)
+
+
+def test_runs_are_gathered_from_wherever_they_stand() -> None:
+    base = bytes(range(256))
+    runs = Runs(*np.array([[3, 0, 2], [20, 16, 30], [200, 0, 226]], np.int64))
+    made = _of_runs(runs, b"abcdefgh", base, 74)
+    assert made == b"abc" + base[200:220] + base[:16] + b"de" + base[226:256] + b"fgh"
+
+
+@pytest.mark.parametrize(
+    ("runs", "why"),
+    [
+        ([[0], [20], [237]], "beyond the base"),
+        ([[0], [20], [-1]], "beyond the base"),
+        ([[0], [15], [0]], "too short"),
+        ([[6], [20], [0]], "more between them"),
+        ([[0], [21], [0]], "do not make"),
+        ([[0], [20], [2**46]], "beyond the base"),
+    ],
+)
+def test_runs_that_are_not_there_are_refused(runs: list[list[int]], why: str) -> None:
+    with pytest.raises(DeltaError, match=why):
+        _of_runs(Runs(*np.array(runs, np.int64)), b"abcde", bytes(256), 25)
+
+
+def test_any_table_of_runs_is_read_or_refused() -> None:
+    random = np.random.default_rng(1)
+    found = 0
+    for number in range(2_000):
+        count = int(random.integers(1, 9))
+        columns = random.integers(0, 256, (MOVE_BYTES, count), dtype=np.uint8)
+        columns[[1, 2, 4, 5, *range(8, MOVE_BYTES)]] *= number % 3 == 0  # sometimes numbers of any size
+        length = int(columns[3].sum() + columns[0].sum())
+        try:
+            literals = int(columns[0].sum())
+            runs = read_runs(columns.tobytes(), count, literals=literals, length=length, base_bytes=2**17)
+        except DeltaError:
+            continue
+        found += 1
+        assert (runs.offsets >= 0).all()
+        assert (runs.offsets + runs.lengths <= 2**17).all()
+        assert write_runs(runs) == columns.tobytes()
+    assert found > 100
+
+
+def test_zeros_are_a_symbol_of_pruned_tensors_alone(tmp_path: Path) -> None:
+    pair = KINDS["pruned"]()
+    delta, _ = encoded(pair, tmp_path)
+    head = read_head(io.BytesIO(delta))
+    (tensor,) = [item for item in head.operations if isinstance(item, Predicted)]
+    assert Flag.ZEROS in tensor.flags
+    others = tuple(replace(item, flags=Flag.GRID | Flag.ZEROS) if item is tensor else item for item in head.operations)
+    with pytest.raises(DeltaError, match="on a grid"):
+        decoded(pair.base, rewritten(delta, others), len(pair.new))
+    symbols = np.array([ZERO], np.uint8)
+    with pytest.raises(DeltaError, match="is not pruned"):
+        numbers_of(symbols, np.zeros(1, np.uint32))
+    assert numbers_of(symbols, np.zeros(1, np.uint32), np.array([7], np.uint32)) == 7
+
+
 def test_heads_that_would_take_much_memory_or_work_for_little_are_refused(tmp_path: Path) -> None:
     pair = KINDS["i8"]()
     delta, _ = encoded(pair, tmp_path)
@@ -219,6 +276,7 @@ def test_heads_that_would_take_much_memory_or_work_for_little_are_refused(tmp_pa
         ((Copy(0, 1),) * OPERATIONS_MAX, ()),
         ((Predicted(I8, Flag(0), 0, 1, 255, 0),), ()),
         ((Window(0, SHORT_DICTIONARY_BYTES + 1, 1, 1),), ()),
+        ((Moves(1, 20, 0, SHORT_DICTIONARY_BYTES + 1, 1, (1, 1)),), ()),
         ((Copy(0, 1),) * (OPERATIONS_MAX // 2), tuple((2 * n, 1) for n in range(RANGES_MAX))),
     )
     bases = 10 * 2**20

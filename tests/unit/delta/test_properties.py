@@ -14,7 +14,7 @@ from edge_delta import decode as decoding
 from edge_delta.decode import inspect
 from edge_delta.elements import KINDS, Array, Kind, ordered, rounded, unordered, unzigzag, values, wrapped, zigzag
 from edge_delta.rans import Lanes
-from edge_delta.symbols import CONTEXTS, ESCAPE, numbers_of, raw_widths, to_symbols
+from edge_delta.symbols import ESCAPE, PRUNED, numbers_of, raw_widths, to_symbols
 from packager.delta.coder import Coder
 from packager.delta.encode import encode
 from packager.delta.formats import Tensor
@@ -56,7 +56,9 @@ def _drawn(
 ) -> tuple[Array, Array]:
     base = rounded(kind, random.standard_normal(shape) * (spread if kind.is_float else 40.0))
     exact = values(kind, base)
-    change = draw(st.sampled_from(["none", "noise", "scale", "rank", "sparse", "grid", "other"]))
+    change = draw(
+        st.sampled_from(["none", "noise", "scale", "rank", "sparse", "grid", "pruned", "masked", "rolled", "other"])
+    )
     if change == "noise":
         exact = exact * (1 + 2.0 ** -draw(st.integers(1, 24)) * random.standard_normal(shape))
     elif change == "scale":
@@ -67,6 +69,13 @@ def _drawn(
         exact = (flat + size * np.outer(*(random.standard_normal(n) for n in flat.shape))).reshape(shape)
     elif change == "sparse":
         exact = np.where(random.random(shape) < 0.02, -exact, exact)
+    elif change in {"pruned", "masked"}:
+        small = np.abs(exact) < np.quantile(np.abs(exact), 0.4)
+        zero = np.zeros(1) if change == "pruned" else exact * 0.0  # which keeps the sign
+        exact = np.where(small, zero, exact)
+        exact = exact * (1 + 2.0**-16 * random.standard_normal(shape) * draw(st.booleans()))
+    elif change == "rolled":
+        exact = np.roll(exact, 1, 0)
     elif change == "grid":
         exact = exact + spread * 2.0**-9 * random.integers(-3, 4, shape)
     elif change == "other":
@@ -160,19 +169,20 @@ def test_packed_bits_are_unpacked(widths: list[int], seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4_000), min_size=1, max_size=5),
-    contexts=st.integers(1, CONTEXTS),
+    contexts=st.integers(1, PRUNED),
+    first=st.sampled_from([0, PRUNED]),
     scale=st.integers(0, 33),
     seed=st.integers(0, 2**32),
 )
 def test_symbols_come_back_in_order_and_both_sides_have_learnt_the_same(
-    sizes: list[int], contexts: int, scale: int, seed: int
+    sizes: list[int], contexts: int, first: int, scale: int, seed: int
 ) -> None:
     random, kind = np.random.default_rng(seed), KINDS[0]
     with tempfile.TemporaryFile() as spill:
         coder, chunks = Coder(spill), []
         for size in sizes:
             numbers = np.minimum(random.exponential(2.0**scale, size), 2.0**32 - 1).astype(np.uint32)
-            given_contexts = random.integers(0, contexts, size).astype(np.uint16)
+            given_contexts = random.integers(first, first + contexts, size).astype(np.uint16)
             chunks.append((given_contexts, numbers, coder.add(kind, given_contexts, numbers)))
         states, coded = coder.finish()
         lanes = Lanes(states)
