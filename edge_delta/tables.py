@@ -70,14 +70,16 @@ class Tables:
         """Count symbols that were coded.
 
         Args:
-            contexts: uint16.
+            contexts: uint16, at least one; all of them below `symbols.PRUNED`, or none.
             symbols: uint8, same length; the symbols that were meant where they had to be escaped.
 
         Returns:
             The contexts whose frequencies changed, or none when none did yet.
         """
-        mixed = contexts.astype(np.int32) * np.int32(SYMBOLS) + symbols
-        self._new += np.bincount(mixed, minlength=CONTEXTS * SYMBOLS).astype(np.int32)
+        first = PRUNED if contexts[0] >= PRUNED else 0
+        mixed = (contexts - np.uint16(first)).astype(np.int32) * np.int32(SYMBOLS) + symbols
+        new = self._new[first * SYMBOLS : (first + PRUNED) * SYMBOLS]
+        np.add(new, np.bincount(mixed, minlength=new.size), out=new, casting="same_kind")
         self._pending += symbols.size
         if self._pending < min(max(_FIRST_UPDATE, self._seen // 8), _LAST_UPDATE):
             return None
