@@ -274,6 +274,11 @@ class _Index:
                 if place < looked:
                     continue
                 back = self.equal_before(new, place, at, end)
+                while found and place - back == end and self._covers(found[-1], new, place, at):
+                    # What repeats everywhere, like zeros, was found first; all of it belongs to this run.
+                    found.pop()
+                    end = found[-1][0] + found[-1][1] if found else 0
+                    back = self.equal_before(new, place, at, end)
                 length = back + self.equal(new, place, at)
                 if length >= shortest:
                     found.append((place - back, length, at - back))
@@ -281,6 +286,10 @@ class _Index:
                 else:
                     looked = place - back + length - self._block + 1  # the same run again
         return found
+
+    def _covers(self, run: tuple[int, int, int], new: Array, place: int, at: int) -> bool:
+        """Whether what is equal before two places reaches back over all of the last run."""
+        return place - self.equal_before(new, place, at, run[0]) == run[0]
 
     def equal_before(self, new: Array, place: int, at: int, end: int) -> int:
         """How many bytes before both places are the same, back to `end` in the new ones."""

@@ -24,7 +24,7 @@ _LOOK_BYTES: Final = 32 * 1024
 _LOOK_AROUND: Final = 64 * 1024
 _PLANES_SHARE: Final = 2
 """Planes are taken apart and put together in memory several times over."""
-_HEAD_BYTES: Final = 6
+_HEAD_BYTES: Final = 7
 _FEW: Final = 0.002
 """Share of some bytes below which what is left of them is not looked at again."""
 _WORTH: Final = 0.985
