@@ -115,8 +115,10 @@ def _pairs(folder: Path) -> dict[str, tuple[bytes, bytes, bytes]]:
         "float32, snapped": ("f32", base, (base + np.rint(noise) * 2.0**-13).astype(np.float32)),
         "float16": ("f16", base.astype(np.float16), (base + 1e-4 * noise).astype(np.float16)),
         "int8": ("i8", small, np.clip(small + np.rint(noise * 0.4), -127, 127).astype(np.int8)),
+        "float32, pruned": ("f32", base, np.where(np.abs(base) < 0.03, np.float32(0), base)),
         "unrelated": ("f32", base, (noise * 0.05).astype(np.float32)),
         "bytes": ("", np.frombuffer(random.bytes(60_000), np.uint8), np.frombuffer(random.bytes(50_000), np.uint8)),
+        "runs": ("", np.frombuffer(random.bytes(90_000), np.uint8), np.zeros(1, np.uint8)),
     }
     found = {}
     for kind, (dtype, one, other) in made.items():
@@ -124,6 +126,9 @@ def _pairs(folder: Path) -> dict[str, tuple[bytes, bytes, bytes]]:
         before, after = b"base" + one.tobytes() + b"end", b"newer" + other.tobytes() + b"end"
         if kind == "bytes":
             after = before[:20_000] + b"something between" + before[21_000:]
+        if kind == "runs":
+            blocks = [before[place : place + 300] for place in range(0, len(before), 300)]
+            after = b"".join(blocks[number] + b"." * (number % 3) for number in random.permutation(len(blocks)))
         (folder / "base").write_bytes(before)
         (folder / "new").write_bytes(after)
         tensors = [
