@@ -63,6 +63,8 @@ _BESIDE_TENSORS: Final = Sizes(window=1024 * 1024, dictionary=2 * 1024 * 1024)
 _THRIFTY: Final = Sizes(window=1024 * 1024, dictionary=1024 * 1024)
 _GLUE_DICTIONARY: Final = 256 * 1024
 _FEW: Final = 4
+_WAITING_MAX: Final = 64 * 1024 * 1024
+"""Tensors taken as bytes that are tried as one: what they come to waits in memory."""
 _OPAQUE_BYTES: Final = 64 * 1024 * 1024
 """Files up to this length are tried as plain bytes too, where the delta is no good."""
 
@@ -266,7 +268,7 @@ class _Writer:
 
     def _as_bytes(self, start: int, end: int, near: int, found: Sequence[tuple[Plain, bytes]] = ()) -> None:
         """Take a tensor as bytes; those that follow each other wait, to be tried as one."""
-        if self._waiting and self._waiting[-1].end != start:
+        if self._waiting and (self._waiting[-1].end != start or end - self._waiting[0].start > _WAITING_MAX):
             self._settle()
         self._waiting.append(_AsBytes(start, end, near, tuple(found or self._packed(start, end, near))))
 
@@ -299,7 +301,7 @@ class _Writer:
         base = self._base[part.base.start : part.base.end].view(kind.unsigned).reshape(rows, columns)
         new = self._new[part.new.start : part.new.end].view(kind.unsigned).reshape(rows, columns)
         pair = Pair(kind, base, new)
-        best = fit_pruned(pair, part.base.start, effort) or fit(pair, part.base.start, effort)
+        best = self._fitted(pair, part.base.start, effort)
         # Pruned or moved weights repeat bytes and are far from every prediction.
         as_bytes = share_as_bytes(self._base[part.base.start : part.base.end], self._new[part.start : part.end])
         estimate = best.bits / 8 / (part.end - part.start)
@@ -318,6 +320,14 @@ class _Writer:
                     self._add(operation, frame)
                 return
         self._predicted(best, pair)
+
+    def _fitted(self, pair: Pair, offset: int, effort: int) -> Fit:
+        pruned = fit_pruned(pair, offset, effort)
+        if pruned is not None and pair.kind.is_float:
+            return pruned
+        best = fit(pair, offset, effort)
+        # Small integers become zero by training too.
+        return best if pruned is None or self._tried(best, pair) <= self._tried(pruned, pair) else pruned
 
     def _tried(self, found: Fit, pair: Pair) -> int:
         """How long a prediction really comes out; estimates say little of tensors in which much stays what it was."""

@@ -43,11 +43,11 @@ def pack_gap(known: Known, new: Array, place: int, near: int, sizes: Sizes = LAR
         sizes: Bounds of windows.
     """
     pack = Packer(_LEVEL if new.size <= _FAST_BYTES else _FAST_LEVEL, _WINDOW_LOG)
-    runs = known.short_runs(new)
     for group in _groups(pieces(known, new, near, sizes), sizes.window):
         start, end = group[0].start, group[-1].start + group[-1].length
-        is_again = any(piece.is_again for piece in group)
-        moves = [] if is_again else gather(known.base, new, runs, start, end, group[0].base, pack)
+        is_open = not any(piece.is_again for piece in group) and (len(group) > 1 or not group[0].is_equal)
+        runs = known.short_runs(new[start:end]) if is_open else []
+        moves = gather(known.base, new[start:end], runs, group[0].base, pack)
         if moves and bytes_of(moves) < _FEW * (end - start):
             yield from moves  # zstd takes long over what repeats, for nothing
             continue
