@@ -18,7 +18,7 @@ import zstandard
 
 from edge_delta.bits import packed_bytes, unpack
 from edge_delta.blocks import block_at
-from edge_delta.elements import I32, Array, Kind, ordered, unordered, unzigzag, wrapped
+from edge_delta.elements import F32, I32, Array, Kind, narrowed, ordered, unordered, unzigzag, widened, wrapped
 from edge_delta.errors import DeltaError as DeltaError  # what callers of `decode` catch
 from edge_delta.limits import (
     CHECKPOINT_BYTES,
@@ -307,11 +307,13 @@ class _Decoder:
 
     def _chunk(self, tensor: Predicted, prediction: Prediction, lanes: Lanes) -> None:
         kind = tensor.kind
-        element = self._place // kind.bytes
+        element = self._place // tensor.width
         rows, columns = block_at(tensor, element, lanes.tables.chunk_elements(CHUNK_ELEMENTS))
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        data = self._read_base(tensor.offset + self._place, shape[0] * shape[1] * kind.bytes)
-        bits = np.frombuffer(data, kind.unsigned).reshape(shape)
+        width, is_single = tensor.base_width, Flag.FROM_SINGLE in tensor.flags
+        data = self._read_base(tensor.offset + element * width, shape[0] * shape[1] * width)
+        bits = np.frombuffer(data, F32.unsigned if is_single else kind.unsigned).reshape(shape)
+        bits = narrowed(kind, bits) if is_single else bits
         classes = prediction.classes(rows, columns)
         is_fine = Flag.FINE in tensor.flags
         if Flag.GRID in tensor.flags:
@@ -325,8 +327,9 @@ class _Decoder:
             is_signed = Flag.SIGNED_ZEROS in tensor.flags
             zeros = zero_numbers(kind, guess, bits, found, is_signed=is_signed) if is_pruned else None
             new = unordered(kind, ordered(kind, guess) + wrapped(kind, self._differences(kind, found, lanes, zeros)))
-        self._output.write(new.tobytes())
-        self._place += len(data)
+        made = (widened(kind, new) if Flag.TO_SINGLE in tensor.flags else new).tobytes()
+        self._output.write(made)
+        self._place += len(made)
 
     def _differences(self, kind: Kind, found: Places, lanes: Lanes, zeros: Array | None = None) -> Array:
         """What the predictions of a chunk miss by, in its shape."""

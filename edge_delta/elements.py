@@ -183,6 +183,58 @@ def rounded(kind: Kind, value: Array) -> Array:
     return np.where(found == 0, kind.unsigned.type(0), bits)
 
 
+def narrowed(kind: Kind, bits: Array) -> Array:
+    """float32 bit patterns rounded to a smaller type, to the nearest even, by whole numbers alone.
+
+    Args:
+        kind: `F16` or `BF16`.
+        bits: uint32; denormals, infinities and NaNs too, of which the lower bits are cut off.
+
+    Returns:
+        uint16.
+    """
+    sign, rest = (bits >> np.uint32(16)) & np.uint32(0x8000), bits & np.uint32(0x7FFFFFFF)
+    exponent = rest >> np.uint32(23)
+    if kind is BF16:
+        near = (rest + np.uint32(0x7FFF) + ((rest >> np.uint32(16)) & _ONE)) >> np.uint32(16)
+        return (sign | np.where(exponent == 255, rest >> np.uint32(16), near)).astype(np.uint16)
+    moved = rest - np.uint32(112 << 23)
+    normal = np.minimum(
+        (moved + np.uint32(0xFFF) + ((moved >> np.uint32(13)) & _ONE)) >> np.uint32(13), np.uint32(0x7C00)
+    )
+    special = np.uint32(0x7C00) | ((rest & np.uint32(0x7FFFFF)) >> np.uint32(13))
+    # A denormal half has its ones at fixed places, so that more bits fall off the smaller the number is.
+    shift = np.clip(126 - exponent.astype(np.int32), 1, 25).astype(np.uint32)
+    whole = (rest & np.uint32(0x7FFFFF)) | np.uint32(0x800000)
+    kept = whole >> shift
+    lost, half = whole - (kept << shift), _ONE << (shift - _ONE)
+    small = kept + ((lost > half) | ((lost == half) & ((kept & _ONE) == _ONE)))
+    found = np.where(exponent == 255, special, np.where(exponent < 113, small, normal))
+    return (sign | found).astype(np.uint16)
+
+
+def widened(kind: Kind, bits: Array) -> Array:
+    """The float32 bit patterns of the same numbers, by whole numbers alone, whatever they are.
+
+    Args:
+        kind: `F16` or `BF16`.
+        bits: uint16.
+
+    Returns:
+        uint32.
+    """
+    wide = bits.astype(np.uint32)
+    if kind is BF16:
+        return np.asarray(wide << np.uint32(16))
+    sign, rest = (wide & np.uint32(0x8000)) << np.uint32(16), wide & np.uint32(0x7FFF)
+    exponent, mantissa = rest >> np.uint32(10), rest & np.uint32(0x3FF)
+    normal = (rest << np.uint32(13)) + np.uint32(112 << 23)
+    special = np.uint32(0x7F800000) | (mantissa << np.uint32(13))
+    # A denormal half is a whole number of 2**-24, which no single is too small for.
+    small = (mantissa.astype(np.float32) * np.float32(2.0**-24)).view(np.uint32)
+    return sign | np.where(exponent == 31, special, np.where(exponent == 0, small, normal))
+
+
 def inverse_ulp(kind: Kind, exponent: Array) -> Array:
     """1 / (distance between neighbouring floats) for exponents that `exponents` gave; float64 powers of two."""
     found: Array = _INV_ULP[kind.number][exponent]

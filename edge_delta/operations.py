@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import IntFlag
 
-from edge_delta.elements import Kind
+from edge_delta.elements import F32, Kind
 
 
 class Flag(IntFlag):
@@ -18,6 +18,8 @@ class Flag(IntFlag):
     COLUMN_CLASSES = 64
     ZEROS = 128  # elements may have become zero, which is a symbol of its own
     SIGNED_ZEROS = 256  # and keep the sign of the base
+    FROM_SINGLE = 512  # elements of the base are float32, rounded to the tensor's type before anything is predicted
+    TO_SINGLE = 1024  # elements of the output are float32 that hold nothing more than the tensor's type
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +98,24 @@ class Predicted:
     packed: int = 0
 
     @property
+    def width(self) -> int:
+        """Bytes of an element of the output."""
+        return F32.bytes if Flag.TO_SINGLE in self.flags else self.kind.bytes
+
+    @property
+    def base_width(self) -> int:
+        """Bytes of an element of the base."""
+        return F32.bytes if Flag.FROM_SINGLE in self.flags else self.kind.bytes
+
+    @property
     def length(self) -> int:
         """Bytes of output."""
-        return self.rows * self.columns * self.kind.bytes
+        return self.rows * self.columns * self.width
+
+    @property
+    def base_length(self) -> int:
+        """Bytes of the base that it is made from."""
+        return self.rows * self.columns * self.base_width
 
     @property
     def side_bytes(self) -> int:

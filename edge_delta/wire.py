@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 import numpy as np
 import zstandard
 
-from edge_delta.elements import BY_NUMBER, Array
+from edge_delta.elements import BF16, BY_NUMBER, F16, Array
 from edge_delta.errors import DeltaError
 from edge_delta.limits import (
     DICTIONARY_BYTES_MAX,
@@ -285,7 +285,7 @@ def _read_operations(head: Numbers, base_bytes: int, size: int) -> tuple[Operati
         elif isinstance(operation, Window | Moves):
             begin, length = operation.offset, operation.dictionary
         elif isinstance(operation, Predicted):
-            begin, length = operation.offset, operation.length
+            begin, length = operation.offset, operation.base_length
         else:
             begin = length = 0
         if begin + length > base_bytes:
@@ -350,6 +350,8 @@ def _read_predicted(head: Numbers, size: int) -> Operation:
     bare = Predicted(BY_NUMBER[number], flags, offset, rows, columns, center, rank, shift, scale_bits)
     if bare.length > _OUTPUT_BYTES_MAX or bare.side_bytes > SIDE_BYTES_MAX:
         raise DeltaError("a tensor's side information is larger than it may be")
+    if (Flag.FROM_SINGLE | Flag.TO_SINGLE) & flags and BY_NUMBER[number] not in (F16, BF16):
+        raise DeltaError(f"elements of the type {number} are not kept as float32")
     if Flag.GRID in flags and (Flag.ZEROS | Flag.SIGNED_ZEROS) & flags:
         raise DeltaError("a tensor on a grid has no symbol for zeros")
     if bare.length < TENSOR_BYTES_MIN:

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -28,6 +27,7 @@ from edge_delta.operations import Again, Copy, Flag, Glue, Operation, Predicted
 from edge_delta.predict import Prediction
 from edge_delta.symbols import places, zero_numbers
 from edge_delta.wire import DIGEST_BYTES, Head, Packer, peak_bytes, read_head, units_of, write_head
+from packager.delta.casts import cast_of
 from packager.delta.coder import Coded, Coder
 from packager.delta.fit import Fit, Pair, fit, grid_numbers
 from packager.delta.formats import Tensor, read_tensors
@@ -62,7 +62,6 @@ _BESIDE_TENSORS: Final = Sizes(window=1024 * 1024, dictionary=2 * 1024 * 1024)
 """Where a decoder holds its tables for tensors too, so that all of it is within the bound."""
 _THRIFTY: Final = Sizes(window=1024 * 1024, dictionary=1024 * 1024)
 _GLUE_DICTIONARY: Final = 256 * 1024
-_FEW: Final = 4
 _WAITING_MAX: Final = 64 * 1024 * 1024
 """Tensors taken as bytes that are tried as one: what they come to waits in memory."""
 _OPAQUE_BYTES: Final = 64 * 1024 * 1024
@@ -296,27 +295,29 @@ class _Writer:
             self._add(operation, frame)
 
     def _changed(self, part: Changed, effort: int) -> None:
+        found = cast_of(part, self._base, self._new)
+        if found is None:
+            self._alone(part.new)
+            return
+        pair, casts = found
         kind = BY_NAME[part.new.dtype]
-        rows, columns = _matrix(part.new.shape)
-        base = self._base[part.base.start : part.base.end].view(kind.unsigned).reshape(rows, columns)
-        new = self._new[part.new.start : part.new.end].view(kind.unsigned).reshape(rows, columns)
-        pair = Pair(kind, base, new)
         best = self._fitted(pair, part.base.start, effort)
+        best = replace(best, tensor=replace(best.tensor, flags=best.tensor.flags | casts))
         # Pruned or moved weights repeat bytes and are far from every prediction.
         as_bytes = share_as_bytes(self._base[part.base.start : part.base.end], self._new[part.start : part.end])
         estimate = best.bits / 8 / (part.end - part.start)
         is_repeating = as_bytes < _REPEATING and (kind.is_float or as_bytes < _DOUBT * estimate)
         if as_bytes < estimate or is_repeating or (self._base.size <= _SEARCHED_MAX and self._is_elsewhere(part)):
-            found = list(
+            packed = list(
                 pack_gap(self._known, self._new[part.start : part.end], part.start, part.base.start, self._sizes)
             )
-            if bytes_of(found) < self._tried(best, pair):
-                self._as_bytes(part.start, part.end, part.base.start, found)
+            if bytes_of(packed) < self._tried(best, pair):
+                self._as_bytes(part.start, part.end, part.base.start, packed)
                 return
         if kind.is_float and best.bits > _DOUBTFUL * 8 * (part.end - part.start):
-            packed = list(pack_planes(kind, pair.new.reshape(-1)))
-            if sum(len(frame) for _, frame in packed) * 8 < best.bits:
-                for operation, frame in packed:
+            planes = list(pack_planes(kind, self._new[part.start : part.end].view(kind.unsigned)))
+            if sum(len(frame) for _, frame in planes) * 8 < best.bits:
+                for operation, frame in planes:
                     self._add(operation, frame)
                 return
         self._predicted(best, pair)
@@ -412,7 +413,7 @@ class _Writer:
     def _dictionary(self) -> tuple[tuple[tuple[int, int], ...], bytes]:
         """Bytes of the base that no operation reads, for the glue to refer to."""
         used = sorted(
-            (operation.offset, operation.offset + operation.length)
+            (operation.offset, operation.offset + _base_length(operation))
             for operation in self._operations
             if isinstance(operation, Copy | Predicted)
         )
@@ -428,14 +429,8 @@ class _Writer:
         return tuple(ranges), content
 
 
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The matrix that a tensor is seen as: channels of output are its rows, or its columns in depthwise kernels."""
-    size = prod(shape)
-    if len(shape) < 2 or not size:
-        return 1, size
-    if len(shape) > 2 and shape[0] < _FEW and shape[-1] > shape[0]:
-        return size // shape[-1], shape[-1]
-    return shape[0], size // shape[0]
+def _base_length(operation: Copy | Predicted) -> int:
+    return operation.base_length if isinstance(operation, Predicted) else operation.length
 
 
 def _sha256(data: Array) -> bytes:

@@ -253,7 +253,7 @@ def _levels(sizes: Array, still: Array) -> tuple[int, Array]:
     """Sizes as int8 levels around a center; -128 where nothing changed."""
     moved = sizes[~still]
     if not moved.size:
-        return 0, np.zeros(sizes.size, np.int8)
+        return 0, np.full(sizes.size, -128, np.int8)
     exact = LEVELS_PER_OCTAVE * np.log2(np.where(still, 1.0, sizes * _MEAN_TO_SIGMA))
     center = int(np.rint(np.median(exact[~still])))
     levels = np.clip(np.rint(exact - center), -127, 127)

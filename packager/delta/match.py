@@ -25,7 +25,8 @@ class Match:
     """A new tensor and the base tensor that it most likely comes from.
 
     Attributes:
-        base: Has the type and the number of elements of the new one, mostly its shape as well.
+        base: Has the number of elements of the new one, mostly its shape and its type as well; floats of different
+            types may be paired.
         new: The new one.
         is_alike: Whether their elements are; true where they are too few or of a type that cannot be compared.
     """
@@ -154,4 +155,7 @@ class _Groups:
 
 
 def _size(tensor: Tensor) -> tuple[str, int]:
-    return tensor.dtype, tensor.end - tensor.start
+    """Tensors that may come from each other: floats of any type, others of the same; of as many elements."""
+    kind = BY_NAME.get(tensor.dtype)
+    length = tensor.end - tensor.start
+    return ("float", length // kind.bytes) if kind is not None and kind.is_float else (tensor.dtype, length)

@@ -160,7 +160,9 @@ def snap_part(
                 kind = BY_NAME.get(pair.new.dtype)
                 if kind is None or not kind.is_float or len(pair.new.shape) < 2 or prod(pair.new.shape) < _ELEMENTS_MIN:
                     continue
-                if not pair.is_alike:  # a grid as coarse as the difference of two strangers would spoil it
+                if (
+                    not pair.is_alike or pair.base.dtype != pair.new.dtype
+                ):  # a grid as coarse as the difference of two strangers would spoil it
                     tally.skipped.append(pair.new.name)
                     continue
                 before = held[pair.base.start : pair.base.end].view(kind.unsigned)

@@ -162,6 +162,34 @@ def _pruned_integers() -> FilePair:
     return replace(pair, new=pair.new[: tensor.start] + kept.tobytes() + pair.new[tensor.end :])
 
 
+def made_from(base: Array, new: Array, names: tuple[str, str]) -> FilePair:
+    """One tensor, of a type in the base and of maybe another in the new file."""
+    sides = [(Tensor("w", name, array.shape, 0, array.nbytes),) for name, array in zip(names, (base, new), strict=True)]
+    return FilePair(base.tobytes(), new.tobytes(), sides[0], sides[1])
+
+
+def _half_kept_as_single() -> FilePair:
+    pair = _f16()
+    base, new = (np.frombuffer(side[4:-4], np.float16).astype(np.float32) for side in (pair.base, pair.new))
+    return made_from(base.reshape(ROWS, COLUMNS), new.reshape(ROWS, COLUMNS), ("f32", "f32"))
+
+
+def _rounded_to_brain() -> FilePair:
+    base, change = weights(), 1e-3 * np.random.default_rng(25).standard_normal((ROWS, COLUMNS))
+    new = (_bf16(base + change).astype(np.uint32) << 16).view(np.float32)
+    return made_from(base, new, ("f32", "f32"))
+
+
+def _single_to_half() -> FilePair:
+    base, change = weights(), 1e-4 * np.random.default_rng(26).standard_normal((ROWS, COLUMNS))
+    return made_from(base, (base + change).astype(np.float16), ("f32", "f16"))
+
+
+def _half_to_single() -> FilePair:
+    base = weights().astype(np.float16)
+    return made_from(base, base.astype(np.float32), ("f16", "f32"))
+
+
 def _moved_rows() -> FilePair:
     """Two tables of one file whose rows changed places, with a few new ones; and in three places not a whole row."""
     base, random = weights(1_500, 40), np.random.default_rng(19)
@@ -198,6 +226,10 @@ KINDS: dict[str, Callable[[], FilePair]] = {
     "pruned by a mask": _pruned_by_a_mask,
     "pruned integers": _pruned_integers,
     "moved rows": _moved_rows,
+    "half kept as single": _half_kept_as_single,
+    "rounded to brain": _rounded_to_brain,
+    "single to half": _single_to_half,
+    "half to single": _half_to_single,
 }
 
 

@@ -20,7 +20,18 @@ from edge_delta.symbols import ZERO, numbers_of
 from edge_delta.wire import Head, Packer, read_head, units_of, varint, write_head
 from tests.unit.delta.pairs import KINDS, decoded, encoded
 
-CASES = ("low rank", "i8", "grid", "opaque", "unrelated", "sparse", "f16", "pruned by a mask", "moved rows")
+CASES = (
+    "low rank",
+    "i8",
+    "grid",
+    "opaque",
+    "unrelated",
+    "sparse",
+    "f16",
+    "pruned by a mask",
+    "moved rows",
+    "rounded to brain",
+)
 EACH = 120
 
 
@@ -267,6 +278,31 @@ def test_zeros_are_a_symbol_of_pruned_tensors_alone(tmp_path: Path) -> None:
     with pytest.raises(DeltaError, match="is not pruned"):
         numbers_of(symbols, np.zeros(1, np.uint32))
     assert numbers_of(symbols, np.zeros(1, np.uint32), np.array([7], np.uint32)) == 7
+
+
+def test_integers_are_not_kept_as_floats(tmp_path: Path) -> None:
+    pair = KINDS["i8"]()
+    delta, _ = encoded(pair, tmp_path)
+    head = read_head(io.BytesIO(delta))
+    for flag in (Flag.FROM_SINGLE, Flag.TO_SINGLE):
+        forged = tuple(
+            replace(item, flags=item.flags | flag) if isinstance(item, Predicted) else item for item in head.operations
+        )
+        made = sum(item.length for item in forged)
+        with pytest.raises(DeltaError, match="not kept as float32"):
+            inspect(io.BytesIO(rewritten(delta, forged, new_bytes=made)))
+
+
+def test_a_base_that_is_read_as_single_has_to_be_that_long(tmp_path: Path) -> None:
+    pair = KINDS["f16"]()
+    delta, _ = encoded(pair, tmp_path)
+    head = read_head(io.BytesIO(delta))
+    forged = tuple(
+        replace(item, flags=item.flags | Flag.FROM_SINGLE) if isinstance(item, Predicted) else item
+        for item in head.operations
+    )
+    with pytest.raises(DeltaError, match="of a base of"):
+        decoded(pair.base, rewritten(delta, forged), len(pair.new))
 
 
 def test_heads_that_would_take_much_memory_or_work_for_little_are_refused(tmp_path: Path) -> None:

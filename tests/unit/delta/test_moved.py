@@ -1,6 +1,7 @@
 """Tensors that another name, place or shape hides are found by what stands in them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from edge_contract.limits import DELTA_PEAK_BYTES_MAX
 from edge_delta.elements import Array
 from packager.delta.formats import Tensor
 from packager.delta.match import match
-from tests.unit.delta.pairs import FilePair, decoded, encoded
+from tests.unit.delta.pairs import KINDS, FilePair, decoded, encoded
 
 SIDE = 160
 Named = Sequence[tuple[str, Array]]
@@ -182,6 +183,26 @@ def test_what_zstd_finds_is_found(change: Callable[[list[Array]], Named], tmp_pa
     delta, made = encoded(pair, tmp_path)
     assert decoded(pair.base, delta, len(pair.new)) == pair.new
     assert made.bytes <= 1.03 * by_zstd(pair)
+
+
+@pytest.mark.parametrize("kind", ["half kept as single", "rounded to brain", "single to half", "half to single"])
+def test_half_precision_is_told_from_what_it_is_kept_as(kind: str, tmp_path: Path) -> None:
+    pair = KINDS[kind]()
+    delta, made = encoded(pair, tmp_path)
+    assert decoded(pair.base, delta, len(pair.new)) == pair.new
+    assert made.kinds == {"predicted": len(pair.new)}
+    assert made.bytes < (0.1 if kind == "half to single" else 0.6) * by_zstd(pair)
+
+
+def test_blocks_longer_than_a_window_change_places(tmp_path: Path) -> None:
+    random = np.random.default_rng(27)
+    base = random.bytes(9_000_000)
+    new = base[3_000_000:8_000_000] + b"a few words" + base[:2_900_000] + base[8_000_000:]
+    for tensors in ((), (Tensor("w", "f32", (2_000_000,), 0, 8_000_000),)):
+        pair = FilePair(base, new, tensors, tuple(replace(item, end=7_600_000, shape=(1_900_000,)) for item in tensors))
+        delta, made = encoded(pair, tmp_path)
+        assert decoded(pair.base, delta, len(pair.new)) == pair.new
+        assert made.bytes < 500
 
 
 def test_more_short_rows_than_one_operation_gathers(tmp_path: Path) -> None:

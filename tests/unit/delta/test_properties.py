@@ -12,7 +12,24 @@ from hypothesis import strategies as st
 from edge_delta import bits
 from edge_delta import decode as decoding
 from edge_delta.decode import inspect
-from edge_delta.elements import KINDS, Array, Kind, ordered, rounded, unordered, unzigzag, values, wrapped, zigzag
+from edge_delta.elements import (
+    BF16,
+    BY_NAME,
+    F16,
+    F32,
+    KINDS,
+    Array,
+    Kind,
+    narrowed,
+    ordered,
+    rounded,
+    unordered,
+    unzigzag,
+    values,
+    widened,
+    wrapped,
+    zigzag,
+)
 from edge_delta.rans import Lanes
 from edge_delta.symbols import ESCAPE, PRUNED, numbers_of, raw_widths, to_symbols
 from packager.delta.coder import Coder
@@ -154,6 +171,58 @@ def test_the_order_of_floats_is_that_of_their_bit_patterns(kind: Kind, seed: int
     order, value = order[is_number], value[is_number]
     by_order = np.argsort(order, kind="stable")
     assert (np.diff(value[by_order]) >= 0).all()
+
+
+def test_narrowing_is_that_of_numpy_and_widening_is_exact() -> None:
+    random = np.random.default_rng(2)
+    exponent = random.integers(95, 145, 400_000).astype(np.uint32) << np.uint32(23)  # around the range of halves
+    near = exponent | random.integers(0, 2**23, exponent.size).astype(np.uint32)
+    some = np.concatenate([near, near | np.uint32(2**31), random.integers(0, 2**32, 400_000, dtype=np.uint32)])
+    every = np.arange(2**16, dtype=np.uint16)
+    middles = widened(F16, every) + np.uint32(0x1000)  # rounded to even
+    some = np.concatenate([some, middles])
+    is_number = ~np.isnan(some.view(np.float32))
+    with np.errstate(all="ignore"):
+        halves = some[is_number].view(np.float32).astype(np.float16).view(np.uint16)
+    assert (narrowed(F16, some[is_number]) == halves).all()
+    for kind in (F16, BF16):
+        assert (narrowed(kind, widened(kind, every)) == every).all()
+    is_half = ~np.isnan(every.view(np.float16))
+    assert (widened(F16, every)[is_half] == every.view(np.float16).astype(np.float32).view(np.uint32)[is_half]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    names=st.sampled_from([(one, other) for one in ("f32", "f16", "bf16") for other in ("f32", "f16", "bf16")]),
+    held=st.sampled_from([None, "f16", "bf16"]),
+    spread=st.integers(-40, 20),
+    change=st.sampled_from([0.0, 1e-6, 1e-3]),
+    seed=st.integers(0, 2**32),
+)
+def test_floats_of_one_type_are_made_from_those_of_another(
+    names: tuple[str, str], held: str | None, spread: int, change: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    exact = random.standard_normal((int(random.integers(4, 40)), 40)) * 2.0**spread
+    sides = []
+    for name, noise in zip(names, (0.0, change), strict=True):
+        with np.errstate(all="ignore"):
+            single = (exact * (1 + noise * random.standard_normal(exact.shape))).astype(np.float32).view(np.uint32)
+        kind = BY_NAME[name]
+        if kind is F32:
+            array = single if held is None else widened(BY_NAME[held], narrowed(BY_NAME[held], single))
+        else:
+            array = narrowed(kind, single)
+        places = random.random(array.shape) < 0.02
+        array[places] = random.choice(special_bits(kind), int(places.sum())).astype(kind.unsigned)
+        sides.append((array, (Tensor("w", name, array.shape, 0, array.nbytes),)))
+    (base, base_tensors), (new, new_tensors) = sides
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, part) for part in ("base", "new", "delta")]
+        paths[0].write_bytes(base.tobytes())
+        paths[1].write_bytes(new.tobytes())
+        encode(*paths, base_tensors=base_tensors, new_tensors=new_tensors)
+        assert decoded(base.tobytes(), paths[2].read_bytes(), new.nbytes) == new.tobytes()
 
 
 @given(widths=st.lists(st.integers(0, 32), max_size=300), seed=st.integers(0, 2**32))
