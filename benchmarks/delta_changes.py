@@ -118,7 +118,7 @@ def _cases(megabytes: float) -> Iterator[tuple[str, str, bytes, bytes]]:
     rows = max(16, int(megabytes * 1e6 / 4 / _LAYERS / _COLUMNS))
     random = np.random.default_rng(5)
     layers = {f"layer.{number}": _weights(random, rows, _COLUMNS) for number in range(_LAYERS)}
-    for group, changes in (("pruned", _PRUNED), ("moved", _MOVED), ("made anew", _CHANGED)):
+    for group, changes in (("pruned", _PRUNED), ("moved", _MOVED), ("made anew", _CHANGED), ("scaled", _SCALED)):
         for name, change in changes.items():
             yield group, name, *_pair(layers, change)
     pruned = {name: _masked(0.5)(layer, random) for name, layer in layers.items()}
@@ -129,6 +129,7 @@ def _cases(megabytes: float) -> Iterator[tuple[str, str, bytes, bytes]]:
         held = {key: _converted(layer, dtype) for key, layer in layers.items()}
         yield "pruned", f"half of the weights, {name}", *_pair(held, _smallest(0.5))
         yield "moved", f"rows in another order, {name}", *_pair(held, _shuffled)
+    yield from _kept(layers)
     yield from _tables(random, rows)
     yield from _opaque(random, rows)
 
@@ -234,16 +235,47 @@ _CHANGED: Final[dict[str, Change]] = {
         random.random(layer.shape) < 1 / 3, _weights(random, *layer.shape), layer
     ),
     "all anew": lambda layer, random: _weights(random, *layer.shape),
-    "negated": lambda layer, _: -layer,
-    "halved": lambda layer, _: layer / 2,
     "clipped": lambda layer, _: np.clip(layer, -0.08, 0.08),
     "rounded to thousandths": lambda layer, _: (np.rint(layer / 1e-3) * 1e-3).astype(np.float32),
-    "rounded to BF16, kept as FP32": lambda layer, _: ((layer.view(np.uint32) + 0x8000) & np.uint32(0xFFFF0000)).view(
-        np.float32
-    ),
-    "as FP16": lambda layer, _: layer.astype(np.float16),
     "trained": _trained,
 }
+_SCALED: Final[dict[str, Change]] = {
+    "negated": lambda layer, _: -layer,
+    "halved": lambda layer, _: layer / 2,
+    "rows scaled": lambda layer, random: (layer * (1 + 0.1 * random.standard_normal((len(layer), 1)))).astype(
+        np.float32
+    ),
+    "rows scaled, and trained": lambda layer, random: _trained(
+        (layer * (1 + 0.1 * random.standard_normal((len(layer), 1)))).astype(np.float32), random
+    ),
+}
+
+
+def _kept(layers: Tensors) -> Iterator[tuple[str, str, bytes, bytes]]:
+    """Half precision that is kept as FP32, and one type made another."""
+    random = np.random.default_rng(9)
+    tuned = {name: _trained(layer, random) for name, layer in layers.items()}
+
+    def brain(layer: Array) -> Array:
+        bits = layer.view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+    def half(layer: Array) -> Array:
+        return layer.astype(np.float16).astype(np.float32)
+
+    def stored(layer: Array) -> Array:
+        return layer.astype(np.float16)
+
+    def all_of(weights: Tensors, change: Callable[[Array], Array]) -> bytes:
+        return _file({name: change(layer) for name, layer in weights.items()})
+
+    group = "another precision"
+    for name, rounding in (("BF16", brain), ("FP16", half)):
+        yield group, f"trained in {name}, kept as FP32", all_of(layers, rounding), all_of(tuned, rounding)
+        yield group, f"FP32, then trained {name} kept as FP32", _file(layers), all_of(tuned, rounding)
+    yield group, "FP32, then FP16 of it", _file(layers), all_of(layers, stored)
+    yield group, "FP32, then trained FP16", _file(layers), all_of(tuned, stored)
+    yield group, "FP16, then FP32 of it", all_of(layers, stored), all_of(layers, half)
 
 
 def _tables(random: np.random.Generator, rows: int) -> Iterator[tuple[str, str, bytes, bytes]]:
